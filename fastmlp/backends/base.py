@@ -1,0 +1,83 @@
+"""The one interface that both backends implement.
+
+Tensors in, tensors out, no autograd: the ``torch.autograd.Function``s above call these, and
+decide what to save. Every matrix is 2-D here; the functions above flatten leading dimensions.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastmlp.activations import NONE, Act
+
+
+class LinearGrads(NamedTuple):
+    """Gradients of Y = f(X Wᵀ + b); what was not asked for is None."""
+
+    input: Tensor | None  # (M, K)
+    weight: Tensor | None  # (N, K)
+    bias: Tensor | None  # (N,)
+    slope: Tensor | None  # PReLU's, (N,), float32
+
+
+class Scale(NamedTuple):
+    """A factor that is known on the device alone: numerator / denominator, both scalar tensors."""
+
+    numerator: Tensor
+    denominator: Tensor
+
+
+class LossOptions(NamedTuple):
+    """The arguments of cross_entropy that are no tensors."""
+
+    ignore_index: int = -100
+    reduction: str = "mean"
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0  # adds z_loss * lse² to each row's loss
+
+
+class Backend(ABC):
+    """What a device must be able to do for the autograd Functions."""
+
+    name: str
+
+    @abstractmethod
+    def linear_act(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, act: Act, keep_z: bool, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor | None]:
+        """Y = f(X Wᵀ + b) in ``dtype``; also Z = X Wᵀ + b if ``keep_z``.
+
+        x (M, K), weight (N, K), bias (N,); any strides, no size 0. Operands are rounded to
+        ``dtype``; sums are in float32 (in float64 for float64).
+        """
+
+    @abstractmethod
+    def linear_backward(
+        self,
+        grad: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        *,
+        act: Act = NONE,
+        saved: Tensor | None = None,
+        previous_act: Act = NONE,
+        previous_saved: Tensor | None = None,
+        scale: Scale | None = None,
+        scale_input: bool = False,
+        need_input: bool = True,
+        need_params: bool = True,
+        bias_dtype: torch.dtype | None = None,
+        dtype: torch.dtype,
+    ) -> LinearGrads:
+        """Gradients of one layer from ``grad`` (M, N), computed in ``dtype``.
+
+        With ``act`` none ``grad`` is dZ; otherwise it is dY, and dZ = dY * f'(``saved``) is formed
+        as it is read. The input's gradient is multiplied by the previous layer's
+        f'(``previous_saved``), so that it leaves as that layer's dZ. ``scale`` multiplies the
+        parameters' gradients, and with ``scale_input`` the input's. There is a bias' gradient
+        where ``bias_dtype`` is given.
+        """

@@ -1,0 +1,73 @@
+"""The Triton backend: chooses precision and hands tensors to the kernels' launchers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastmlp.activations import NONE, Act
+from fastmlp.backends.base import Backend, LinearGrads, Scale
+from fastmlp.kernels.linear import linear_act
+from fastmlp.kernels.linear_backward import linear_backward
+
+
+def fp32_precision() -> str:
+    """What float32 matrices are multiplied in: torch's own TF32 setting."""
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+
+
+class TritonBackend(Backend):
+    """Fused kernels, on a GPU or in Triton's interpreter."""
+
+    name = "triton"
+
+    def linear_act(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, act: Act, keep_z: bool, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `Backend.linear_act`."""
+        return linear_act(x, weight, bias, act.name, act.slope, act.weight, keep_z, dtype, _precision(dtype))
+
+    def linear_backward(
+        self,
+        grad: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        *,
+        act: Act = NONE,
+        saved: Tensor | None = None,
+        previous_act: Act = NONE,
+        previous_saved: Tensor | None = None,
+        scale: Scale | None = None,
+        scale_input: bool = False,
+        need_input: bool = True,
+        need_params: bool = True,
+        bias_dtype: torch.dtype | None = None,
+        dtype: torch.dtype,
+    ) -> LinearGrads:
+        """See `Backend.linear_backward`."""
+        return LinearGrads(
+            *linear_backward(
+                grad,
+                x,
+                weight,
+                act=act.name,
+                saved=saved,
+                slope=act.slope,
+                slope_weight=act.weight,
+                previous_act=previous_act.name,
+                previous_saved=previous_saved,
+                previous_slope=previous_act.slope,
+                scale=scale,
+                scale_input=scale_input,
+                need_input=need_input,
+                need_params=need_params,
+                bias_dtype=bias_dtype,
+                dtype=dtype,
+                precision=_precision(dtype),
+            )
+        )
+
+
+def _precision(dtype: torch.dtype) -> str:
+    """16-bit operands are multiplied exactly: only float32 has a choice."""
+    return fp32_precision() if dtype == torch.float32 else "ieee"

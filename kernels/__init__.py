@@ -1,0 +1,19 @@
+"""Triton kernels and their thin launchers, installed as ``fastmlp.kernels``.
+
+This layer knows pointers, strides and tiles; nothing of ``nn`` or autograd. One file a
+kernel family, and what the families share in one place:
+
+``launch``         the one door every kernel goes through (counting, recording, dry runs)
+``configs``        the table of tile sizes, as data
+``device``         device functions shared by the matrix kernels
+``activations``    f and f', on the chip
+``linear``         Y = f(X Wᵀ + b)
+``linear_backward`` dX, dW, db in one launch
+``softmax``        device functions shared by the losses
+``cross_entropy``  softmax-cross-entropy over any number of classes
+``head``           the classifier head: logits, loss, dlogits and dZ in one kernel
+``tune``           measures tiles on a GPU and writes a cache file
+``compile``        compiles everything for every architecture with no GPU
+
+Nothing is imported here: Triton is needed only where a kernel runs.
+"""

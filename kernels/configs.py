@@ -1,0 +1,140 @@
+"""Tile sizes as data: one table keyed by kernel family, architecture, precision and shape bucket.
+
+A bucket depends on the layer's widths and never on the number of rows: a new batch size alone
+neither retunes nor recompiles. `fastmlp.kernels.tune` measures better rows on a GPU and keeps
+them in a cache file, which wins over the table.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The tile of a matrix kernel (output BLOCK_M x BLOCK_N, reduction BLOCK_K) and how it is run."""
+
+    BLOCK_M: int
+    BLOCK_N: int
+    BLOCK_K: int
+    GROUP_M: int = 8
+    num_warps: int = 4
+    num_stages: int = 3
+
+    def options(self) -> dict[str, int]:
+        """As keyword arguments of a launch."""
+        return asdict(self)
+
+
+# (family, architecture, precision, bucket). A family is a kernel: "linear" is the forward, the
+# tiles of dX and dW in "linear_backward" are alike, "head" is the classifier head.
+Key = tuple[str, str, str, str]
+
+FAMILIES = ("linear", "linear_backward", "head")
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
+PRECISIONS = ("half", "tf32", "ieee")  # half: fp16 and bf16 operands
+BUCKETS = ("narrow", "wide")  # of a weight: at most 2¹⁹ elements, or more
+
+
+def bucket(n: int, k: int) -> str:
+    """The shape bucket of a weight of ``n`` rows and ``k`` columns."""
+    return "narrow" if n * k <= 1 << 19 else "wide"
+
+
+def precision_class(dtype: torch.dtype, precision: str) -> str:
+    """The table's word for operands of ``dtype``, float32 ones multiplied in ``precision``."""
+    return precision if dtype == torch.float32 else "half"
+
+
+def _rows() -> Iterator[tuple[Key, Tile]]:
+    """The table, written by what differs: chosen by count and compiler report, not yet by timing.
+
+    Narrow layers get small tiles, so that a batch of 256 still fills many multiprocessors; wide
+    ones the largest that neither spill nor overflow the shared memory (`fastmlp.kernels.compile`).
+    float32 without tensor cores is limited by registers, hence its smaller tiles.
+    """
+    for arch in ARCHITECTURES:
+        amd = arch == "gfx942"  # 64 KB of shared memory, and its pipeliner wants two stages
+        small_smem = arch in ("sm_120", "gfx942")
+        hopper_up = arch in ("sm_90", "sm_100")  # wgmma and tcgen05 take 64 rows at least
+        stages = 2 if amd else 3
+        for family in ("linear", "linear_backward"):
+            forward = family == "linear"
+            yield (family, arch, "half", "narrow"), Tile(64 if hopper_up else 32, 32, 64, 8, 4, stages)
+            yield (
+                (family, arch, "half", "wide"),
+                Tile(128, 128, 32 if small_smem else 64, 8, 8, stages),
+            )
+            yield (family, arch, "tf32", "narrow"), Tile(64 if hopper_up else 32, 32, 32, 8, 4, stages)
+            yield (
+                (family, arch, "tf32", "wide"),
+                Tile(128, 128 if forward and not small_smem else 64, 32, 8, 8, 2 if small_smem else stages),
+            )
+            yield (family, arch, "ieee", "narrow"), Tile(32, 32, 32, 8, 4, 2)
+            yield (family, arch, "ieee", "wide"), Tile(64, 64, 16, 8, 8, 2)
+
+
+# In the interpreter a program costs far more than its arithmetic: few, larger tiles.
+_INTERPRETED = Tile(64, 64, 64, 2, 4, 1)
+
+TABLE: dict[Key, Tile] = dict(_rows())
+
+
+def lookup(family: str, arch: str, precision: str, n: int, k: int) -> Tile:
+    """The tile for ``family`` on ``arch``: from the tuner's cache, else from the table."""
+    return _lookup(family, arch, precision, bucket(n, k))
+
+
+@cache
+def _lookup(family: str, arch: str, precision: str, bucket: str) -> Tile:
+    if arch == "interpret":
+        return _INTERPRETED
+    tuned = read_cache().get((family, arch, precision, bucket))
+    return tuned or TABLE[family, nearest(arch), precision, bucket]
+
+
+def nearest(arch: str) -> str:
+    """The table's architecture that stands closest below ``arch``."""
+    if arch in ARCHITECTURES:
+        return arch
+    if not arch.startswith("sm_"):
+        return "gfx942"
+    number = int("".join(c for c in arch if c.isdigit()))
+    if 80 < number < 90:
+        return "sm_120"  # consumer Ampere and Ada: sm_80's instructions, 99 KB of shared memory
+    below = [a for a in ARCHITECTURES if a.startswith("sm_") and int(a[3:]) <= number]
+    return below[-1] if below else "sm_80"
+
+
+def cache_file() -> Path:
+    """Where the tuner keeps its tiles: ``FASTMLP_CACHE_DIR``, by default ``~/.cache/fastmlp``."""
+    root = os.environ.get("FASTMLP_CACHE_DIR") or Path.home() / ".cache" / "fastmlp"
+    return Path(root) / "tiles.json"
+
+
+def read_cache() -> dict[Key, Tile]:
+    """The tuned tiles; empty where nothing was tuned."""
+    try:
+        text = cache_file().read_text()
+    except OSError:
+        return {}
+    return {tuple(key.split("/")): Tile(**tile) for key, tile in json.loads(text).items()}  # type: ignore[misc]
+
+
+def write_cache(tiles: dict[Key, Tile]) -> Path:
+    """Add ``tiles`` to the cache file, atomically, and use them from now on in this process."""
+    path = cache_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    merged = {"/".join(key): asdict(tile) for key, tile in (read_cache() | tiles).items()}
+    temporary = path.with_suffix(f".{os.getpid()}")
+    temporary.write_text(json.dumps(merged, indent=1, sort_keys=True))
+    temporary.replace(path)
+    _lookup.cache_clear()
+    return path

@@ -1,0 +1,82 @@
+"""Device functions that the matrix kernels share."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from fastmlp.kernels.activations import derivative
+from fastmlp.kernels.launch import INTERPRETED
+
+# Triton's interpreter knows bf16 by its bits alone: arithmetic on it is wrong (triton-lang/triton#11584),
+# and a cast from float32 cuts the low bits off instead of rounding.
+_INTERPRETED = tl.constexpr(INTERPRETED)
+
+
+@triton.jit
+def cast(x, DTYPE: tl.constexpr):
+    """x in DTYPE, rounded to the nearest, ties to even."""
+    if _INTERPRETED and DTYPE == tl.bfloat16 and x.dtype == tl.float32:
+        bits = x.to(tl.uint32, bitcast=True)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
+        x = tl.where(x == x, rounded, x)  # a NaN's bits are left alone
+    return x.to(DTYPE)
+
+
+@triton.jit
+def store(pointer, value, mask):
+    """Store ``value`` in the pointer's dtype, rounded to the nearest."""
+    tl.store(pointer, cast(value, pointer.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def dot(a, b, acc, DTYPE: tl.constexpr, PRECISION: tl.constexpr):
+    """``acc`` + a @ b: operands rounded to DTYPE, accumulated in float32.
+
+    PRECISION ("ieee" or "tf32") is what float32 operands are multiplied in.
+    """
+    a = cast(a, DTYPE)
+    b = cast(b, DTYPE)
+    if _INTERPRETED:
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def tile_of(pid, num_m, num_n, GROUP_M: tl.constexpr):
+    """The (row, column) tile of program ``pid``, in groups of GROUP_M tile rows.
+
+    Programs that run side by side then share rows of A and columns of B in the L2 cache.
+    """
+    per_group = GROUP_M * num_n
+    first_m = pid // per_group * GROUP_M
+    rows_in_group = tl.minimum(num_m - first_m, GROUP_M)
+    in_group = pid % per_group
+    return first_m + in_group % rows_in_group, in_group // rows_in_group
+
+
+@triton.jit
+def pointers(base, rows, cols, stride_row, stride_col):
+    """Addresses of a tile; 64-bit, since rows * stride passes 2³¹ in large matrices."""
+    return base + rows[:, None].to(tl.int64) * stride_row + cols[None, :].to(tl.int64) * stride_col
+
+
+@triton.jit
+def load_slopes(slope_ptr, slope, stride_slope, features, num_features, ACT: tl.constexpr):
+    """Per-feature negative slopes: PReLU's learned ones (``stride_slope`` 0 shares one), else ``slope``."""
+    if ACT == "prelu":
+        slopes = tl.load(slope_ptr + features * stride_slope, mask=features < num_features, other=0.0)
+        return slopes.to(tl.float32)
+    else:
+        return tl.zeros_like(features).to(tl.float32) + slope
+
+
+@triton.jit
+def mask_gradient(grad, saved, slopes, DTYPE: tl.constexpr, ACT: tl.constexpr):
+    """dZ = dY * f'(saved), rounded to DTYPE as a stored dZ would be; float32."""
+    if ACT == "none":
+        return grad.to(tl.float32)
+    else:
+        d = grad.to(tl.float32) * derivative(saved.to(tl.float32), slopes, ACT)
+        return cast(d, DTYPE).to(tl.float32)

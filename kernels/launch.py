@@ -1,0 +1,145 @@
+"""The one door through which every kernel is launched.
+
+One door lets the rest of the project count launches, see their arguments, or compile
+without launching, with the very code that runs in production.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+from triton import knobs
+from triton.runtime import driver
+
+#: True when ``TRITON_INTERPRET=1`` was set before Triton was imported: kernels run on CPU tensors.
+INTERPRETED: bool = knobs.runtime.interpret
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel launch: which kernel, over which grid, with which arguments."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    args: tuple[Any, ...]
+    options: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The kernel's function name."""
+        return self.kernel.__name__
+
+
+_observers: list[Callable[[Launch], None]] = []
+_dry = False
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+    """Launch ``kernel`` over ``grid``; ``options`` are its constexprs and compile options."""
+    if _observers:
+        for observer in _observers:
+            observer(Launch(kernel, grid, args, options))
+    if _dry:
+        return
+    if not INTERPRETED:
+        # Said aloud because Triton 3.10 changes the default: a*b+c may contract to an FMA.
+        options["enable_fp_fusion"] = True
+    with on_device(args[0]):
+        kernel[grid](*args, **options)
+
+
+def on_device(tensor: torch.Tensor) -> Any:
+    """A context in which Triton launches on ``tensor``'s GPU rather than the current one."""
+    return torch.cuda.device_of(tensor)
+
+
+@contextmanager
+def observe(observer: Callable[[Launch], None]) -> Iterator[None]:
+    """Call ``observer`` with every launch made inside the ``with`` block."""
+    _observers.append(observer)
+    try:
+        yield
+    finally:
+        _observers.remove(observer)
+
+
+@contextmanager
+def record_launches() -> Iterator[list[Launch]]:
+    """Collect the launches made inside the ``with`` block; ``len`` of the list counts them."""
+    launches: list[Launch] = []
+    with observe(launches.append):
+        yield launches
+
+
+@contextmanager
+def dry_run(target: Any) -> Iterator[None]:
+    """Launch nothing inside the ``with`` block, and pretend that ``target`` is the GPU.
+
+    ``target`` is a ``triton.backends.compiler.GPUTarget``. Launchers choose their tiles for it
+    and the observers see every launch; tensors may live on the ``meta`` device.
+    """
+    global _dry
+    before = driver._active  # `driver.active` would look for a real GPU
+    driver.set_active(_TargetOnly(target))
+    _arch_of_device.cache_clear()
+    _dry = True
+    try:
+        yield
+    finally:
+        _dry = False
+        driver._active = before
+        _arch_of_device.cache_clear()
+
+
+class _TargetOnly:
+    """As much of a Triton driver as compiling needs: a target, device 0, no stream."""
+
+    def __init__(self, target: Any) -> None:
+        self._target = target
+
+    def get_current_target(self) -> Any:
+        return self._target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def arch_of(tensor: torch.Tensor) -> str:
+    """The architecture that a launch on ``tensor`` is for: ``"sm_90"``, ``"gfx942"``, ``"interpret"``."""
+    if INTERPRETED:
+        return "interpret"
+    return _arch_of_device(tensor.device.index or 0)
+
+
+@cache
+def _arch_of_device(index: int) -> str:
+    with torch.cuda.device(index if torch.cuda.is_available() else -1):
+        target = driver.active.get_current_target()
+    return f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch).split(":")[0]
+
+
+@cache
+def num_sms(index: int) -> int:
+    """Multiprocessors of GPU ``index``; 132 (an H100's or H200's) where no GPU is to be asked."""
+    if not torch.cuda.is_available():
+        return 132
+    return torch.cuda.get_device_properties(index).multi_processor_count
+
+
+def cdiv(a: int, b: int) -> int:
+    """``a / b`` rounded up."""
+    return -(-a // b)
+
+
+def next_power_of_2(n: int) -> int:
+    """The smallest power of two that is at least ``n``."""
+    return triton.next_power_of_2(n)

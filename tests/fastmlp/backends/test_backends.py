@@ -1,0 +1,88 @@
+"""Which backend runs, and why."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from fastmlp import backends
+
+
+def test_cpu_tensors_go_to_aten() -> None:
+    choice = backends.choose(torch.ones(1))
+    assert choice.backend is None
+    assert "cpu" in choice.reason
+
+
+def test_use_forces_and_restores(device: str) -> None:
+    tensor = torch.ones(1, device=device)
+    with backends.use("triton"):
+        choice = backends.choose(tensor)
+        assert choice.backend is not None
+        assert choice.backend.name == "triton"
+    with backends.use("torch"):
+        assert backends.choose(tensor).backend is None
+    assert backends.requested() == "auto"
+
+
+def test_environment_forces(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    monkeypatch.setenv("FASTMLP_BACKEND", "torch")
+    assert backends.choose(torch.ones(1, device=device)).reason == "FASTMLP_BACKEND=torch"
+    monkeypatch.setenv("FASTMLP_BACKEND", "cuda")
+    with pytest.raises(ValueError, match="FASTMLP_BACKEND: expected one of auto, torch, triton, got 'cuda'"):
+        backends.choose(torch.ones(1))
+
+
+def test_float64_goes_to_aten(device: str) -> None:
+    with backends.use("triton"):
+        choice = backends.choose(torch.ones(1, dtype=torch.float64, device=device))
+    assert choice.backend is None
+    assert "float64" in choice.reason
+
+
+def run(code: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], env={"PATH": "/usr/bin:/bin", **env}, capture_output=True, text=True
+    )
+
+
+def test_triton_on_a_cpu_needs_the_interpreter() -> None:
+    code = "import torch; from fastmlp.backends import choose; choose(torch.ones(1))"
+    result = run(code, FASTMLP_BACKEND="triton")
+    assert "RuntimeError: FASTMLP_BACKEND=triton: the tensors are not on a GPU" in result.stderr
+
+
+def test_import_needs_torch_only() -> None:
+    """No extra, and no Triton, is imported by `import fastmlp` and a CPU forward."""
+    code = (
+        "import sys\n"
+        "for name in ('triton', 'typer', 'rich', 'matplotlib', 'safetensors', 'torchvision', 'sklearn'):\n"
+        "    sys.modules[name] = None\n"
+        "import fastmlp, torch\n"
+        "print(fastmlp.MLP(4, [3, 2])(torch.ones(1, 4)).shape)"
+    )
+    result = run(code)
+    assert result.stdout.strip() == "torch.Size([1, 2])", result.stderr
+
+
+def test_missing_triton_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    backends.triton_problem.cache_clear()
+    try:
+        assert "cannot be imported" in str(backends.triton_problem(True))
+    finally:
+        backends.triton_problem.cache_clear()
+
+
+def test_old_triton_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    import triton
+
+    monkeypatch.setattr(triton, "__version__", "3.1.0")
+    backends.triton_problem.cache_clear()
+    try:
+        assert "Triton 3.1.0 is older than 3.5" in str(backends.triton_problem(True))
+    finally:
+        backends.triton_problem.cache_clear()

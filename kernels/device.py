@@ -18,7 +18,7 @@ def cast(x, DTYPE: tl.constexpr):
     """x in DTYPE, rounded to the nearest, ties to even."""
     if _INTERPRETED and DTYPE == tl.bfloat16 and x.dtype == tl.float32:
         bits = x.to(tl.uint32, bitcast=True)
-        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
+        rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).to(tl.float32, bitcast=True)
         x = tl.where(x == x, rounded, x)  # a NaN's bits are left alone
     return x.to(DTYPE)
 

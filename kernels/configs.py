@@ -79,6 +79,11 @@ def _rows() -> Iterator[tuple[Key, Tile]]:
             )
             yield (family, arch, "ieee", "narrow"), Tile(32, 32, 32, 8, 4, 2)
             yield (family, arch, "ieee", "wide"), Tile(64, 64, 16, 8, 8, 2)
+        # The head's BLOCK_N is its classes. 16 rows, so that a batch of 256 fills 16 multiprocessors.
+        for bucket in BUCKETS:
+            yield ("head", arch, "half", bucket), Tile(16, 0, 64, 1, 4, 2)
+            yield ("head", arch, "tf32", bucket), Tile(16, 0, 32, 1, 4, 2)
+            yield ("head", arch, "ieee", bucket), Tile(16, 0, 32, 1, 8, 2)
 
 
 # In the interpreter a program costs far more than its arithmetic: few, larger tiles.

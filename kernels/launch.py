@@ -98,7 +98,7 @@ def dry_run(target: Any) -> Iterator[None]:
 
 
 class _TargetOnly:
-    """As much of a Triton driver as compiling needs: a target, device 0, no stream."""
+    """As much of a Triton driver as compiling needs: a target, a device, no stream."""
 
     def __init__(self, target: Any) -> None:
         self._target = target
@@ -106,10 +106,10 @@ class _TargetOnly:
     def get_current_target(self) -> Any:
         return self._target
 
-    def get_current_device(self) -> int:
-        return 0
+    def get_current_device(self) -> Any:
+        return self._target  # Triton keeps its compiled kernels by device: those of two targets never mix
 
-    def get_current_stream(self, device: int) -> int:
+    def get_current_stream(self, device: Any) -> int:
         return 0
 
 

@@ -40,6 +40,16 @@ class LossOptions(NamedTuple):
     z_loss: float = 0.0  # adds z_loss * lse² to each row's loss
 
 
+class HeadResult(NamedTuple):
+    """What the classifier head leaves; the gradients are those of the *sum* of the rows' losses."""
+
+    loss: Tensor  # (), float32
+    denominator: Tensor  # (): what the loss was divided by
+    logits: Tensor | None  # (M, C)
+    dlogits: Tensor | None  # (M, C)
+    dz: Tensor | None  # (M, K): times the previous activation's derivative
+
+
 class Backend(ABC):
     """What a device must be able to do for the autograd Functions."""
 
@@ -80,4 +90,50 @@ class Backend(ABC):
         f'(``previous_saved``), so that it leaves as that layer's dZ. ``scale`` multiplies the
         parameters' gradients, and with ``scale_input`` the input's. There is a bias' gradient
         where ``bias_dtype`` is given.
+        """
+
+    @abstractmethod
+    def cross_entropy(
+        self, logits: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss, and two tensors that `cross_entropy_backward` takes back (statistics, denominator).
+
+        logits (N, C, D), target (N, D) class indices or (N, C, D) probabilities, weight (C,); any
+        strides, no size 0. The loss is (N, D) for reduction "none", else a scalar.
+        """
+
+    @abstractmethod
+    def cross_entropy_backward(
+        self,
+        grad: Tensor,
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        stats: Tensor,
+        denominator: Tensor,
+        out: Tensor,
+        options: LossOptions,
+    ) -> None:
+        """Write the logits' gradient to ``out``, which may be the logits. ``grad`` is the loss' shape."""
+
+    @abstractmethod
+    def head(
+        self,
+        h: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target: Tensor,
+        class_weight: Tensor | None,
+        options: LossOptions,
+        *,
+        previous_act: Act,
+        previous_saved: Tensor | None,
+        keep_logits: bool,
+        need_grad: bool,
+        need_input: bool,
+        dtype: torch.dtype,
+    ) -> HeadResult:
+        """The loss ("mean" or "sum") of logits h weightᵀ + bias, with its gradients.
+
+        h (M, K), weight (C, K), bias (C,), target (M,) class indices, class_weight (C,).
         """

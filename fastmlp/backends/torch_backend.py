@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastmlp.activations import NONE, Act
-from fastmlp.backends.base import Backend, LinearGrads, Scale
+from fastmlp.backends.base import Backend, HeadResult, LinearGrads, LossOptions, Scale
 
 
 class TorchBackend(Backend):
@@ -63,3 +63,99 @@ class TorchBackend(Backend):
             db = None if bias_dtype is None else grad.sum(0).to(bias_dtype) * factor
             dslope = None if dslope is None else dslope * factor
         return LinearGrads(dx, dw, db, dslope)
+
+    def cross_entropy(
+        self, logits: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Backend.cross_entropy`; class indices without weights or smoothing, D = 1.
+
+        A few rows at a time stay in the cache through all passes, and nothing of the logits' size is
+        kept. lse = max(x) - log(max(p)), and the largest p is at least 1/C: its log never saturates,
+        as that of a rare class' p would.
+        """
+        logits, index = logits[:, :, 0], target[:, 0]
+        kept = index != options.ignore_index
+        lse = logits.new_empty(len(logits))
+        chunks = _chunks(logits)
+        buffer = torch.empty_like(logits[chunks[0]])
+        for rows in chunks:
+            x = logits[rows]
+            p = torch.softmax(x, 1, out=buffer[: len(x)])
+            torch.sub(x.amax(1), p.amax(1).log_(), out=lse[rows])
+        loss = lse - logits.gather(1, torch.where(kept, index, 0)[:, None])[:, 0]
+        if options.z_loss:
+            loss = loss + options.z_loss * lse.square()
+        loss = torch.where(kept, loss, 0.0)
+        denominator = kept.sum() if options.reduction == "mean" else torch.ones(())
+        if options.reduction != "none":
+            return loss.sum() / denominator, lse, denominator
+        return loss[:, None], lse, denominator
+
+    def cross_entropy_backward(
+        self,
+        grad: Tensor,
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        stats: Tensor,
+        denominator: Tensor,
+        out: Tensor,
+        options: LossOptions,
+    ) -> None:
+        """See `Backend.cross_entropy_backward`."""
+        logits, out, index = logits[:, :, 0], out[:, :, 0], target[:, 0]
+        kept = index != options.ignore_index
+        upstream = grad[:, 0] if options.reduction == "none" else (grad / denominator).expand(len(logits))
+        upstream = torch.where(kept, upstream, 0.0)
+        scale = upstream * (1 + 2 * options.z_loss * stats) if options.z_loss else upstream
+        for rows in _chunks(logits):
+            torch.softmax(logits[rows], 1, out=out[rows]).mul_(scale[rows, None])
+        out.scatter_add_(1, torch.where(kept, index, 0)[:, None], -upstream[:, None])
+
+    def head(
+        self,
+        h: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target: Tensor,
+        class_weight: Tensor | None,
+        options: LossOptions,
+        *,
+        previous_act: Act,
+        previous_saved: Tensor | None,
+        keep_logits: bool,
+        need_grad: bool,
+        need_input: bool,
+        dtype: torch.dtype,
+    ) -> HeadResult:
+        """See `Backend.head`."""
+        logits, _ = self.linear_act(h, weight, bias, NONE, False, dtype)
+        wide = logits if dtype == torch.float64 else logits.float()
+        c = weight.shape[0]
+        w = (
+            torch.ones(c, device=h.device, dtype=wide.dtype)
+            if class_weight is None
+            else class_weight.to(wide.dtype)
+        )
+        kept = (target != options.ignore_index).to(wide.dtype)
+        index = torch.where(target == options.ignore_index, 0, target)
+        epsilon = options.label_smoothing
+        a = w * ((1 - epsilon) * F.one_hot(index, c) + epsilon / c) * kept[:, None]
+        lse = wide.logsumexp(1)
+        total = (a.sum(1) * lse - (a * wide).sum(1) + options.z_loss * lse.square() * kept).sum()
+        denominator = (w[index] * kept).sum() if options.reduction == "mean" else torch.ones_like(total)
+        dlogits = dz = None
+        if need_grad:
+            dlogits = wide.softmax(1) * (a.sum(1) + 2 * options.z_loss * lse * kept)[:, None] - a
+            dlogits = dlogits.to(dtype)
+            if need_input:
+                dz = dlogits @ weight.to(dtype)
+                if previous_saved is not None:
+                    dz = dz * previous_act.derivative(previous_saved)
+        return HeadResult(total / denominator, denominator, logits if keep_logits else None, dlogits, dz)
+
+
+def _chunks(logits: Tensor) -> list[slice]:
+    """Slices of rows of about 256 KB each."""
+    rows = max(1, (1 << 18) // (logits.shape[1] * logits.element_size()))
+    return [slice(i, i + rows) for i in range(0, len(logits), rows)]

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from fastmlp.activations import NONE, Act
-from fastmlp.backends.base import Backend, LinearGrads, Scale
+from fastmlp.backends.base import Backend, HeadResult, LinearGrads, LossOptions, Scale
+from fastmlp.kernels import cross_entropy as loss_kernels
+from fastmlp.kernels.head import head
 from fastmlp.kernels.linear import linear_act
 from fastmlp.kernels.linear_backward import linear_backward
 
@@ -66,6 +68,72 @@ class TritonBackend(Backend):
                 precision=_precision(dtype),
             )
         )
+
+    def cross_entropy(
+        self, logits: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Backend.cross_entropy`."""
+        return loss_kernels.forward(logits, target, weight, **options._asdict())
+
+    def cross_entropy_backward(
+        self,
+        grad: Tensor,
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        stats: Tensor,
+        denominator: Tensor,
+        out: Tensor,
+        options: LossOptions,
+    ) -> None:
+        """See `Backend.cross_entropy_backward`."""
+        loss_kernels.backward(
+            grad,
+            logits,
+            target,
+            weight,
+            stats,
+            denominator,
+            out,
+            reduction=options.reduction,
+            ignore_index=options.ignore_index,
+            label_smoothing=options.label_smoothing,
+        )
+
+    def head(
+        self,
+        h: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target: Tensor,
+        class_weight: Tensor | None,
+        options: LossOptions,
+        *,
+        previous_act: Act,
+        previous_saved: Tensor | None,
+        keep_logits: bool,
+        need_grad: bool,
+        need_input: bool,
+        dtype: torch.dtype,
+    ) -> HeadResult:
+        """See `Backend.head`."""
+        result = head(
+            h,
+            weight,
+            bias,
+            target,
+            class_weight,
+            previous_act=previous_act.name,
+            previous_saved=previous_saved,
+            previous_slope=previous_act.slope,
+            keep_logits=keep_logits,
+            need_grad=need_grad,
+            need_input=need_input,
+            dtype=dtype,
+            precision=_precision(dtype),
+            **options._asdict(),
+        )
+        return HeadResult(*result)
 
 
 def _precision(dtype: torch.dtype) -> str:

@@ -1,5 +1,14 @@
 """Functional forms, with torch's own argument names and defaults."""
 
 from fastmlp.functional.linear import Layer, chain, linear_act, mlp
+from fastmlp.functional.loss import chain_cross_entropy, cross_entropy, linear_cross_entropy
 
-__all__ = ["Layer", "chain", "linear_act", "mlp"]
+__all__ = [
+    "Layer",
+    "chain",
+    "chain_cross_entropy",
+    "cross_entropy",
+    "linear_act",
+    "linear_cross_entropy",
+    "mlp",
+]

@@ -1,0 +1,230 @@
+"""The launches that the compilation report compiles and the tuner times.
+
+A case calls a launcher, just as a backend would, on tensors of some shape and device: what is
+compiled is what production launches. To add a kernel, write its problem (a function that makes the
+tensors and returns a call of the launcher) and yield its cases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastmlp.kernels import cross_entropy as ce
+from fastmlp.kernels.linear import linear_act
+from fastmlp.kernels.linear_backward import linear_backward
+
+
+class Numerics(NamedTuple):
+    """What parameters are kept in, what a matrix product computes in, and how it treats float32."""
+
+    storage: torch.dtype
+    compute: torch.dtype
+    precision: str
+
+
+NUMERICS = {
+    "bf16": Numerics(torch.bfloat16, torch.bfloat16, "ieee"),
+    "fp16": Numerics(torch.float16, torch.float16, "ieee"),
+    "tf32": Numerics(torch.float32, torch.float32, "tf32"),
+    "fp32": Numerics(torch.float32, torch.float32, "ieee"),
+    "autocast": Numerics(torch.float32, torch.bfloat16, "ieee"),
+}
+
+Run = Callable[[], Any]
+Shape = tuple[int, int, int]  # M, N, K: rows, output features, input features
+
+NARROW: Shape = (256, 256, 784)
+WIDE: Shape = (4096, 4096, 4096)
+RAGGED: Shape = (256, 10, 250)  # a classifier's last layer: nothing a multiple of 16
+LONG: Shape = (60000, 64, 256)  # few tiles of dW over a long batch: several programs share each
+# f' needs the input of these, so their forward keeps it.
+_KEEP_Z = ("gelu", "gelu_tanh", "silu", "prelu")
+_ACTS = ("relu", "leaky_relu", "sigmoid", "tanh", "prelu", "gelu", "gelu_tanh", "silu")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of a launcher, and how to name it in a report."""
+
+    family: str
+    variant: str
+    dtype: str
+    run: Run
+
+
+def cases() -> Iterator[Case]:
+    """Every kernel in every precision, and every branch of it at least once."""
+    for family in (_linear_cases, _linear_backward_cases, _cross_entropy_cases):
+        yield from family()
+
+
+def linear(
+    numerics: Numerics,
+    shape: Shape,
+    act: str = "relu",
+    device: str = "meta",
+    *,
+    keep_z: bool = False,
+    bias: bool = True,
+    transposed: bool = False,
+) -> Run:
+    """The forward of one layer."""
+    m, n, k = shape
+    x = _matrix(m, k, numerics.storage, device, transposed)
+    weight = _matrix(n, k, numerics.storage, device)
+    b = _vector(n, numerics.storage, device) if bias else None
+    slope = _vector(n, numerics.storage, device) if act == "prelu" else None
+    return lambda: linear_act(x, weight, b, act, 0.01, slope, keep_z, numerics.compute, numerics.precision)
+
+
+def _linear_cases() -> Iterator[Case]:
+    for dtype, numerics in NUMERICS.items():
+        yield Case("linear", "narrow relu", dtype, linear(numerics, NARROW))
+        yield Case("linear", "wide relu", dtype, linear(numerics, WIDE))
+    bf16 = NUMERICS["bf16"]
+    for act in _ACTS[1:]:
+        for size, shape in (("narrow", NARROW), ("wide", WIDE)):
+            keep = act in _KEEP_Z
+            variant = f"{size} {act}{' keep_z' if keep else ''}"
+            yield Case("linear", variant, "bf16", linear(bf16, shape, act, keep_z=keep))
+    yield Case("linear", "narrow none no-bias", "bf16", linear(bf16, NARROW, "none", bias=False))
+    for dtype in ("bf16", "tf32", "fp32"):
+        yield Case("linear", "ragged none", dtype, linear(NUMERICS[dtype], RAGGED, "none"))
+    yield Case("linear", "narrow relu transposed", "bf16", linear(bf16, NARROW, transposed=True))
+    yield Case("linear", "wide relu transposed", "bf16", linear(bf16, WIDE, transposed=True))
+
+
+def backward(
+    numerics: Numerics,
+    shape: Shape,
+    act: str = "none",
+    previous_act: str = "relu",
+    device: str = "meta",
+    *,
+    bias: bool = True,
+    scale: bool = False,
+    scale_input: bool = False,
+    need_input: bool = True,
+    need_params: bool = True,
+    transposed: bool = False,
+) -> Run:
+    """The backward of one layer; ``act`` is undone as dY is read, ``previous_act`` in dX's epilogue."""
+    m, n, k = shape
+    storage, dtype, precision = numerics
+    grad = _matrix(m, n, dtype, device, transposed)
+    # A first layer reads the caller's tensor, which autocast leaves in float32; others what we stored.
+    x = _matrix(m, k, storage if previous_act == "none" else dtype, device)
+    weight = _matrix(n, k, storage, device)
+    arguments: dict[str, Any] = {
+        "act": act,
+        "saved": None if act == "none" else _matrix(m, n, dtype, device),
+        "slope": 0.01,
+        "slope_weight": _vector(n, storage, device) if act == "prelu" else None,
+        "previous_act": previous_act,
+        "previous_saved": None if previous_act == "none" else _matrix(m, k, dtype, device),
+        "previous_slope": 0.01,
+        "scale": (_scalar(device), _scalar(device)) if scale else None,
+        "scale_input": scale_input,
+        "need_input": need_input,
+        "need_params": need_params,
+        "bias_dtype": storage if bias else None,
+        "dtype": dtype,
+        "precision": precision,
+    }
+    return lambda: linear_backward(grad, x, weight, **arguments)
+
+
+def _linear_backward_cases() -> Iterator[Case]:
+    def case(variant: str, dtype: str, shape: Shape, *args: Any, **kwargs: Any) -> Case:
+        return Case("linear_backward", variant, dtype, backward(NUMERICS[dtype], shape, *args, **kwargs))
+
+    for dtype in NUMERICS:
+        yield case("narrow epilogue=relu", dtype, NARROW)
+        yield case("wide epilogue=relu", dtype, WIDE)
+        yield case("narrow first-layer", dtype, NARROW, "none", "none", need_input=False)
+    for act in _ACTS:
+        before = "none" if act == "prelu" else act  # a PReLU is never undone in the epilogue
+        for size, shape in (("narrow", NARROW), ("wide", WIDE)):
+            yield case(f"{size} prologue={act} epilogue={before}", "bf16", shape, act, before)
+    yield case("narrow epilogue=none no-bias", "bf16", NARROW, "none", "none", bias=False)
+    yield case("wide first-layer", "bf16", WIDE, "none", "none", need_input=False)
+    yield case("wide input-only", "bf16", WIDE, need_params=False)
+    yield case("narrow scale", "bf16", NARROW, scale=True)
+    yield case("narrow scale input", "bf16", NARROW, "none", "none", scale=True, scale_input=True)
+    for dtype in ("bf16", "tf32", "fp32"):
+        yield case("ragged epilogue=relu", dtype, RAGGED)
+    yield case("narrow transposed", "bf16", NARROW, transposed=True)
+    yield case("long", "fp32", LONG)
+    yield case("long", "bf16", LONG)
+    yield case("long no-bias", "bf16", LONG, bias=False)
+    yield case("long scale prelu", "bf16", LONG, "prelu", "none", scale=True)
+
+
+def cross_entropy(
+    dtype: torch.dtype,
+    sizes: tuple[int, int, int],  # N, C, D of the logits
+    device: str = "meta",
+    *,
+    probabilities: bool = False,
+    weight: bool = False,
+    smoothing: float = 0.0,
+    reduction: str = "mean",
+) -> Run:
+    """The loss and its gradient."""
+    n, c, d = sizes
+    logits = torch.empty(sizes, dtype=dtype, device=device).normal_()
+    if probabilities:
+        target = torch.empty(sizes, dtype=dtype, device=device).fill_(1 / c)
+    else:
+        target = torch.zeros(n, d, dtype=torch.int64, device=device)
+    weights = _vector(c, dtype, device) if weight else None
+    upstream = torch.ones((n, d) if reduction == "none" else (), dtype=dtype, device=device)
+    options: dict[str, Any] = {
+        "reduction": reduction,
+        "ignore_index": -100,
+        "label_smoothing": smoothing,
+    }
+
+    def run() -> None:
+        _, stats, denominator = ce.forward(logits, target, weights, z_loss=0.0, **options)
+        ce.backward(
+            upstream, logits, target, weights, stats, denominator, torch.empty_like(logits), **options
+        )
+
+    return run
+
+
+def _cross_entropy_cases() -> Iterator[Case]:
+    def case(variant: str, dtype: str, sizes: tuple[int, int, int], **kwargs: Any) -> Case:
+        return Case("cross_entropy", variant, dtype, cross_entropy(NUMERICS[dtype].storage, sizes, **kwargs))
+
+    digits, words = (256, 10, 1), (4096, 128256, 1)
+    for dtype in ("bf16", "fp16", "fp32"):
+        yield case("10 classes", dtype, digits)
+        yield case("128256 classes", dtype, words)
+    yield case("1000 classes", "fp32", (4096, 1000, 1))
+    every = {"weight": True, "smoothing": 0.1}
+    for size, sizes in (("10", digits), ("128256", words)):
+        yield case(f"{size} classes weight smoothing", "bf16", sizes, **every)
+        yield case(f"{size} classes weight none", "bf16", sizes, weight=True, reduction="none")
+        yield case(f"{size} classes probabilities", "bf16", sizes, probabilities=True, **every)
+    yield case("image 19 classes sum", "bf16", (4, 19, 256 * 256), reduction="sum")
+
+
+def _matrix(rows: int, cols: int, dtype: torch.dtype, device: str, transposed: bool = False) -> Tensor:
+    if transposed:
+        return _matrix(cols, rows, dtype, device).t()
+    return torch.empty(rows, cols, dtype=dtype, device=device).normal_()
+
+
+def _vector(size: int, dtype: torch.dtype, device: str) -> Tensor:
+    return torch.empty(size, dtype=dtype, device=device).normal_()
+
+
+def _scalar(device: str) -> Tensor:
+    return torch.ones((), device=device)

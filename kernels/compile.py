@@ -1,0 +1,252 @@
+"""Compile every kernel for every architecture, with no GPU, and report what each one takes.
+
+``python -m fastmlp.kernels.compile --arch sm_80 sm_90 sm_100 sm_120 gfx942``
+
+The real launchers run on tensors without memory, so what is compiled is what production would
+launch: its tiles (a tuner's cache included) and its specializations. The exit code is 1 if a
+kernel does not compile, spills registers, needs more shared memory than there is, or multiplies
+16-bit or TF32 matrices without tensor cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton import knobs
+
+from fastmlp.kernels import configs
+from fastmlp.kernels.launch import INTERPRETED, Launch, dry_run, record_launches
+from fastmlp.kernels.resources import ARCHITECTURES, Resources, read
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kernel of one case on one architecture: what it takes, or why it did not compile."""
+
+    arch: str
+    family: str
+    kernel: str
+    variant: str
+    dtype: str
+    tile: str
+    needs_tensor_cores: bool
+    resources: Resources | None = None
+    error: str = ""
+
+    def problems(self) -> list[str]:
+        """What is wrong with the kernel; empty if nothing is."""
+        if self.resources is None:
+            return [f"does not compile: {self.error}"]
+        found, limit = [], ARCHITECTURES[self.arch].shared_limit
+        if self.resources.local:
+            found.append(f"{self.resources.local} bytes of local memory a thread")
+        if self.resources.shared > limit:
+            found.append(f"{self.resources.shared} bytes of shared memory, the limit is {limit}")
+        if self.needs_tensor_cores and not self.resources.tensor_cores:
+            found.append("no tensor-core instruction")
+        return found
+
+
+@contextmanager
+def specializations() -> Iterator[list[str]]:
+    """Collect, instead of compiling, what `warmup` would compile: a key for each kernel it lacks."""
+    keys: list[str] = []
+
+    def hook(*, key: str, fn: Any, **_: Any) -> bool:
+        keys.append(f"{fn.module}.{fn.name}{key}")
+        return True  # compiles nothing
+
+    before = knobs.runtime.jit_cache_hook
+    knobs.runtime.jit_cache_hook = hook
+    try:
+        yield keys
+    finally:
+        knobs.runtime.jit_cache_hook = before
+
+
+def warmup(launch: Launch) -> Any:
+    """What `launch.launch` would compile for ``launch``, compiled."""
+    return launch.kernel.warmup(*launch.args, grid=launch.grid, **launch.options, enable_fp_fusion=True)
+
+
+@cache
+def tasks(arch: str) -> list[tuple[Row, Launch]]:
+    """The launches to compile for ``arch``, each specialization once, and their rows to be filled in."""
+    from fastmlp.kernels.cases import cases  # imports every kernel
+
+    found: dict[str, tuple[Row, Launch]] = {}
+    with dry_run(ARCHITECTURES[arch].target), specializations() as keys:
+        for case in cases():
+            with record_launches() as launches:
+                case.run()
+            for one in launches:
+                keys.clear()
+                warmup(one)
+                row = Row(
+                    arch,
+                    case.family,
+                    one.name,
+                    case.variant,
+                    case.dtype,
+                    _tile(one),
+                    _needs_tensor_cores(one),
+                )
+                found.setdefault(keys[0], (row, one))
+    return list(found.values())
+
+
+def _tile(launch: Launch) -> str:
+    """The launch's blocks, warps and stages, in brief."""
+    blocks = "x".join(str(v) for k, v in launch.options.items() if k.startswith("BLOCK"))
+    stages = f" s{launch.options['num_stages']}" if "num_stages" in launch.options else ""
+    return f"{blocks} w{launch.options.get('num_warps', 4)}{stages}"
+
+
+def _needs_tensor_cores(launch: Launch) -> bool:
+    """Whether the launch multiplies matrices (its kernel is told a PRECISION) that tensor cores take."""
+    if "PRECISION" not in launch.options:
+        return False
+    return launch.options["PRECISION"] == "tf32" or str(launch.options["DTYPE"]) in ("fp16", "bf16")
+
+
+def compile_task(arch: str, index: int) -> Row:
+    """Compile one of `tasks`; an error is kept in the row."""
+    row, one = tasks(arch)[index]
+    try:
+        with dry_run(ARCHITECTURES[arch].target):
+            return Row(**{**vars(row), "resources": read(warmup(one))})
+    except Exception as error:
+        return Row(**{**vars(row), "error": " ".join(f"{type(error).__name__}: {error}".split())[-300:]})
+
+
+def compile_all(todo: Sequence[tuple[str, int]], jobs: int) -> Iterator[Row]:
+    """The row of every (architecture, index into its tasks), compiled by ``jobs`` processes."""
+    while todo:
+        done = 0
+        # A compiler's crash takes a whole pool down; then one process goes on, which shows who did it.
+        with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+            futures = [pool.submit(compile_task, *one) for one in todo]
+            try:
+                for future in futures:
+                    yield future.result()
+                    done += 1
+            except BrokenProcessPool:
+                if jobs == 1:
+                    arch, index = todo[done]
+                    yield Row(**{**vars(tasks(arch)[index][0]), "error": "the compiler crashed"})
+                    done += 1
+        jobs, todo = 1, todo[done:]
+
+
+HEADER = ("kernel", "case", "dtype", "tile", "regs", "spill", "shared", "%", "tensor cores", "")
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as aligned text."""
+    lines = [HEADER, *(_cells(row) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(HEADER))]
+    right = [name in ("regs", "spill", "shared", "%") for name in HEADER]
+    return "\n".join(
+        "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right)).rstrip()
+        for line in lines
+    )
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    name = (row.kernel, row.variant, row.dtype, row.tile)
+    mark = "".join(f"  <-- {problem}" for problem in row.problems())
+    if row.resources is None:
+        return (*name, "", "", "", "", "", mark)
+    used = row.resources
+    cores = [f"{kind} {count}" for kind, count in used.tensor_cores.items()]
+    if used.tensor_memory:
+        cores.append(f"tmem {used.tensor_memory}")
+    percent = round(100 * used.shared / ARCHITECTURES[row.arch].shared_limit)
+    return (
+        *name,
+        *(str(n) for n in (used.registers, used.local, used.shared, percent)),
+        ", ".join(cores),
+        mark,
+    )
+
+
+def summary(arch: str, rows: Sequence[Row]) -> str:
+    """One line for an architecture."""
+    compiled = [row.resources for row in rows if row.resources]
+    failing = sum(bool(row.problems()) for row in rows)
+    return (
+        f"{arch}: {len(rows)} kernels, "
+        f"{max((r.registers for r in compiled), default=0)} registers at most, "
+        f"{sum(bool(r.local) for r in compiled)} spill, "
+        f"{max((r.shared for r in compiled), default=0)} of {ARCHITECTURES[arch].shared_limit} "
+        f"bytes shared at most, {'all pass' if not failing else f'{failing} FAIL'}"
+    )
+
+
+def _write_json(path: Path, rows: Sequence[Row]) -> None:
+    report = {
+        "triton": triton.__version__,
+        "torch": torch.__version__,
+        "kernels": [{**asdict(row), "problems": row.problems()} for row in rows],
+    }
+    path.write_text(json.dumps(report, indent=1))
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("fastmlp.kernels.compile", description=(__doc__ or "").split("\n")[0])
+    known = list(ARCHITECTURES)
+    parser.add_argument("--arch", nargs="+", choices=known, default=known, help="default: all of them")
+    parser.add_argument("-k", "--family", nargs="+", metavar="WORD", default=[""], dest="words",
+                        help="only cases whose family, variant or dtype has one of these words in it")  # fmt: skip
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes (default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there as well")
+    arguments = parser.parse_args(argv)
+    if arguments.jobs < 1:
+        parser.error(f"--jobs: {arguments.jobs}, expected at least 1")
+    if INTERPRETED:
+        parser.error("TRITON_INTERPRET is set, under which nothing is compiled: unset it")
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the report; 0 if every kernel passes, 1 if one does not, 2 if it was asked wrongly."""
+    arguments = _arguments(argv)
+    started = time.perf_counter()
+    todo = [
+        (arch, index)
+        for arch in dict.fromkeys(arguments.arch)
+        for index, (row, _) in enumerate(tasks(arch))
+        if any(word in f"{row.family} {row.variant} {row.dtype}" for word in arguments.words)
+    ]
+    if not todo:
+        print(f"no case has any of these words: {' '.join(arguments.words)}", file=sys.stderr)
+        return 2
+    rows = list(compile_all(todo, min(arguments.jobs, len(todo))))
+    by_arch = {arch: [row for row in rows if row.arch == arch] for arch in dict.fromkeys(arguments.arch)}
+    for arch, mine in by_arch.items():
+        print(f"{arch}\n{table(mine)}\n")
+    print("\n".join(summary(arch, mine) for arch, mine in by_arch.items()))
+    tiles = f", tiles of {configs.cache_file()}" if configs.read_cache() else ""
+    print(f"{len(rows)} kernels in {time.perf_counter() - started:.0f} s, Triton {triton.__version__}{tiles}")
+    if arguments.json:
+        _write_json(arguments.json, rows)
+    return int(any(row.problems() for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

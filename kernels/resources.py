@@ -1,0 +1,117 @@
+"""What a compiled kernel takes of a multiprocessor, read from its binary and its assembly."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What to compile for, and how much shared memory one program may have there."""
+
+    target: GPUTarget
+    shared_limit: int
+
+
+#: Shared memory is the opt-in maximum of a thread block (CUDA: compute capabilities; AMD: the LDS).
+ARCHITECTURES = {
+    "sm_80": Architecture(GPUTarget("cuda", 80, 32), 163 * 1024),
+    "sm_90": Architecture(GPUTarget("cuda", 90, 32), 227 * 1024),
+    "sm_100": Architecture(GPUTarget("cuda", 100, 32), 227 * 1024),
+    "sm_120": Architecture(GPUTarget("cuda", 120, 32), 99 * 1024),
+    "gfx942": Architecture(GPUTarget("hip", "gfx942", 64), 64 * 1024),
+}
+
+#: Tensor-core instructions, by what their names begin with in PTX and in AMD's assembly.
+TENSOR_CORES = ("wgmma.mma_async", "mma.sync", "tcgen05.mma", "v_mfma")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Registers a thread, local memory (bytes a thread), shared memory (bytes a program)."""
+
+    registers: int
+    local: int  # spilled registers and whatever else did not fit: what should be 0
+    shared: int
+    tensor_cores: dict[str, int]  # instructions by kind
+    tensor_memory: int | None = None  # columns of Blackwell's tensor memory
+
+
+def read(compiled: Any) -> Resources:
+    """The resources of a Triton ``CompiledKernel``.
+
+    Raises:
+        RuntimeError: there is no ``cuobjdump`` to read a cubin with.
+    """
+    if "cubin" in compiled.asm:
+        registers, local = _of_cubin(compiled.asm["cubin"])
+        assembly = compiled.asm["ptx"]
+    else:
+        assembly = compiled.asm["amdgcn"]
+        registers, local = of_amdgcn(assembly)
+    return Resources(
+        registers,
+        local,
+        compiled.metadata.shared,
+        tensor_cores(assembly),
+        getattr(compiled.metadata, "tmem_size", None),
+    )
+
+
+def tensor_cores(assembly: str) -> dict[str, int]:
+    """How many tensor-core instructions of each kind there are; kinds that are not there are left out."""
+    # At a line's start or after a predicate: not inside a longer name, a comment or a directive.
+    counts = {
+        kind: len(re.findall(rf"^\s*(?:@\S+\s+)?{re.escape(kind)}[._]", assembly, re.MULTILINE))
+        for kind in TENSOR_CORES
+    }
+    return {kind: count for kind, count in counts.items() if count}
+
+
+def of_amdgcn(assembly: str) -> tuple[int, int]:
+    """Registers (vector and accumulation) and local memory, from the metadata of AMD's assembly.
+
+    Scalar registers spill into lanes of vector ones, which takes no memory.
+    """
+    fields = {k: int(v) for k, v in re.findall(r"^\s*\.(\w+): +(\d+)$", assembly, re.MULTILINE)}
+    spilled = 4 * fields.get("vgpr_spill_count", 0)
+    return fields["vgpr_count"], max(fields["private_segment_fixed_size"], spilled)
+
+
+def _of_cubin(cubin: bytes) -> tuple[int, int]:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [cuobjdump(), "--dump-resource-usage", file.name]
+        return of_resource_usage(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def of_resource_usage(text: str) -> tuple[int, int]:
+    """Registers and local memory from what ``cuobjdump --dump-resource-usage`` printed."""
+    fields = {k: int(v) for k, v in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
+    return fields["REG"], fields["STACK"] + fields["LOCAL"]  # spills live on the stack
+
+
+@cache
+def cuobjdump() -> str:
+    """Triton's own ``cuobjdump`` (or ``TRITON_CUOBJDUMP_PATH``), else the one on ``PATH``.
+
+    Raises:
+        RuntimeError: there is none.
+    """
+    try:
+        return knobs.nvidia.cuobjdump.path
+    except RuntimeError:  # some distributions package Triton without NVIDIA's tools
+        found = shutil.which("cuobjdump")
+    if found is None:
+        raise RuntimeError("cuobjdump: not in Triton's package nor on PATH; set TRITON_CUOBJDUMP_PATH")
+    return found

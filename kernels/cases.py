@@ -165,6 +165,13 @@ def _linear_backward_cases() -> Iterator[Case]:
     yield case("long scale prelu", "bf16", LONG, "prelu", "none", scale=True)
 
 
+#: By the table's families: a layer's problem, and how many matrix products it is.
+MATRIX_PROBLEMS: dict[str, tuple[Callable[..., Run], int]] = {
+    "linear": (linear, 1),
+    "linear_backward": (backward, 2),
+}
+
+
 def cross_entropy(
     dtype: torch.dtype,
     sizes: tuple[int, int, int],  # N, C, D of the logits

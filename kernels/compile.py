@@ -156,20 +156,21 @@ def compile_all(todo: Sequence[tuple[str, int]], jobs: int) -> Iterator[Row]:
 HEADER = ("kernel", "case", "dtype", "tile", "regs", "spill", "shared", "%", "tensor cores", "")
 
 
-def table(rows: Sequence[Row]) -> str:
-    """The rows as aligned text."""
-    lines = [HEADER, *(_cells(row) for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(HEADER))]
-    right = [name in ("regs", "spill", "shared", "%") for name in HEADER]
+def align(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of cells as columns, numbers to the right; the first line is the header."""
+    columns = list(zip(*lines))
+    widths = [max(map(len, column)) for column in columns]
+    numeric = [all(c.replace(".", "").isdigit() or not c for c in column[1:]) for column in columns]
     return "\n".join(
-        "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right)).rstrip()
+        "  ".join(c.rjust(w) if right else c.ljust(w) for c, w, right in zip(line, widths, numeric)).rstrip()
         for line in lines
     )
 
 
 def _cells(row: Row) -> tuple[str, ...]:
     name = (row.kernel, row.variant, row.dtype, row.tile)
-    mark = "".join(f"  <-- {problem}" for problem in row.problems())
+    mark = "; ".join(row.problems())
+    mark = mark and f"<-- {mark}"
     if row.resources is None:
         return (*name, "", "", "", "", "", mark)
     used = row.resources
@@ -211,8 +212,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("fastmlp.kernels.compile", description=(__doc__ or "").split("\n")[0])
     known = list(ARCHITECTURES)
     parser.add_argument("--arch", nargs="+", choices=known, default=known, help="default: all of them")
-    parser.add_argument("-k", "--family", nargs="+", metavar="WORD", default=[""], dest="words",
-                        help="only cases whose family, variant or dtype has one of these words in it")  # fmt: skip
+    parser.add_argument(
+        "-k", "--family", nargs="+", metavar="WORD", default=[""], dest="words",
+        help="only cases whose family, variant or dtype has one of these words in it",
+    )  # fmt: skip
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there as well")
     arguments = parser.parse_args(argv)
@@ -239,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = list(compile_all(todo, min(arguments.jobs, len(todo))))
     by_arch = {arch: [row for row in rows if row.arch == arch] for arch in dict.fromkeys(arguments.arch)}
     for arch, mine in by_arch.items():
-        print(f"{arch}\n{table(mine)}\n")
+        print(f"{arch}\n{align([HEADER, *map(_cells, mine)])}\n")
     print("\n".join(summary(arch, mine) for arch, mine in by_arch.items()))
     tiles = f", tiles of {configs.cache_file()}" if configs.read_cache() else ""
     print(f"{len(rows)} kernels in {time.perf_counter() - started:.0f} s, Triton {triton.__version__}{tiles}")

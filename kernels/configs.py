@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -94,7 +96,21 @@ TABLE: dict[Key, Tile] = dict(_rows())
 
 def lookup(family: str, arch: str, precision: str, n: int, k: int) -> Tile:
     """The tile for ``family`` on ``arch``: from the tuner's cache, else from the table."""
-    return _lookup(family, arch, precision, bucket(n, k))
+    return _override or _lookup(family, arch, precision, bucket(n, k))
+
+
+_override: Tile | None = None
+
+
+@contextmanager
+def override(tile: Tile) -> Iterator[None]:
+    """Every lookup inside the ``with`` block gives ``tile``: how the tuner tries one."""
+    global _override
+    before, _override = _override, tile
+    try:
+        yield
+    finally:
+        _override = before
 
 
 @cache
@@ -125,12 +141,17 @@ def cache_file() -> Path:
 
 
 def read_cache() -> dict[Key, Tile]:
-    """The tuned tiles; empty where nothing was tuned."""
+    """The tuned tiles; empty where nothing was tuned, and, with a warning, where the file is damaged."""
+    path = cache_file()
     try:
-        text = cache_file().read_text()
+        text = path.read_text()
     except OSError:
         return {}
-    return {tuple(key.split("/")): Tile(**tile) for key, tile in json.loads(text).items()}  # type: ignore[misc]
+    try:
+        return {tuple(key.split("/")): Tile(**tile) for key, tile in json.loads(text).items()}  # type: ignore[misc]
+    except (ValueError, TypeError, AttributeError) as error:
+        warnings.warn(f"{path}: ignored, not a file of tiles ({error}); delete it", stacklevel=2)
+        return {}
 
 
 def write_cache(tiles: dict[Key, Tile]) -> Path:

@@ -22,9 +22,10 @@ def error(value: Tensor, exact: Tensor) -> float:
 def assert_as_good_as_torch(
     ours: Tensor, torchs: Tensor, exact: Tensor, what: str = "", roundings: int = 1
 ) -> None:
-    """Our error is at most twice torch's own in the same dtype, plus ``roundings`` of its dtype (a chain rounds twice a layer: forward and backward).
+    """Our error is at most twice torch's own in the same dtype, plus ``roundings`` of that dtype.
 
-    The rounding counts half an epsilon, and more on a few elements, where torch's error can be 0 by luck.
+    A chain rounds twice a layer, forward and backward. A rounding counts half an epsilon, and more on
+    a few elements, where torch's error can be 0 by luck.
     """
     assert ours.dtype == torchs.dtype, f"{what}: dtype {ours.dtype}, torch gives {torchs.dtype}"
     rounding = torch.finfo(ours.dtype).eps * (0.5 + 2 / max(exact.numel(), 1) ** 0.5)

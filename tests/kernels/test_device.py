@@ -6,6 +6,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+
 from fastmlp.kernels.device import store, tile_of
 from fastmlp.kernels.launch import launch
 

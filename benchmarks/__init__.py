@@ -1,0 +1,1 @@
+"""Benchmarks: the same cases for ``pytest benchmarks/ --benchmark-only`` and for the report."""

@@ -1,0 +1,225 @@
+"""Measure tiles on this machine's GPU and keep the fastest ones in the cache file.
+
+``python -m fastmlp.kernels.tune --family linear linear_backward --dtype bf16 tf32 --shape 256,256,784``
+
+A tile serves a whole bucket of shapes, so the winner is the one with the lowest geometric mean over
+the bucket's shapes and dtypes. The table's own tile is always among the candidates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmlp.kernels import configs
+from fastmlp.kernels.cases import MATRIX_PROBLEMS, NUMERICS, Run, Shape
+from fastmlp.kernels.compile import align
+from fastmlp.kernels.configs import Key, Tile
+from fastmlp.kernels.launch import INTERPRETED, arch_of
+from fastmlp.kernels.resources import ARCHITECTURES
+
+#: Milliseconds that a call takes.
+Timer = Callable[[Run], float]
+
+#: Two narrow weights and two wide ones.
+SHAPES: tuple[Shape, ...] = ((256, 256, 784), (1024, 512, 512), (1024, 1024, 1024), (4096, 4096, 4096))
+ROUNDS = 3
+# Two tiles add in different orders; a wrong one is far off.
+_TOLERANCE = 0.02
+
+
+@dataclass
+class Problem:
+    """One launch to time, and the floating-point operations it does."""
+
+    run: Run
+    flops: float
+
+
+@dataclass
+class Trial:
+    """One tile: its times (ms) on each problem, or why it was skipped."""
+
+    tile: Tile
+    times: list[list[float]] = field(default_factory=list)
+    skipped: str = ""
+
+    @property
+    def ms(self) -> float:
+        """The geometric mean over the problems of the median times."""
+        return statistics.geometric_mean(statistics.median(times) for times in self.times)
+
+
+def candidates(arch: str, precision: str, bucket: str) -> list[Tile]:
+    """Tiles worth a try: nearly square, accumulators fit the registers, operands the shared memory."""
+    architecture = ARCHITECTURES[configs.nearest(arch)]
+    itemsize = 2 if precision == "half" else 4
+    lanes = architecture.target.warp_size
+    most = 32 if precision == "ieee" else 128  # accumulators a thread; without tensor cores operands too
+    sides = (32, 64, 128) if bucket == "narrow" else (64, 128, 256)
+    reductions = (16, 32) if precision == "ieee" else (32, 64, 128)
+    stages = (1, 2) if architecture.target.backend == "hip" else (2, 3, 4)
+    found = []
+    for m, n, k, warps, depth in itertools.product(sides, sides, reductions, (4, 8), stages):
+        fits = depth * (m + n) * k * itemsize <= architecture.shared_limit
+        busy = warps == 4 or m * n >= 64 * 64
+        if fits and busy and max(m, n) <= 2 * min(m, n) and m * n // (warps * lanes) <= most:
+            found.append(Tile(m, n, k, 8, warps, depth))
+    return found
+
+
+def problems(
+    families: Iterable[str], dtypes: Iterable[str], shapes: Iterable[Shape], arch: str, device: str
+) -> dict[Key, list[Problem]]:
+    """What to time, by the key of the table that it decides."""
+    found: dict[Key, list[Problem]] = {}
+    for family, dtype, shape in itertools.product(families, dtypes, shapes):
+        make, products = MATRIX_PROBLEMS[family]
+        numerics, (m, n, k) = NUMERICS[dtype], shape
+        precision = configs.precision_class(numerics.compute, numerics.precision)
+        problem = Problem(make(numerics, shape, device=device), 2.0 * m * n * k * products)
+        found.setdefault((family, arch, precision, configs.bucket(n, k)), []).append(problem)
+    return found
+
+
+def measure(
+    tiles: Sequence[Tile], todo: Sequence[Problem], timer: Timer, rounds: int = ROUNDS
+) -> list[Trial]:
+    """Time every tile on every problem, in rounds that start at another tile each.
+
+    A GPU's clock drifts: tiles that are timed in turns see the same drift.
+    """
+    trials = [Trial(tile, [[] for _ in todo]) for tile in dict.fromkeys(tiles)]
+    reference: list[list[Tensor]] | None = None
+    for trial in trials:
+        try:
+            with configs.override(trial.tile):
+                results = [_tensors(problem.run()) for problem in todo]
+        except Exception as error:  # out of registers or shared memory, or the compiler gave up
+            trial.skipped = f"{type(error).__name__}: {error}".split("\n")[0]
+            continue
+        reference = reference or results
+        if not _alike(results, reference):
+            trial.skipped = "another result than the first tile's"
+    usable = [trial for trial in trials if not trial.skipped]
+    for turn in range(rounds):
+        first = turn * len(usable) // rounds
+        for trial in usable[first:] + usable[:first]:
+            with configs.override(trial.tile):
+                for times, problem in zip(trial.times, todo):
+                    times.append(timer(problem.run))
+    return trials
+
+
+def _tensors(result: Any) -> list[Tensor]:
+    return [t for t in result if isinstance(t, Tensor)]
+
+
+def _alike(results: list[list[Tensor]], reference: list[list[Tensor]]) -> bool:
+    pairs = zip(itertools.chain(*results), itertools.chain(*reference))
+    return all(
+        (a.float() - b.float()).norm().item() <= _TOLERANCE * b.float().norm().item() for a, b in pairs
+    )
+
+
+def tune(
+    todo: dict[Key, list[Problem]],
+    timer: Timer,
+    tiles: Callable[[str, str, str], Sequence[Tile]] = candidates,
+) -> Iterator[tuple[Key, list[Trial]]]:
+    """Each key with its trials, the fastest first; the winner goes to the cache file at once.
+
+    Args:
+        todo: see `problems`.
+        timer: times one call.
+        tiles: the candidates for (architecture, precision, bucket).
+    """
+    for key, mine in todo.items():
+        _, arch, precision, bucket = key
+        trials = measure([_from_table(key), *tiles(arch, precision, bucket)], mine, timer)
+        trials.sort(key=lambda trial: math.inf if trial.skipped else trial.ms)
+        if not trials[0].skipped:
+            configs.write_cache({key: trials[0].tile})
+        yield key, trials
+
+
+def _from_table(key: Key) -> Tile:
+    family, arch, precision, bucket = key
+    return configs.TABLE[family, configs.nearest(arch), precision, bucket]
+
+
+def report(key: Key, trials: Sequence[Trial], todo: Sequence[Problem]) -> str:
+    """The trials of one key as text."""
+    usable = [trial for trial in trials if not trial.skipped]
+    table = next((trial for trial in usable if trial.tile == _from_table(key)), None)
+    flops = statistics.geometric_mean(problem.flops for problem in todo)
+    lines = [("tile", "warps", "stages", "ms", "TFLOP/s", "speed against the table's", "")]
+    for trial in usable:
+        tile = trial.tile
+        lines.append(
+            (
+                f"{tile.BLOCK_M}x{tile.BLOCK_N}x{tile.BLOCK_K}",
+                str(tile.num_warps),
+                str(tile.num_stages),
+                f"{trial.ms:.4f}",
+                f"{flops / trial.ms / 1e9:.1f}",
+                f"{table.ms / trial.ms:.2f}" if table else "",
+                "table" if trial is table else "",
+            )
+        )
+    skipped = [trial for trial in trials if trial.skipped]
+    reasons = sorted({trial.skipped for trial in skipped})
+    text = f"{' '.join(key)}\n{align(lines)}\n"
+    return text + "".join(
+        f"skipped {sum(t.skipped == reason for t in skipped)}: {reason[:200]}\n" for reason in reasons
+    )
+
+
+def _shape(text: str) -> Shape:
+    try:
+        m, n, k = (int(number) for number in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected M,N,K") from None
+    if min(m, n, k) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected sizes of at least 1")
+    return m, n, k
+
+
+def _benchmark(run: Run) -> float:
+    from triton.testing import do_bench
+
+    return do_bench(run, warmup=10, rep=40, return_mode="median")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Tune and print; 2 where there is no GPU to measure on."""
+    parser = argparse.ArgumentParser("fastmlp.kernels.tune", description=(__doc__ or "").split("\n")[0])
+    families = list(MATRIX_PROBLEMS)
+    parser.add_argument("--family", nargs="+", choices=families, default=families)
+    parser.add_argument("--dtype", nargs="+", choices=list(NUMERICS), default=["bf16", "tf32", "fp32"])
+    parser.add_argument("--shape", nargs="+", type=_shape, metavar="M,N,K", default=list(SHAPES),
+                        help="rows, output and input features of a layer")  # fmt: skip
+    arguments = parser.parse_args(argv)
+    if INTERPRETED:
+        parser.error("TRITON_INTERPRET is set: times would be the interpreter's; unset it")
+    if not torch.cuda.is_available():
+        parser.error("torch sees no GPU, and tiles are measured: run this on the machine that will train")
+    arch = arch_of(torch.empty(0, device="cuda"))
+    todo = problems(arguments.family, arguments.dtype, arguments.shape, arch, "cuda")
+    for key, trials in tune(todo, _benchmark):
+        print(report(key, trials, todo[key]), flush=True)
+    print(f"winners are in {configs.cache_file()}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""The losses' autograd nodes: a whole classifier with its loss, launches, second backwards."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastmlp import backends
+from fastmlp.activations import NAMES, NONE, TABLE, Act
+from fastmlp.backends.base import LossOptions
+from fastmlp.functional import Layer, chain_cross_entropy, cross_entropy
+from fastmlp.kernels.launch import record_launches
+from tests.numerics import assert_as_good_as_torch
+
+
+def classifier(
+    widths: tuple[int, ...], name: str, dtype: torch.dtype, device: str
+) -> tuple[list[Layer], list[Tensor]]:
+    """Layers with a PReLU's or no parameters, and all their leaves."""
+    torch.manual_seed(1)
+    layers = []
+    for i, (k, n) in enumerate(itertools.pairwise(widths)):
+        w = (torch.randn(n, k) / k**0.5).to(device, dtype).requires_grad_()
+        b = torch.randn(n).to(device, dtype).requires_grad_()
+        slope = torch.full((1,), 0.25, device=device, dtype=dtype, requires_grad=True)
+        act = Act(TABLE[name], 0.1 if name == "leaky_relu" else 0.0, slope if name == "prelu" else None)
+        layers.append(Layer(w, b, NONE if i == len(widths) - 2 else act))
+    return layers, [t for w, b, a in layers for t in (w, b, a.weight) if t is not None]
+
+
+def results(
+    backend: str, widths: tuple[int, ...], name: str, dtype: torch.dtype, device: str, **options: Any
+) -> tuple[list[Tensor], list[str]]:
+    layers, leaves = classifier(widths, name, dtype, device)
+    torch.manual_seed(2)
+    x = torch.randn(77, widths[0]).to(device, dtype).requires_grad_()
+    t = torch.randint(widths[-1], (77,)).to(device)
+    t[::5] = -100
+    weight = torch.rand(widths[-1]).to(device, dtype)
+    with backends.use(backend), record_launches() as launches:
+        loss, logits = chain_cross_entropy(x, layers, t, weight, LossOptions(**options), with_logits=True)
+        upstream = torch.tensor(1.5, device=device, dtype=loss.dtype)
+        grads = torch.autograd.grad(loss, [*leaves, x], upstream)
+    assert logits is not None
+    assert not logits.requires_grad
+    return [loss, logits, *grads], [one.name for one in launches]
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("widths", [(30, 20, 7), (30, 20, 15, 256), (12, 3)])
+def test_classifier(name: str, widths: tuple[int, ...], device: str) -> None:
+    """Loss, logits and every gradient, scaled by an upstream of 1.5."""
+    options = {"label_smoothing": 0.1, "z_loss": 1e-2} if name in ("gelu", "relu") else {}
+    ours, names = results("triton", widths, name, torch.float32, device, **options)
+    theirs, _ = results("torch", widths, name, torch.float32, device, **options)
+    exact, _ = results("torch", widths, name, torch.float64, device, **options)
+    depth = len(widths) - 1
+    assert names.count("head_kernel") == 1
+    assert names.count("linear_act_kernel") == depth - 1
+    assert names.count("linear_backward_kernel") == depth
+    for i, (a, b, c) in enumerate(zip(ours, theirs, exact)):
+        assert_as_good_as_torch(a, b, c, f"tensor {i}", roundings=2 * depth + 2)
+
+
+def test_launches_of_a_textbook_step(device: str) -> None:
+    """784-256-10 at batch 256: six launches by the modules (eager makes 13), five with the loss in the head.
+
+    `.backward()` adds torch's own fill of the upstream gradient: seven and six.
+    """
+    layers, _ = classifier((784, 256, 10), "relu", torch.float32, device)
+    x, t = torch.rand(256, 784, device=device), torch.randint(10, (256,), device=device)
+    with backends.use("triton"):
+        from fastmlp.functional import chain
+
+        with record_launches() as modular:
+            cross_entropy(chain(x, layers), t).backward()
+        with record_launches() as headed:
+            chain_cross_entropy(x, layers, t)[0].backward()
+    assert [one.name for one in modular] == [
+        "linear_act_kernel",
+        "linear_act_kernel",
+        "cross_entropy_forward_kernel",
+        "cross_entropy_backward_kernel",
+        "linear_backward_kernel",
+        "linear_backward_kernel",
+    ]
+    assert [one.name for one in headed] == [
+        "linear_act_kernel",
+        "head_kernel",
+        "finish_loss_kernel",
+        "linear_backward_kernel",
+        "linear_backward_kernel",
+    ]
+
+
+def test_second_backward(device: str) -> None:
+    layers, leaves = classifier((9, 8, 4), "tanh", torch.float32, device)
+    x, t = torch.randn(11, 9, device=device), torch.randint(4, (11,), device=device)
+    with backends.use("triton"):
+        loss, _ = chain_cross_entropy(x, layers, t)
+        first = torch.autograd.grad(loss, leaves, retain_graph=True)
+        second = torch.autograd.grad(loss, leaves)
+    assert all(map(torch.equal, first, second))
+
+
+def test_double_backward(device: str) -> None:
+    """A gradient penalty through loss and net equals the one through torch's ops."""
+
+    def penalty(backend: str) -> tuple[Tensor, ...]:
+        layers, leaves = classifier((9, 8, 4), "gelu", torch.float32, device)
+        torch.manual_seed(3)
+        x = torch.randn(11, 9).to(device).requires_grad_()
+        t = torch.randint(4, (11,)).to(device)
+        with backends.use(backend):
+            loss, _ = chain_cross_entropy(x, layers, t)
+            (gx,) = torch.autograd.grad(loss, x, create_graph=True)
+            return torch.autograd.grad(gx.square().sum(), leaves[:-1])
+
+    for ours, theirs in zip(penalty("triton"), penalty("torch")):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_double_backward_of_the_loss(reduction: str, device: str) -> None:
+    def penalty(backend: str) -> Tensor:
+        torch.manual_seed(3)
+        x = torch.randn(6, 5).to(device).requires_grad_()
+        t = torch.randint(5, (6,)).to(device)
+        with backends.use(backend):
+            loss = cross_entropy(x, t, reduction=reduction, label_smoothing=0.1, z_loss=0.1)
+            (gx,) = torch.autograd.grad(loss.sum(), x, create_graph=True)
+            return torch.autograd.grad(gx.square().sum(), x)[0]
+
+    torch.testing.assert_close(penalty("triton"), penalty("torch"), rtol=1e-4, atol=1e-7)
+
+
+def test_frozen_stem(device: str) -> None:
+    """Only the last layer trains: neither dZ nor anything below it is computed."""
+    layers, leaves = classifier((9, 8, 4), "relu", torch.float32, device)
+    for leaf in leaves[:2]:
+        leaf.requires_grad_(False)
+    x, t = torch.randn(11, 9, device=device), torch.randint(4, (11,), device=device)
+    with backends.use("triton"), record_launches() as launches:
+        loss, _ = chain_cross_entropy(x, layers, t)
+        grads = torch.autograd.grad(loss, leaves[2:])
+    assert [one.name for one in launches] == ["linear_act_kernel", "head_kernel", "linear_backward_kernel"]
+    assert launches[1].options["NEED_INPUT"] is False
+    logits = F.linear(F.linear(x, layers[0].weight, layers[0].bias).relu(), layers[1].weight, layers[1].bias)
+    for ours, theirs in zip(grads, torch.autograd.grad(F.cross_entropy(logits, t), leaves[2:])):
+        torch.testing.assert_close(ours, theirs)

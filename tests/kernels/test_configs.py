@@ -1,0 +1,124 @@
+"""The table of tiles and the tuner's cache file."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from fastmlp.kernels import configs
+from fastmlp.kernels.configs import Tile
+
+TILE = Tile(16, 32, 64, 4, 2, 5)
+KEY = ("linear", "sm_90", "half", "narrow")
+
+
+@pytest.fixture(autouse=True)
+def cache_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, and no answer remembered from another one."""
+    monkeypatch.setenv("FASTMLP_CACHE_DIR", str(tmp_path / "cache"))
+    configs._lookup.cache_clear()
+    yield tmp_path / "cache" / "tiles.json"
+    configs._lookup.cache_clear()
+
+
+def families_in_the_table() -> set[str]:
+    return {family for family, *_ in configs.TABLE}
+
+
+def test_the_table_covers_everything() -> None:
+    families = families_in_the_table()
+    assert {"linear", "linear_backward"} <= families <= set(configs.FAMILIES)
+    keys = set(itertools.product(families, configs.ARCHITECTURES, configs.PRECISIONS, configs.BUCKETS))
+    assert keys == set(configs.TABLE)
+
+
+def test_tiles_are_powers_of_two_that_a_matrix_product_takes() -> None:
+    for key, tile in configs.TABLE.items():
+        for size in (tile.BLOCK_M, tile.BLOCK_N, tile.BLOCK_K):
+            assert size >= 16, key
+            assert size & (size - 1) == 0, key
+
+
+@pytest.mark.parametrize(
+    ("arch", "expected"),
+    [
+        ("sm_80", "sm_80"),
+        ("sm_86", "sm_120"),  # 99 KB of shared memory, as sm_120
+        ("sm_89", "sm_120"),
+        ("sm_90", "sm_90"),
+        ("sm_90a", "sm_90"),
+        ("sm_100", "sm_100"),
+        ("sm_103", "sm_100"),
+        ("sm_121", "sm_120"),
+        ("gfx950", "gfx942"),
+        ("sm_75", "sm_80"),
+    ],
+)
+def test_nearest(arch: str, expected: str) -> None:
+    assert configs.nearest(arch) == expected
+
+
+def test_buckets_depend_on_the_weight_alone() -> None:
+    assert configs.bucket(256, 784) == "narrow"
+    assert configs.bucket(512, 1024) == "narrow"  # 2¹⁹ elements: the last narrow one
+    assert configs.bucket(512, 1025) == "wide"
+    assert configs.bucket(4096, 4096) == "wide"
+
+
+def test_precision_class() -> None:
+    assert configs.precision_class(torch.bfloat16, "ieee") == "half"
+    assert configs.precision_class(torch.float16, "ieee") == "half"
+    assert configs.precision_class(torch.float32, "tf32") == "tf32"
+    assert configs.precision_class(torch.float32, "ieee") == "ieee"
+
+
+def test_the_cache_wins_over_the_table_at_once() -> None:
+    before = configs.lookup("linear", "sm_90", "half", 256, 784)
+    assert before == configs.TABLE[KEY]
+    configs.write_cache({KEY: TILE})
+    assert configs.lookup("linear", "sm_90", "half", 256, 784) == TILE
+    assert configs.lookup("linear", "sm_90", "half", 4096, 4096) == configs.TABLE[(*KEY[:3], "wide")]
+    assert configs.lookup("linear_backward", "sm_90", "half", 256, 784) != TILE
+
+
+def test_the_cache_keeps_what_it_had(cache_file: Path) -> None:
+    other = ("linear", "sm_80", "tf32", "wide")
+    configs.write_cache({KEY: TILE})
+    configs.write_cache({other: Tile(64, 64, 32)})
+    assert configs.read_cache() == {KEY: TILE, other: Tile(64, 64, 32)}
+    assert [path.name for path in cache_file.parent.iterdir()] == ["tiles.json"], "a temporary file is left"
+
+
+def test_a_tuned_tile_of_another_gpu_is_not_used() -> None:
+    """sm_86's tiles are sm_86's: neither sm_80 nor the table row that sm_86 falls back to sees them."""
+    configs.write_cache(
+        {("linear", "sm_86", "half", "narrow"): TILE, ("linear", "??", "half", "narrow"): TILE}
+    )
+    assert configs.lookup("linear", "sm_86", "half", 256, 784) == TILE
+    for arch in configs.ARCHITECTURES:
+        assert (
+            configs.lookup("linear", arch, "half", 256, 784)
+            == configs.TABLE["linear", arch, "half", "narrow"]
+        )
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1, 2]", '{"a/b/c/d": 3}', '{"a/b/c/d": {"BLOCK_Q": 1}}', "\x00"])
+def test_a_damaged_cache_is_ignored_aloud(text: str, cache_file: Path) -> None:
+    cache_file.parent.mkdir()
+    cache_file.write_text(text)
+    with pytest.warns(UserWarning, match="tiles.json: ignored"):
+        assert configs.lookup("linear", "sm_90", "half", 256, 784) == configs.TABLE[KEY]
+    with pytest.warns(UserWarning, match="tiles.json: ignored"):
+        configs.write_cache({KEY: TILE})
+    assert configs.read_cache() == {KEY: TILE}
+
+
+def test_override_wins_and_ends() -> None:
+    configs.write_cache({KEY: TILE})
+    with pytest.raises(ZeroDivisionError), configs.override(Tile(64, 64, 64)):
+        assert configs.lookup("linear", "interpret", "half", 1, 1) == Tile(64, 64, 64)
+        assert configs.lookup("linear", "sm_90", "half", 1, 1) == Tile(64, 64, 64)
+        raise ZeroDivisionError
+    assert configs.lookup("linear", "sm_90", "half", 1, 1) == TILE

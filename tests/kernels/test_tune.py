@@ -1,0 +1,128 @@
+"""The tuner, with a clock of our own: it has no GPU to measure here."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from fastmlp.kernels import configs, tune
+from fastmlp.kernels.cases import MATRIX_PROBLEMS, Run
+from fastmlp.kernels.configs import Tile
+from fastmlp.kernels.resources import ARCHITECTURES
+
+SHAPE = (24, 16, 40)
+BEST = Tile(32, 32, 32, 8, 4, 2)
+SLOW = Tile(32, 16, 32, 8, 4, 2)
+BROKEN = Tile(24, 32, 32)  # not a power of two: does not compile
+
+
+@pytest.fixture(autouse=True)
+def cache_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FASTMLP_CACHE_DIR", str(tmp_path))
+    configs._lookup.cache_clear()
+    yield tmp_path
+    configs._lookup.cache_clear()
+
+
+def chosen() -> Tile:
+    """The tile that a launcher would use right now."""
+    return configs.lookup("linear", "sm_90", "half", 1, 1)
+
+
+def clock(run: Run) -> float:
+    run()
+    return {BEST: 1.0, SLOW: 3.0}.get(chosen(), 2.0)
+
+
+def run_tuner(family: str, device: str, dtypes: tuple[str, ...] = ("bf16",)) -> list[tune.Trial]:
+    todo = tune.problems([family], dtypes, [SHAPE], "sm_90", device)
+    ((key, trials),) = tune.tune(todo, clock, lambda *_: [SLOW, BROKEN, BEST])
+    assert key == (family, "sm_90", "half", "narrow")
+    print(tune.report(key, trials, todo[key]))
+    return trials
+
+
+@pytest.mark.parametrize("family", list(MATRIX_PROBLEMS))
+def test_the_winner_is_written_and_looked_up(family: str, device: str) -> None:
+    table = configs.TABLE[family, "sm_90", "half", "narrow"]
+    assert configs.lookup(family, "sm_90", "half", 16, 40) == table
+    trials = run_tuner(family, device)
+    assert [trial.tile for trial in trials] == [BEST, table, SLOW, BROKEN]
+    assert configs.lookup(family, "sm_90", "half", 16, 40) == BEST
+    assert configs.read_cache() == {(family, "sm_90", "half", "narrow"): BEST}
+
+
+def test_a_tile_that_does_not_compile_is_skipped(device: str, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = run_tuner("linear", device)[-1]
+    assert broken.skipped
+    assert "skipped 1: " in capsys.readouterr().out
+
+
+def test_dtypes_that_share_a_key_are_judged_together(device: str) -> None:
+    best, *_ = run_tuner("linear", device, ("bf16", "fp16"))
+    assert best.times == [[1.0] * tune.ROUNDS, [1.0] * tune.ROUNDS]
+
+
+def test_a_tile_with_another_result_is_skipped() -> None:
+    """A miscompiled kernel may well be fast."""
+    right, wrong = torch.ones(3), torch.ones(3) * 1.1
+    problem = tune.Problem(lambda: (wrong if chosen() == BEST else right, None), 1.0)
+    trials = tune.measure([SLOW, BEST], [problem], clock)
+    assert [bool(trial.skipped) for trial in trials] == [False, True]
+
+
+def test_nothing_is_written_where_nothing_ran(cache_dir: Path) -> None:
+    def fail() -> None:
+        raise RuntimeError("out of resource: shared memory")
+
+    todo = {("linear", "sm_90", "half", "narrow"): [tune.Problem(fail, 1.0)]}
+    ((_, trials),) = tune.tune(todo, clock, lambda *_: [BEST])
+    assert all("shared memory" in trial.skipped for trial in trials)
+    assert not list(cache_dir.iterdir())
+
+
+def test_rounds_start_at_another_tile_each() -> None:
+    order: list[Tile] = []
+
+    def record(run: Run) -> float:
+        order.append(chosen())
+        return 1.0
+
+    tiles = [Tile(16, 16, 16 << i) for i in range(3)]
+    tune.measure(tiles, [tune.Problem(lambda: (), 1.0)], record, rounds=3)
+    a, b, c = tiles
+    assert order == [a, b, c, b, c, a, c, a, b]
+
+
+@pytest.mark.parametrize("arch", configs.ARCHITECTURES)
+@pytest.mark.parametrize("precision", configs.PRECISIONS)
+@pytest.mark.parametrize("bucket", configs.BUCKETS)
+def test_candidates_fit_the_machine(arch: str, precision: str, bucket: str) -> None:
+    tiles = tune.candidates(arch, precision, bucket)
+    assert 15 < len(tiles) < 130
+    assert len(set(tiles)) == len(tiles)
+    itemsize = 2 if precision == "half" else 4
+    for tile in tiles:
+        operands = tile.num_stages * (tile.BLOCK_M + tile.BLOCK_N) * tile.BLOCK_K * itemsize
+        assert operands <= ARCHITECTURES[arch].shared_limit
+
+
+def test_bad_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--shape", "1,2"], ["--shape", "0,1,1"], ["--family", "softmax"], ["--dtype", "int8"]):
+        with pytest.raises(SystemExit) as stopped:
+            tune.main(arguments)
+        assert stopped.value.code == 2
+        assert arguments[1] in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to tune")
+def test_no_gpu_is_said() -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "fastmlp.kernels.tune", "--family", "linear"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "no GPU" in done.stderr

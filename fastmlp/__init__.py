@@ -4,4 +4,8 @@
 GPU they run fused Triton kernels, on a CPU plain torch.
 """
 
+from fastmlp import functional
+from fastmlp.modules import MLP, CrossEntropyLoss, LinearAct, Sequential, fuse
+
 __version__ = "0.1.0"
+__all__ = ["MLP", "CrossEntropyLoss", "LinearAct", "Sequential", "functional", "fuse"]

@@ -1,0 +1,48 @@
+"""A linear layer and its activation as one module."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fastmlp.activations import resolve
+from fastmlp.functional.linear import Layer, chain
+
+
+class LinearAct(nn.Linear):
+    """activation(x weightᵀ + bias): ``nn.Linear`` and its activation in one kernel.
+
+    Args:
+        in_features: K.
+        out_features: N.
+        bias: whether there is one.
+        activation: a name of `fastmlp.activations.NAMES`, an instance of its ``nn.Module``, or None.
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Raises:
+        ValueError: an unknown activation.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        activation: str | nn.Module | None = "relu",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device, dtype)
+        resolve(activation)
+        # A module is kept as a child, so that a PReLU's slopes are parameters.
+        self.activation = activation
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., K) to (..., N)."""
+        return chain(input, [Layer(self.weight, self.bias, resolve(self.activation))])
+
+    def extra_repr(self) -> str:
+        """As ``nn.Linear``'s, with the activation where it is no child."""
+        name = "" if isinstance(self.activation, nn.Module) else f", activation={self.activation!r}"
+        return super().extra_repr() + name

@@ -1,0 +1,83 @@
+"""CrossEntropyLoss against nn.CrossEntropyLoss."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from fastmlp import backends
+from fastmlp.modules.loss import CrossEntropyLoss
+from tests.numerics import assert_as_good_as_torch
+
+ARGUMENTS: list[dict[str, Any]] = [
+    {},
+    {"weight": torch.tensor([0.5, 0.0, 2.0, 1.0, 1.5])},
+    {"ignore_index": 2, "reduction": "sum"},
+    {"label_smoothing": 0.1, "reduction": "none"},
+    {"size_average": False},
+    {"reduce": False},
+]
+
+
+@pytest.mark.parametrize("backend", ["auto", "triton"])
+@pytest.mark.parametrize("arguments", ARGUMENTS, ids=str)
+@pytest.mark.filterwarnings("ignore:size_average and reduce:UserWarning")
+def test_values_and_gradients(arguments: dict[str, Any], backend: str, device: str) -> None:
+    target = torch.randint(5, (33,), device=device)
+    x = torch.randn(33, 5, device=device)
+    results = []
+    for kind, dtype in (
+        (CrossEntropyLoss, x.dtype),
+        (nn.CrossEntropyLoss, x.dtype),
+        (nn.CrossEntropyLoss, torch.float64),
+    ):
+        logits = x.to(dtype).requires_grad_()
+        with backends.use(backend):
+            loss = kind(**arguments).to(device, dtype)(logits, target)
+            results.append((loss, torch.autograd.grad(loss.sum(), logits)[0]))
+    for ours, theirs, exact in zip(*results):
+        assert_as_good_as_torch(ours, theirs, exact)
+
+
+def test_signature_is_torchs_and_two_keywords() -> None:
+    theirs = inspect.signature(nn.CrossEntropyLoss).parameters.values()
+    ours = list(inspect.signature(CrossEntropyLoss).parameters.values())
+    assert [(p.name, p.default, p.kind) for p in ours[:-2]] == [(p.name, p.default, p.kind) for p in theirs]
+    assert [(p.name, p.kind) for p in ours[-2:]] == [
+        (n, inspect.Parameter.KEYWORD_ONLY) for n in ("z_loss", "inplace")
+    ]
+
+
+def test_is_an_nn_cross_entropy_loss() -> None:
+    """Same class tree, repr, buffers and state_dict; checkpoints load both ways; copies and pickles."""
+    weight = torch.rand(4)
+    ours, theirs = CrossEntropyLoss(weight, z_loss=0.1), nn.CrossEntropyLoss(weight)
+    assert isinstance(ours, nn.CrossEntropyLoss)
+    assert repr(ours) == repr(theirs)
+    assert dict(ours.named_buffers()).keys() == dict(theirs.named_buffers()).keys()
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    ours.load_state_dict(nn.CrossEntropyLoss(torch.ones(4)).state_dict(), strict=True)
+    x, y = torch.randn(3, 4), torch.tensor([0, 3, 1])
+    for copied in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        assert torch.equal(copied(x, y), ours(x, y))
+    assert ours.double().weight.dtype == torch.float64
+
+
+def test_z_loss_and_inplace_are_passed_on(device: str) -> None:
+    x = torch.randn(6, 5, device=device, requires_grad=True)
+    y = torch.randint(5, (6,), device=device)
+    with backends.use("triton"):
+        logits = x * 1
+        loss = CrossEntropyLoss(z_loss=0.5, inplace=True)(logits, y)
+        plain = nn.CrossEntropyLoss()(x, y) + 0.5 * x.logsumexp(1).square().mean()
+        torch.testing.assert_close(loss, plain)
+        version = logits._version
+        (grad,) = torch.autograd.grad(loss, logits)
+    assert logits._version == version + 1
+    assert grad.data_ptr() == logits.data_ptr()

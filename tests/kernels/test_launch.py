@@ -1,0 +1,160 @@
+"""The one door: what it records, what it pretends, and that a new batch size never recompiles."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+from fastmlp.kernels import launch as door
+from fastmlp.kernels.launch import launch, observe, record_launches
+
+
+@triton.jit
+def add_one_kernel(x_ptr, n, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    tl.store(x_ptr + i, tl.load(x_ptr + i, mask=i < n, other=0.0) + 1, mask=i < n)
+
+
+def add_one(x: torch.Tensor) -> None:
+    launch(add_one_kernel, (1,), x, len(x), BLOCK=16)
+
+
+def test_launches_are_recorded_and_run(device: str) -> None:
+    x = torch.zeros(5, device=device)
+    add_one(x)  # outside: not counted
+    with record_launches() as launches:
+        add_one(x)
+        add_one(x)
+    add_one(x)
+    assert [one.name for one in launches] == ["add_one_kernel"] * 2
+    assert launches[0].grid == (1,)
+    assert launches[0].args[0] is x
+    assert launches[0].args[1] == 5
+    assert launches[0].options == {"BLOCK": 16}
+    assert x.tolist() == [4.0] * 5
+
+
+def test_recordings_nest(device: str) -> None:
+    x = torch.zeros(5, device=device)
+    with record_launches() as outer:
+        add_one(x)
+        with record_launches() as inner:
+            add_one(x)
+    assert (len(outer), len(inner)) == (2, 1)
+
+
+def test_observers_go_when_something_raises() -> None:
+    before = list(door._observers)
+
+    def fail() -> None:
+        with record_launches(), observe(lambda _: None):
+            assert len(door._observers) == len(before) + 2
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert door._observers == before
+
+
+# What follows compiles, which the interpreter, chosen when Triton is imported, cannot.
+
+PRELUDE = """
+import json
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from fastmlp.kernels import cases, configs, launch
+from fastmlp.kernels.compile import specializations, warmup
+from fastmlp.kernels.launch import dry_run, record_launches
+
+SM_90 = GPUTarget("cuda", 90, 32)
+"""
+
+
+def natively(code: str) -> dict[str, list[int]]:
+    """Run ``code`` in a process without the interpreter; what its last line prints, as JSON."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", PRELUDE + code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_dry_run_launches_nothing_and_restores_the_driver() -> None:
+    told = natively("""
+before, x = driver._active, torch.empty(3, device="meta")
+archs = []
+try:
+    with dry_run(SM_90), record_launches() as launches:
+        archs.append(launch.arch_of(x))
+        cases.linear(cases.NUMERICS["bf16"], (5, 6, 7))()
+        raise ZeroDivisionError
+except ZeroDivisionError:
+    pass
+restored = [driver._active is before, not launch._dry]
+with dry_run(GPUTarget("hip", "gfx942", 64)):
+    archs.append(launch.arch_of(x))
+print(json.dumps({"launches": len(launches), "archs": archs, "restored": restored}))
+""")
+    assert told == {"launches": 1, "archs": ["sm_90", "gfx942"], "restored": [True, True]}
+
+
+COUNT = """
+BATCHES = (1, 2, 7, 16, 31, 96, 256, 1000, 4096, 60000)
+def layer(act, previous, **kwargs):
+    def run(m, numerics):
+        cases.linear(numerics, (m, 256, 784), act, keep_z=act in ("gelu", "prelu"))()
+        cases.backward(numerics, (m, 256, 784), act, previous, **kwargs)()
+        cases.backward(numerics, (m, 10, 256), "none", "relu", **kwargs)()
+    return run
+def loss(classes, **kwargs):
+    return lambda m, numerics: cases.cross_entropy(numerics.storage, (m, classes, 1), **kwargs)()
+problems = {
+    "relu": layer("relu", "none"),
+    "gelu": layer("gelu", "gelu", scale=True),
+    "prelu": layer("prelu", "none"),
+    "10 classes": loss(10),
+    "1000 classes": loss(1000, smoothing=0.1),
+    "loss of each row": loss(10, reduction="none"),
+    "probabilities": loss(10, probabilities=True),
+EXTRA
+}
+counts = {}
+with dry_run(SM_90), specializations() as keys:
+    for name, run in problems.items():
+        for dtype in ("bf16", "fp32"):
+            seen = {}  # a kernel's specializations; each launch of a problem is counted by its place
+            for m in BATCHES:
+                with record_launches() as launches:
+                    run(m, cases.NUMERICS[dtype])
+                occurrence = {}
+                for one in launches:
+                    keys.clear()
+                    warmup(one)
+                    # The grid's last layer and its first differ by design, their batch sizes must not.
+                    place = (one.name, occurrence.setdefault(one.name, 0))
+                    occurrence[one.name] += 1
+                    seen.setdefault(place, set()).update(keys)
+            for (kernel, place), found in seen.items():
+                counts[f"{name} {dtype} {kernel} {place}"] = len(found)
+print(json.dumps(counts))
+"""
+
+
+@pytest.fixture(scope="module")
+def counts() -> dict[str, int]:
+    return natively(COUNT.replace("EXTRA", ""))
+
+
+def test_a_new_batch_size_never_recompiles(counts: dict[str, int]) -> None:
+    """Ten batch sizes, with tails, one row, and batches long enough to be split: one kernel each."""
+    assert len(counts) > 30
+    again = {what: count for what, count in counts.items() if count != 1}
+    assert not again, f"compiled again for another batch size: {again}"

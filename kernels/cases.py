@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from fastmlp.kernels import cross_entropy as ce
+from fastmlp.kernels.head import MAX_CLASSES
+from fastmlp.kernels.head import head as head_kernels
 from fastmlp.kernels.linear import linear_act
 from fastmlp.kernels.linear_backward import linear_backward
 
@@ -59,7 +61,7 @@ class Case:
 
 def cases() -> Iterator[Case]:
     """Every kernel in every precision, and every branch of it at least once."""
-    for family in (_linear_cases, _linear_backward_cases, _cross_entropy_cases):
+    for family in (_linear_cases, _linear_backward_cases, _head_cases, _cross_entropy_cases):
         yield from family()
 
 
@@ -165,10 +167,70 @@ def _linear_backward_cases() -> Iterator[Case]:
     yield case("long scale prelu", "bf16", LONG, "prelu", "none", scale=True)
 
 
+def head(
+    numerics: Numerics,
+    shape: Shape,
+    previous_act: str = "relu",
+    device: str = "meta",
+    *,
+    bias: bool = True,
+    class_weight: bool = False,
+    smoothing: float = 0.0,
+    keep_logits: bool = False,
+    need_grad: bool = True,
+    need_input: bool = True,
+    target: torch.dtype = torch.int64,
+) -> Run:
+    """The classifier head on a hidden layer's output; the shape's N is the number of classes."""
+    m, c, k = shape
+    storage, dtype, precision = numerics
+    h = _matrix(m, k, storage if previous_act == "none" else dtype, device)
+    weight = _matrix(c, k, storage, device)
+    b = _vector(c, storage, device) if bias else None
+    classes = torch.zeros(m, dtype=target, device=device)
+    weights = _vector(c, storage, device) if class_weight else None
+    arguments: dict[str, Any] = {
+        "previous_act": previous_act,
+        "previous_saved": _matrix(m, k, dtype, device) if previous_act in _KEEP_Z else h,
+        "previous_slope": 0.01,
+        "reduction": "mean",
+        "ignore_index": -100,
+        "label_smoothing": smoothing,
+        "z_loss": 0.0,
+        "keep_logits": keep_logits,
+        "need_grad": need_grad,
+        "need_input": need_input,
+        "dtype": dtype,
+        "precision": precision,
+    }
+    return lambda: head_kernels(h, weight, b, classes, weights, **arguments)
+
+
+def _head_cases() -> Iterator[Case]:
+    def case(variant: str, dtype: str, shape: Shape, *args: Any, **kwargs: Any) -> Case:
+        return Case("head", variant, dtype, head(NUMERICS[dtype], shape, *args, **kwargs))
+
+    digits, most = (256, 10, 256), (4096, MAX_CLASSES, 4096)
+    for dtype in NUMERICS:
+        yield case("10 classes relu", dtype, digits)
+        yield case(f"{MAX_CLASSES} classes relu", dtype, most)
+    for act in _ACTS[1:]:
+        if act != "prelu":  # its gradient is not the head's
+            yield case(f"{MAX_CLASSES} classes {act}", "bf16", most, act)
+    every = {"class_weight": True, "smoothing": 0.1, "keep_logits": True}
+    yield case("10 classes weight smoothing logits", "bf16", digits, **every)
+    yield case(f"{MAX_CLASSES} classes weight smoothing logits", "bf16", most, **every)
+    yield case("10 classes no-bias uint8", "bf16", digits, bias=False, target=torch.uint8)
+    yield case("10 classes evaluation", "bf16", digits, "none", need_grad=False, keep_logits=True)
+    yield case("10 classes first-layer", "bf16", digits, "none", need_input=False)
+    yield case("ragged gelu", "bf16", RAGGED, "gelu")
+
+
 #: By the table's families: a layer's problem, and how many matrix products it is.
 MATRIX_PROBLEMS: dict[str, tuple[Callable[..., Run], int]] = {
     "linear": (linear, 1),
     "linear_backward": (backward, 2),
+    "head": (head, 2),
 }
 
 
@@ -181,6 +243,7 @@ def cross_entropy(
     weight: bool = False,
     smoothing: float = 0.0,
     reduction: str = "mean",
+    index: torch.dtype = torch.int64,
 ) -> Run:
     """The loss and its gradient."""
     n, c, d = sizes
@@ -188,7 +251,7 @@ def cross_entropy(
     if probabilities:
         target = torch.empty(sizes, dtype=dtype, device=device).fill_(1 / c)
     else:
-        target = torch.zeros(n, d, dtype=torch.int64, device=device)
+        target = torch.zeros(n, d, dtype=index, device=device)
     weights = _vector(c, dtype, device) if weight else None
     upstream = torch.ones((n, d) if reduction == "none" else (), dtype=dtype, device=device)
     options: dict[str, Any] = {
@@ -220,6 +283,7 @@ def _cross_entropy_cases() -> Iterator[Case]:
         yield case(f"{size} classes weight smoothing", "bf16", sizes, **every)
         yield case(f"{size} classes weight none", "bf16", sizes, weight=True, reduction="none")
         yield case(f"{size} classes probabilities", "bf16", sizes, probabilities=True, **every)
+    yield case("10 classes uint8", "bf16", digits, index=torch.uint8)
     yield case("image 19 classes sum", "bf16", (4, 19, 256 * 256), reduction="sum")
 
 

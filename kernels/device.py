@@ -24,7 +24,7 @@ def cast(x, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def store(pointer, value, mask):
+def store(pointer, value, mask=None):
     """Store ``value`` in the pointer's dtype, rounded to the nearest."""
     tl.store(pointer, cast(value, pointer.dtype.element_ty), mask=mask)
 

@@ -140,6 +140,7 @@ def head(
     need_grad: bool,
     need_input: bool,
     dtype: torch.dtype,
+    loss_dtype: torch.dtype,
     precision: str,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """The loss of h weightᵀ + bias against class indices, with its gradients.
@@ -157,7 +158,7 @@ def head(
     def empty(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
         return torch.empty(shape, device=h.device, dtype=dtype)
 
-    loss = empty(dtype=torch.float32)
+    loss = empty(dtype=loss_dtype)
     sums = empty(2 * programs + 1, dtype=torch.float32)
     denominator, partial = sums[0], sums[1:]
     logits = empty(m, c) if keep_logits else None

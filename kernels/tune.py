@@ -24,14 +24,16 @@ from fastmlp.kernels import configs
 from fastmlp.kernels.cases import MATRIX_PROBLEMS, NUMERICS, Run, Shape
 from fastmlp.kernels.compile import align
 from fastmlp.kernels.configs import Key, Tile
+from fastmlp.kernels.head import MAX_CLASSES
 from fastmlp.kernels.launch import INTERPRETED, arch_of
 from fastmlp.kernels.resources import ARCHITECTURES
 
 #: Milliseconds that a call takes.
 Timer = Callable[[Run], float]
 
-#: Two narrow weights and two wide ones.
+#: Two narrow weights and two wide ones; a head's are as narrow as its classes are few.
 SHAPES: tuple[Shape, ...] = ((256, 256, 784), (1024, 512, 512), (1024, 1024, 1024), (4096, 4096, 4096))
+HEAD_SHAPES: tuple[Shape, ...] = ((256, 10, 256), (1024, 100, 1024), (4096, 256, 4096))
 ROUNDS = 3
 # Two tiles add in different orders; a wrong one is far off.
 _TOLERANCE = 0.02
@@ -59,7 +61,7 @@ class Trial:
         return statistics.geometric_mean(statistics.median(times) for times in self.times)
 
 
-def candidates(arch: str, precision: str, bucket: str) -> list[Tile]:
+def candidates(family: str, arch: str, precision: str, bucket: str) -> list[Tile]:
     """Tiles worth a try: nearly square, accumulators fit the registers, operands the shared memory."""
     architecture = ARCHITECTURES[configs.nearest(arch)]
     itemsize = 2 if precision == "half" else 4
@@ -68,6 +70,9 @@ def candidates(arch: str, precision: str, bucket: str) -> list[Tile]:
     sides = (32, 64, 128) if bucket == "narrow" else (64, 128, 256)
     reductions = (16, 32) if precision == "ieee" else (32, 64, 128)
     stages = (1, 2) if architecture.target.backend == "hip" else (2, 3, 4)
+    if family == "head":  # the classes are its BLOCK_N
+        rows = itertools.product((16, 32, 64), reductions, (4, 8), stages)
+        return [Tile(m, 0, k, 1, warps, depth) for m, k, warps, depth in rows]
     found = []
     for m, n, k, warps, depth in itertools.product(sides, sides, reductions, (4, 8), stages):
         fits = depth * (m + n) * k * itemsize <= architecture.shared_limit
@@ -78,11 +83,21 @@ def candidates(arch: str, precision: str, bucket: str) -> list[Tile]:
 
 
 def problems(
-    families: Iterable[str], dtypes: Iterable[str], shapes: Iterable[Shape], arch: str, device: str
+    families: Iterable[str],
+    dtypes: Iterable[str],
+    shapes: Iterable[Shape] | None,
+    arch: str,
+    device: str,
 ) -> dict[Key, list[Problem]]:
-    """What to time, by the key of the table that it decides."""
+    """What to time, by the key of the table that it decides; on typical shapes if none are given."""
     found: dict[Key, list[Problem]] = {}
-    for family, dtype, shape in itertools.product(families, dtypes, shapes):
+    todo = (
+        (family, dtype, shape)
+        for family in families
+        for dtype in dtypes
+        for shape in shapes or (HEAD_SHAPES if family == "head" else SHAPES)
+    )
+    for family, dtype, shape in todo:
         make, products = MATRIX_PROBLEMS[family]
         numerics, (m, n, k) = NUMERICS[dtype], shape
         precision = configs.precision_class(numerics.compute, numerics.precision)
@@ -134,18 +149,17 @@ def _alike(results: list[list[Tensor]], reference: list[list[Tensor]]) -> bool:
 def tune(
     todo: dict[Key, list[Problem]],
     timer: Timer,
-    tiles: Callable[[str, str, str], Sequence[Tile]] = candidates,
+    tiles: Callable[..., Sequence[Tile]] = candidates,
 ) -> Iterator[tuple[Key, list[Trial]]]:
     """Each key with its trials, the fastest first; the winner goes to the cache file at once.
 
     Args:
         todo: see `problems`.
         timer: times one call.
-        tiles: the candidates for (architecture, precision, bucket).
+        tiles: the candidates for a key.
     """
     for key, mine in todo.items():
-        _, arch, precision, bucket = key
-        trials = measure([_from_table(key), *tiles(arch, precision, bucket)], mine, timer)
+        trials = measure([_from_table(key), *tiles(*key)], mine, timer)
         trials.sort(key=lambda trial: math.inf if trial.skipped else trial.ms)
         if not trials[0].skipped:
             configs.write_cache({key: trials[0].tile})
@@ -206,9 +220,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     families = list(MATRIX_PROBLEMS)
     parser.add_argument("--family", nargs="+", choices=families, default=families)
     parser.add_argument("--dtype", nargs="+", choices=list(NUMERICS), default=["bf16", "tf32", "fp32"])
-    parser.add_argument("--shape", nargs="+", type=_shape, metavar="M,N,K", default=list(SHAPES),
-                        help="rows, output and input features of a layer")  # fmt: skip
+    parser.add_argument(
+        "--shape", nargs="+", type=_shape, metavar="M,N,K", help="rows, output and input features of a layer"
+    )
     arguments = parser.parse_args(argv)
+    if "head" in arguments.family and any(n > MAX_CLASSES for _, n, _ in arguments.shape or ()):
+        parser.error(f"--shape: a head has at most {MAX_CLASSES} output features; leave it out of --family")
     if INTERPRETED:
         parser.error("TRITON_INTERPRET is set: times would be the interpreter's; unset it")
     if not torch.cuda.is_available():

@@ -19,8 +19,6 @@ CHOICES = ("auto", "torch", "triton")
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _MINIMUM_TRITON = (3, 5)
 
-_forced: str | None = None
-
 
 class Choice(NamedTuple):
     """The backend for some tensors, and why; None stands for ATen's ops with ATen's autograd."""
@@ -29,20 +27,9 @@ class Choice(NamedTuple):
     reason: str
 
 
-@contextmanager
-def use(name: str) -> Iterator[None]:
-    """Force the backend inside the ``with`` block, as ``FASTMLP_BACKEND=name`` does for a process."""
-    global _forced
-    before, _forced = _forced, _checked(name, "name")
-    try:
-        yield
-    finally:
-        _forced = before
-
-
-def requested() -> str:
-    """``auto``, ``torch`` or ``triton``: what the `use` block or ``FASTMLP_BACKEND`` asks for."""
-    return _forced or _checked(os.environ.get("FASTMLP_BACKEND", "auto"), "FASTMLP_BACKEND")
+_COMPILING = Choice(None, "under torch.compile Inductor fuses torch's own ops")
+_ASKED_FOR_TORCH = Choice(None, "torch's own ops are asked for")
+_NOT_ON_A_GPU = Choice(None, "off the GPU torch's own ops are the fastest")
 
 
 def _checked(name: str, where: str) -> str:
@@ -51,26 +38,51 @@ def _checked(name: str, where: str) -> str:
     return name
 
 
-def choose(tensor: Tensor, dtype: torch.dtype | None = None) -> Choice:
-    """The backend for work on ``tensor``, computed in ``dtype`` (by default the tensor's).
+# Read once: looking into the environment at every forward would cost as much as all the rest here.
+_requested = _checked(os.environ.get("FASTMLP_BACKEND", "auto"), "FASTMLP_BACKEND")
+
+
+def requested() -> str:
+    """``auto``, ``torch`` or ``triton``: what the `use` block, else ``FASTMLP_BACKEND``, asks for."""
+    return _requested
+
+
+@contextmanager
+def use(name: str) -> Iterator[None]:
+    """Force the backend inside the ``with`` block, as ``FASTMLP_BACKEND=name`` does for a process."""
+    global _requested
+    before, _requested = _requested, _checked(name, "name")
+    try:
+        yield
+    finally:
+        _requested = before
+
+
+def compute_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype that matrix products run in: autocast's where that is on, else the tensor's."""
+    kind = tensor.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
+
+
+def choose(tensor: Tensor) -> Choice:
+    """The backend for work on ``tensor``. On a CPU this is a part of a microsecond.
 
     Raises:
         RuntimeError: Triton is asked for and cannot run.
     """
     if torch.compiler.is_compiling():
-        return Choice(None, "under torch.compile Inductor fuses torch's own ops")
-    request = requested()
-    if request == "torch":
-        return Choice(None, "FASTMLP_BACKEND=torch")
-    if request == "auto" and not tensor.is_cuda:
-        return Choice(None, f"on a {tensor.device.type} torch's own ops are the fastest")
-    dtype = dtype or tensor.dtype
+        return _COMPILING
+    if _requested == "torch":
+        return _ASKED_FOR_TORCH
+    if _requested == "auto" and not tensor.is_cuda:
+        return _NOT_ON_A_GPU
+    dtype = compute_dtype(tensor)
     if dtype not in KERNEL_DTYPES:
         return Choice(None, f"the kernels do not compute in {dtype}")
     problem = triton_problem(tensor.is_cuda)
     if problem is None:
         return Choice(_triton_backend(), "Triton kernels")
-    if request == "triton":
+    if _requested == "triton":
         raise RuntimeError(f"FASTMLP_BACKEND=triton: {problem}")
     return Choice(None, problem)
 

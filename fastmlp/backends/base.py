@@ -43,7 +43,7 @@ class LossOptions(NamedTuple):
 class HeadResult(NamedTuple):
     """What the classifier head leaves; the gradients are those of the *sum* of the rows' losses."""
 
-    loss: Tensor  # (), float32
+    loss: Tensor  # ()
     denominator: Tensor  # (): what the loss was divided by
     logits: Tensor | None  # (M, C)
     dlogits: Tensor | None  # (M, C)
@@ -132,6 +132,7 @@ class Backend(ABC):
         need_grad: bool,
         need_input: bool,
         dtype: torch.dtype,
+        loss_dtype: torch.dtype,
     ) -> HeadResult:
         """The loss ("mean" or "sum") of logits h weightᵀ + bias, with its gradients.
 

@@ -127,6 +127,7 @@ class TorchBackend(Backend):
         need_grad: bool,
         need_input: bool,
         dtype: torch.dtype,
+        loss_dtype: torch.dtype,
     ) -> HeadResult:
         """See `Backend.head`."""
         logits, _ = self.linear_act(h, weight, bias, NONE, False, dtype)
@@ -152,7 +153,8 @@ class TorchBackend(Backend):
                 dz = dlogits @ weight.to(dtype)
                 if previous_saved is not None:
                     dz = dz * previous_act.derivative(previous_saved)
-        return HeadResult(total / denominator, denominator, logits if keep_logits else None, dlogits, dz)
+        loss = (total / denominator).to(loss_dtype)
+        return HeadResult(loss, denominator, logits if keep_logits else None, dlogits, dz)
 
 
 def _chunks(logits: Tensor) -> list[slice]:

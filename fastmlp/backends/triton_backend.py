@@ -115,6 +115,7 @@ class TritonBackend(Backend):
         need_grad: bool,
         need_input: bool,
         dtype: torch.dtype,
+        loss_dtype: torch.dtype,
     ) -> HeadResult:
         """See `Backend.head`."""
         result = head(
@@ -130,6 +131,7 @@ class TritonBackend(Backend):
             need_grad=need_grad,
             need_input=need_input,
             dtype=dtype,
+            loss_dtype=loss_dtype,
             precision=_precision(dtype),
             **options._asdict(),
         )

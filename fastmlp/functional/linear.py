@@ -92,13 +92,13 @@ def chain(input: Tensor, layers: Sequence[Layer]) -> Tensor:
     Raises:
         ValueError, TypeError, RuntimeError: as `linear_act`.
     """
-    dtype = compute_dtype(input)
-    backend = backends.choose(input, dtype).backend
+    backend = backends.choose(input).backend
     check_chain(input, layers)
     if backend is None or not fits_kernels(input, layers):
         return aten_chain(input, layers)
     rows = input.reshape(-1, input.shape[-1])
     acts, params = split_layers(layers)
+    dtype = backends.compute_dtype(input)
     return Chain.apply(backend, dtype, acts, rows, *params).view(
         *input.shape[:-1], layers[-1].weight.shape[0]
     )
@@ -117,12 +117,6 @@ def split_layers(layers: Sequence[Layer]) -> tuple[list[Act], list[Tensor | None
     """Activations without tensors, and all tensors flat: weight, bias, PReLU's weight a layer."""
     acts = [layer.act._replace(weight=None) for layer in layers]
     return acts, [t for weight, bias, act in layers for t in (weight, bias, act.weight)]
-
-
-def compute_dtype(input: Tensor) -> torch.dtype:
-    """The dtype that the matrix products run in: autocast's where that is on, else the input's."""
-    kind = input.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else input.dtype
 
 
 def fits_kernels(input: Tensor, layers: Sequence[Layer]) -> bool:

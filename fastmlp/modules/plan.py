@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Union
 
 from torch import nn
 from torch.nn.modules import module as torch_module
@@ -12,7 +11,7 @@ from fastmlp.activations import Act, from_module
 from fastmlp.functional.linear import Layer
 
 #: A run of linear layers, each with its activation; or a module that runs as itself.
-Stage = Union[list[Layer], nn.Module]
+Stage = list[Layer] | nn.Module
 
 
 def plan(children: Iterable[nn.Module]) -> list[Stage]:
@@ -62,15 +61,20 @@ def _flat(children: Iterable[nn.Module]) -> Iterable[nn.Module]:
     from fastmlp.modules.sequential import Sequential
 
     for child in children:
-        if type(child) in (nn.Sequential, Sequential) and untouched(child):
+        if (
+            isinstance(child, nn.Sequential)
+            and type(child) in (nn.Sequential, Sequential)
+            and untouched(child)
+        ):
             yield from _flat(child)
         else:
             yield child
 
 
 def _is_identity(child: nn.Module) -> bool:
-    kind = type(child)
-    return kind is nn.Identity or (kind is nn.Dropout and (not child.training or child.p == 0))
+    if isinstance(child, nn.Dropout):
+        return type(child) is nn.Dropout and (not child.training or child.p == 0)
+    return type(child) is nn.Identity
 
 
 def _fits(act: Act, layer: Layer) -> bool:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from fastmlp.backends import choose
+from fastmlp.backends.base import LossOptions
 from fastmlp.functional.linear import chain
-from fastmlp.modules.plan import plan
+from fastmlp.functional.loss import chain_cross_entropy
+from fastmlp.modules.loss import CrossEntropyLoss
+from fastmlp.modules.plan import plan, untouched
 
 
 class Sequential(nn.Sequential):
@@ -17,6 +21,31 @@ class Sequential(nn.Sequential):
 
     def forward(self, input: Tensor) -> Tensor:
         """Run the children in order; see `plan` for what is fused."""
+        if choose(input).backend is None:
+            return super().forward(input)  # the same ops, without the planning
         for stage in plan(self):
             input = chain(input, stage) if isinstance(stage, list) else stage(input)
         return input
+
+    def cross_entropy(
+        self, input: Tensor, target: Tensor, loss: CrossEntropyLoss
+    ) -> tuple[Tensor, Tensor] | None:
+        """``loss(self(input), target)`` with the last layer and the loss in one kernel, and the logits.
+
+        The logits have no gradient. None where the kernels do not run here, or the children do not
+        end in a chain that the head could close: then call the two modules.
+        """
+        if choose(input).backend is None or loss.inplace or not (untouched(self) and untouched(loss)):
+            return None
+        stages = plan(self)
+        if not stages or type(self).forward is not Sequential.forward:
+            return None
+        *before, last = stages
+        if not isinstance(last, list):
+            return None
+        for stage in before:
+            input = chain(input, stage) if isinstance(stage, list) else stage(input)
+        options = LossOptions(loss.ignore_index, loss.reduction, loss.label_smoothing, loss.z_loss)
+        value, logits = chain_cross_entropy(input, last, target, loss.weight, options, with_logits=True)
+        assert logits is not None
+        return value, logits

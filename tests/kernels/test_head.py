@@ -30,7 +30,8 @@ def check(h: Tensor, w: Tensor, b: Tensor | None, t: Tensor, cw: Tensor | None, 
     ours = TritonBackend().head(*arguments, **options)
     theirs = TorchBackend().head(*arguments, **options)
     exact = TorchBackend().head(
-        *map(exactly, arguments), **{k: exactly(v) for k, v in options.items()} | {"dtype": torch.float64}
+        *map(exactly, arguments),
+        **{k: exactly(v) for k, v in options.items()} | {"dtype": torch.float64, "loss_dtype": torch.float64},
     )
     for name, a, c, e in zip(HeadResult._fields, ours, theirs, exact):
         assert (a is None) == (e is None), name
@@ -73,6 +74,7 @@ def test_random_problem(name: str, dtype: torch.dtype, seed: int, device: str) -
         need_grad=True,
         need_input=rng.random() < 0.8,
         dtype=dtype,
+        loss_dtype=dtype,
     )
 
 
@@ -92,6 +94,7 @@ def run(t: Tensor, classes: int = 5, **options: Any) -> HeadResult:
         need_grad=True,
         need_input=True,
         dtype=torch.float32,
+        loss_dtype=torch.float32,
     )
 
 
@@ -135,6 +138,7 @@ def test_evaluation_computes_no_gradient(device: str) -> None:
         need_grad=False,
         need_input=True,
         dtype=torch.float32,
+        loss_dtype=torch.float32,
     )
     assert result.dlogits is None
     assert result.dz is None

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from fastmlp.kernels import configs, tune
 from fastmlp.kernels.cases import MATRIX_PROBLEMS, Run
 from fastmlp.kernels.configs import Tile
@@ -29,7 +30,7 @@ def cache_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def chosen() -> Tile:
-    """The tile that a launcher would use right now."""
+    """The tile that any launcher would use right now."""
     return configs.lookup("linear", "sm_90", "half", 1, 1)
 
 
@@ -39,7 +40,7 @@ def clock(run: Run) -> float:
 
 
 def run_tuner(family: str, device: str, dtypes: tuple[str, ...] = ("bf16",)) -> list[tune.Trial]:
-    todo = tune.problems([family], dtypes, [SHAPE], "sm_90", device)
+    todo = tune.problems([family], dtypes, [SHAPE], "sm_90", device)  # the key's arch; it runs on `device`
     ((key, trials),) = tune.tune(todo, clock, lambda *_: [SLOW, BROKEN, BEST])
     assert key == (family, "sm_90", "half", "narrow")
     print(tune.report(key, trials, todo[key]))
@@ -98,12 +99,11 @@ def test_rounds_start_at_another_tile_each() -> None:
     assert order == [a, b, c, b, c, a, c, a, b]
 
 
-@pytest.mark.parametrize("arch", configs.ARCHITECTURES)
-@pytest.mark.parametrize("precision", configs.PRECISIONS)
-@pytest.mark.parametrize("bucket", configs.BUCKETS)
-def test_candidates_fit_the_machine(arch: str, precision: str, bucket: str) -> None:
-    tiles = tune.candidates(arch, precision, bucket)
-    assert 15 < len(tiles) < 130
+@pytest.mark.parametrize("key", configs.TABLE, ids="-".join)
+def test_candidates_fit_the_machine(key: configs.Key) -> None:
+    _, arch, precision, _ = key
+    tiles = tune.candidates(*key)
+    assert 10 < len(tiles) < 130
     assert len(set(tiles)) == len(tiles)
     itemsize = 2 if precision == "half" else 4
     for tile in tiles:
@@ -112,11 +112,17 @@ def test_candidates_fit_the_machine(arch: str, precision: str, bucket: str) -> N
 
 
 def test_bad_arguments(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["--shape", "1,2"], ["--shape", "0,1,1"], ["--family", "softmax"], ["--dtype", "int8"]):
+    for *arguments, said in (
+        ["--shape", "1,2", "'1,2', expected M,N,K"],
+        ["--shape", "0,1,1", "'0,1,1', expected sizes of at least 1"],
+        ["--shape", "1,257,1", "at most 256 output features"],
+        ["--family", "softmax", "'softmax'"],
+        ["--dtype", "int8", "'int8'"],
+    ):
         with pytest.raises(SystemExit) as stopped:
             tune.main(arguments)
         assert stopped.value.code == 2
-        assert arguments[1] in capsys.readouterr().err
+        assert said in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to tune")

@@ -1,0 +1,220 @@
+"""The command line: ``fastmlp train`` and ``fastmlp info``."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from enum import Enum
+from importlib import metadata
+from pathlib import Path
+from typing import NoReturn
+
+try:
+    import typer
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Table
+except ImportError as error:  # pragma: no cover
+    sys.exit(f"fastmlp: the command line needs more ({error}): pip install 'fastmlp[train]'")
+
+import torch
+from torch import nn
+
+import fastmlp
+from fastmlp import activations, backends
+from fastmlp.data import DataError, Images, load, synthetic
+from fastmlp.training import Epoch, TrainingError, fit, save
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=True,
+    help="Multilayer perceptrons for PyTorch, fused.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+
+class Dataset(str, Enum):
+    """The data sets by name."""
+
+    fashion_mnist = "fashion-mnist"
+    synthetic = "synthetic"
+
+
+class Dtype(str, Enum):
+    """What the matrix products run in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+def fail(message: str, code: int = 1) -> NoReturn:
+    """One line on stderr, and out."""
+    errors.print(f"[red]error:[/] {message}", soft_wrap=True)
+    raise typer.Exit(code)
+
+
+@app.command(
+    epilog="Example: fastmlp train --data ../shared/data --hidden 512,256 --activation gelu --lr 0.05"
+)
+def train(
+    data: Path | None = typer.Option(None, help="Directory that holds FashionMNIST/raw; default: download."),
+    dataset: Dataset = typer.Option(Dataset.fashion_mnist, help="What to train on."),
+    epochs: int = typer.Option(10, min=0, help="Passes over the training set."),
+    batch_size: int = typer.Option(256, min=1, help="Examples a step."),
+    lr: float = typer.Option(0.1, help="Learning rate of SGD."),
+    hidden: str = typer.Option("256", help="Widths of the hidden layers, such as 512,256; empty for none."),
+    activation: str = typer.Option("relu", help="One of " + ", ".join(activations.NAMES) + "."),
+    seed: int = typer.Option(0, help="Of the initial weights and the batch order."),
+    device: str = typer.Option("", help="cpu, cuda, cuda:1; default: the GPU if there is one."),
+    dtype: Dtype = typer.Option(Dtype.float32, help="Of the matrix products; parameters stay float32."),
+    out: Path = typer.Option(Path("runs/mlp.safetensors"), help="Where the trained net is saved."),
+) -> None:
+    """Train an MLP: by default the book's 784-256-10 on Fashion-MNIST."""
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if where.type == "cuda" and not torch.cuda.is_available():
+        fail(f"--device {device}: torch sees no GPU here", 2)
+    widths = _widths(hidden)
+    if activation not in activations.NAMES:
+        fail(f"--activation {activation}: expected one of {', '.join(activations.NAMES)}", 2)
+    try:
+        if dataset is Dataset.synthetic:
+            train_set, test_set = synthetic(seed=0)
+        else:
+            train_set, test_set = load(data, lambda text: errors.print(f"[yellow]{text}[/]", soft_wrap=True))
+    except DataError as error:
+        fail(str(error))
+    torch.manual_seed(seed)
+    net = _net([train_set.features, *widths, len(train_set.classes)], activation).to(where)
+    choice = backends.choose(next(net.parameters()))
+    console.print(
+        f"{'-'.join(map(str, [train_set.features, *widths, len(train_set.classes)]))} {activation}, "
+        f"{train_set.name}, {len(train_set):,} examples, batch {batch_size}, SGD {lr}, {dtype.value}, "
+        f"{where} ({choice.reason})"
+    )
+    try:
+        history = _fit(net, train_set, test_set, epochs, batch_size, lr, seed, dtype)
+    except TrainingError as error:
+        fail(str(error))
+    try:
+        save(
+            net,
+            out,
+            {
+                "widths": [train_set.features, *widths, len(train_set.classes)],
+                "activation": activation,
+                "classes": list(train_set.classes),
+                "dataset": train_set.name,
+                "fastmlp": fastmlp.__version__,
+            },
+        )
+    except OSError as error:
+        fail(f"--out {out}: {error.strerror or error}")
+    last = history.epochs[-1] if history.epochs else None
+    rate = len(train_set) * len(history.epochs) / history.seconds if history.seconds else 0.0
+    result = f"test accuracy {last.test_accuracy:.4f}, " if last and last.test_accuracy is not None else ""
+    console.print(
+        f"[bold]{len(history.epochs)} epochs in {history.seconds:.2f} s[/] "
+        f"({rate:,.0f} examples/s with the tests), {result}saved to {out}"
+    )
+
+
+def _widths(text: str) -> list[int]:
+    try:
+        widths = [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        widths = [0]
+    if any(width < 1 for width in widths):
+        fail(f"--hidden {text}: expected positive widths with commas between them, such as 512,256", 2)
+    return widths
+
+
+def _net(widths: list[int], activation: str) -> fastmlp.Sequential:
+    """Linear layers as the book starts them: weights of std 0.01, torch's own biases."""
+    layers: list[nn.Module] = []
+    for i in range(len(widths) - 1):
+        layers.append(nn.Linear(widths[i], widths[i + 1]))
+        if i < len(widths) - 2 and activation != "none":
+            layers.append(_module(activation))
+    net = fastmlp.Sequential(*layers)
+
+    def init_weights(module: nn.Module) -> None:
+        if type(module) is nn.Linear:
+            nn.init.normal_(module.weight, std=0.01)
+
+    net.apply(init_weights)
+    return net
+
+
+def _module(activation: str) -> nn.Module:
+    return nn.GELU("tanh") if activation == "gelu_tanh" else activations.TABLE[activation].module()
+
+
+def _fit(
+    net: fastmlp.Sequential,
+    train_set: Images,
+    test_set: Images,
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    seed: int,
+    dtype: Dtype,
+) -> fastmlp.training.History:
+    """Train with a progress bar on a terminal, and a line for each epoch anywhere."""
+    columns = (
+        TextColumn("epoch {task.fields[epoch]}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("examples, {task.fields[rate]:,.0f}/s"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=len(train_set) * epochs, epoch=1, rate=0.0)
+
+        def on_epoch(epoch: Epoch) -> None:
+            progress.update(task, epoch=min(epoch.number + 1, epochs), rate=epoch.examples_per_second)
+            console.print(
+                f"epoch {epoch.number:3d}  train loss {epoch.train_loss:.4f}  "
+                f"train accuracy {epoch.train_accuracy:.4f}  test accuracy {epoch.test_accuracy:.4f}  "
+                f"{epoch.examples_per_second:,.0f} examples/s"
+            )
+
+        return fit(
+            net,
+            train_set,
+            test_set,
+            epochs=epochs,
+            batch_size=batch_size,
+            lr=lr,
+            seed=seed,
+            dtype=getattr(torch, dtype.value),
+            on_batch=lambda count: progress.advance(task, count),
+            on_epoch=on_epoch,
+        )
+
+
+@app.command(epilog="Example: FASTMLP_BACKEND=torch fastmlp info")
+def info() -> None:
+    """Versions, the device, and which backend would run and why."""
+    table = Table(show_header=False, box=None)
+    table.add_row("fastmlp", fastmlp.__version__)
+    table.add_row("python", platform.python_version())
+    for name in ("torch", "triton", "torchvision", "safetensors"):
+        try:
+            table.add_row(name, metadata.version(name))
+        except metadata.PackageNotFoundError:
+            table.add_row(name, "not installed")
+    table.add_row("FASTMLP_BACKEND", backends.requested())
+    devices = [torch.device("cpu"), *(torch.device("cuda", i) for i in range(torch.cuda.device_count()))]
+    for device in devices:
+        try:
+            choice = backends.choose(torch.empty(1, device=device))
+            chosen = f"{choice.backend.name if choice.backend else 'torch'}: {choice.reason}"
+        except RuntimeError as error:
+            chosen = f"cannot run: {error}"
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+        table.add_row(f"on {device} ({name})", chosen)
+    console.print(table)

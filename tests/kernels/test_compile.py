@@ -1,0 +1,294 @@
+"""The offline compilation report: what it reads, what it lets pass, and what it must not."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fastmlp.activations import NAMES
+from fastmlp.kernels import compile as report
+from fastmlp.kernels import configs, resources
+from fastmlp.kernels.cases import MATRIX_PROBLEMS, NUMERICS, cases
+from fastmlp.kernels.compile import Row, align
+from fastmlp.kernels.resources import ARCHITECTURES, Resources
+
+GOOD = Row(
+    "sm_90",
+    "linear",
+    "linear_act_kernel",
+    "narrow relu",
+    "bf16",
+    "64x32x64 w4 s3",
+    needs_tensor_cores=True,
+    resources=Resources(48, 0, 36864, {"wgmma.mma_async": 4}),
+)
+assert GOOD.resources is not None
+SPILLS = replace(GOOD, resources=replace(GOOD.resources, local=8))
+TOO_LARGE = replace(GOOD, resources=replace(GOOD.resources, shared=227 * 1024 + 1))
+NO_TENSOR_CORES = replace(GOOD, resources=replace(GOOD.resources, tensor_cores={}))
+BROKEN = replace(GOOD, resources=None, error="CompilationError: no")
+
+
+def test_a_good_kernel_passes() -> None:
+    assert GOOD.problems() == []
+    assert replace(NO_TENSOR_CORES, needs_tensor_cores=False).problems() == []
+    full = replace(GOOD.resources, shared=ARCHITECTURES["sm_90"].shared_limit)
+    assert replace(GOOD, resources=full).problems() == []
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (SPILLS, "8 bytes of local memory"),
+        (TOO_LARGE, "232449 bytes of shared memory, the limit is 232448"),
+        (replace(TOO_LARGE, arch="gfx942"), "the limit is 65536"),
+        (NO_TENSOR_CORES, "no tensor-core instruction"),
+        (BROKEN, "does not compile: CompilationError: no"),
+    ],
+)
+def test_the_gate(
+    row: Row, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One bad row among good ones is marked, counted, and makes the exit code 1."""
+    monkeypatch.setattr(report, "INTERPRETED", False)
+    monkeypatch.setattr(report, "tasks", lambda arch: [(replace(GOOD, arch=arch), None)] * 2)
+
+    def run(rows: list[Row]) -> tuple[int, str]:
+        monkeypatch.setattr(report, "compile_all", lambda todo, jobs: iter(rows))
+        code = report.main(["--arch", row.arch])
+        return code, capsys.readouterr().out
+
+    good = replace(GOOD, arch=row.arch)
+    assert run([good, good])[0] == 0
+    code, out = run([good, row])
+    assert code == 1
+    (marked,) = [line for line in out.splitlines() if "<--" in line]
+    assert said in marked
+    assert "1 FAIL" in out
+
+
+def run_report(
+    *arguments: str, cache: Path | None = None, interpret: bool = False
+) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["FASTMLP_CACHE_DIR"] = str(cache or "/nonexistent")
+    if interpret:
+        environment["TRITON_INTERPRET"] = "1"
+    command = [sys.executable, "-m", "fastmlp.kernels.compile", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def test_report(tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    words = ["linear narrow relu bf16", "linear narrow relu fp32", "10 classes bf16"]
+    done = run_report("--arch", "sm_90", "gfx942", "-k", *words, "--json", str(file))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"linear_act_kernel +narrow relu +bf16 .* 0 .*wgmma\.mma_async \d", done.stdout)
+    assert re.search(r"^sm_90: 4 kernels, \d+ registers at most, 0 spill, .*, all pass$", done.stdout, re.M)
+    kernels = json.loads(file.read_text())["kernels"]
+    assert [(k["arch"], k["kernel"], k["dtype"]) for k in kernels] == [
+        (arch, kernel, dtype)
+        for arch in ("sm_90", "gfx942")
+        for kernel, dtype in (
+            ("linear_act_kernel", "bf16"),
+            ("linear_act_kernel", "fp32"),
+            ("cross_entropy_forward_kernel", "bf16"),
+            ("cross_entropy_backward_kernel", "bf16"),
+        )
+    ]
+    for kernel in kernels:
+        assert 8 < kernel["resources"]["registers"] < 512
+        assert kernel["problems"] == []
+    half, full = kernels[0], kernels[1]
+    assert half["resources"]["shared"] > 0
+    assert half["needs_tensor_cores"]
+    assert not full["needs_tensor_cores"]
+    assert "v_mfma" in kernels[4]["resources"]["tensor_cores"]
+
+
+def test_bad_tiles_fail(tmp_path: Path) -> None:
+    """What a launcher would look up is what is compiled: a tuner's bad tiles are found out.
+
+    One does not fit the shared memory, one does not compile; the rest of the report goes on.
+    """
+    tiles = {
+        "linear/sm_90/half/narrow": {"BLOCK_M": 256, "BLOCK_N": 256, "BLOCK_K": 128, "num_stages": 3},
+        "linear/sm_90/half/wide": {"BLOCK_M": 24, "BLOCK_N": 64, "BLOCK_K": 64},
+    }
+    (tmp_path / "tiles.json").write_text(json.dumps(tiles))
+    words = [f"linear {size} relu {dtype}" for size in ("narrow", "wide") for dtype in ("bf16", "fp32")]
+    done = run_report("--arch", "sm_90", "-k", *words, cache=tmp_path)
+    assert done.returncode == 1, done.stdout + done.stderr
+    lines = [line for line in done.stdout.splitlines() if "<--" in line]
+    assert len(lines) == 2
+    assert "bytes of shared memory, the limit is 232448" in next(ln for ln in lines if "256x256x128" in ln)
+    assert "does not compile" in next(ln for ln in lines if "24x64x64" in ln)
+    assert "4 kernels" in done.stdout
+    assert "2 FAIL" in done.stdout
+    assert f"tiles of {tmp_path}" in done.stdout
+
+
+def test_a_compiler_that_crashes_is_one_row(tmp_path: Path) -> None:
+    script = tmp_path / "crash.py"
+    script.write_text("""
+import os
+from dataclasses import replace
+from fastmlp.kernels import compile as report
+ROWS = [report.Row("sm_90", "family", str(i), "", "", "", False) for i in range(4)]
+def compile_task(arch, index):
+    if index == 1:
+        os.abort()
+    return replace(ROWS[index], error="fine")
+report.compile_task = compile_task
+report.tasks = lambda arch: [(row, None) for row in ROWS]
+if __name__ == "__main__":
+    print([(r.kernel, r.error) for r in report.compile_all([("sm_90", i) for i in range(4)], 2)])
+""")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+    expected = [("0", "fine"), ("1", "the compiler crashed"), ("2", "fine"), ("3", "fine")]
+    assert done.stdout.strip() == str(expected), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--arch", "sm_70"], "invalid choice: 'sm_70'"),
+        (["--jobs", "0"], "--jobs: 0, expected at least 1"),
+        (["--arch", "sm_90", "-k", "no such case"], "no case has any of these words"),
+    ],
+)
+def test_wrong_arguments(
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(report, "INTERPRETED", False)
+    monkeypatch.setattr(report, "tasks", lambda arch: [(GOOD, None)])
+    try:
+        code = report.main(arguments)
+    except SystemExit as stopped:
+        code = stopped.code
+    assert code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_interpreter_is_refused() -> None:
+    done = run_report("--arch", "sm_90", interpret=True)
+    assert done.returncode == 2
+    assert "TRITON_INTERPRET is set" in done.stderr
+
+
+def test_every_kernel_has_a_case() -> None:
+    """A kernel that nobody compiles is a kernel that breaks unseen."""
+    code = """
+import importlib, json, pkgutil
+import fastmlp.kernels
+from triton import JITFunction
+from fastmlp.kernels.compile import tasks
+kernels = set()
+for module in pkgutil.iter_modules(fastmlp.kernels.__path__):
+    for name, value in vars(importlib.import_module(f"fastmlp.kernels.{module.name}")).items():
+        if name.endswith("_kernel") and isinstance(value, JITFunction):
+            kernels.add(name)
+print(json.dumps([sorted(kernels), sorted({row.kernel for row, _ in tasks("sm_90")})]))
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    kernels, compiled = json.loads(done.stdout)
+    assert kernels == compiled
+    assert "linear_backward_kernel" in kernels
+
+
+def test_cases_cover_activations_and_precisions() -> None:
+    every = list(cases())
+    assert len({(c.family, c.variant, c.dtype) for c in every}) == len(every), "two cases have one name"
+    for family in MATRIX_PROBLEMS:
+        mine = [case for case in every if case.family == family]
+        assert {case.dtype for case in mine} == set(NUMERICS)
+        words = {word for case in mine if case.dtype == "bf16" for word in re.split(r"[ =]", case.variant)}
+        assert set(NAMES) - {"none"} <= words | ({"prelu"} if family == "head" else set()), family
+    assert set(MATRIX_PROBLEMS) == set(configs.FAMILIES)
+
+
+def test_align() -> None:
+    text = align([("name", "n", "ms", ""), ("a", "10", "1.5", ""), ("bcdef", "", "20.25", "<-- no")])
+    assert text.splitlines() == ["name    n     ms", "a      10    1.5", "bcdef     20.25  <-- no"]
+
+
+PTX = """
+.target sm_90a
+// mma.sync is not used here
+\t@%p1 bra $L1;
+\twgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {%r1}, %rd1, %rd2, 1, 1, 1, 0, 1;
+\twgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {%r1}, %rd1, %rd2, 1, 1, 1, 0, 1;
+\tmma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%f1}, {%r1}, {%r2}, {%f2};
+\t@%p2 tcgen05.mma.cta_group::1.kind::f16 [%r1 + 0], %rd1, %rd2, %r3, %p4;
+"""
+
+
+def test_tensor_core_instructions_are_counted_by_kind() -> None:
+    assert resources.tensor_cores(PTX) == {"wgmma.mma_async": 2, "mma.sync": 1, "tcgen05.mma": 1}
+    assert resources.tensor_cores("\tv_mfma_f32_32x32x8_bf16 a[0:15], v[0:1]\n\tv_add_f32 v0") == {
+        "v_mfma": 1
+    }
+    assert resources.tensor_cores("\tfma.rn.f32 %f1, %f2, %f3;") == {}
+
+
+def test_usage_of_a_cubin() -> None:
+    text = (
+        " Function k:\n  REG:255 STACK:136 SHARED:0 LOCAL:16 CONSTANT[0]:984 TEXTURE:0 SURFACE:0 SAMPLER:0\n"
+    )
+    assert resources.of_resource_usage(text) == (255, 152)
+
+
+def test_usage_of_amds_assembly() -> None:
+    text = """
+    .private_segment_fixed_size: {local}
+    .sgpr_count:     30
+    .sgpr_spill_count: 3
+    .vgpr_count:     254
+    .vgpr_spill_count: {spilled}
+"""
+    assert resources.of_amdgcn(text.format(local=0, spilled=0)) == (254, 0)
+    assert resources.of_amdgcn(text.format(local=64, spilled=5)) == (254, 64)
+    assert resources.of_amdgcn(text.format(local=0, spilled=5)) == (254, 20)
+
+
+@pytest.fixture
+def no_cuobjdump(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """Triton comes without NVIDIA's tools; the directory given is all of PATH."""
+
+    class Nothing:
+        @property
+        def cuobjdump(self) -> None:
+            raise RuntimeError("Cannot find cuobjdump")
+
+    class Knobs:
+        nvidia = Nothing()
+
+    monkeypatch.setattr(resources, "knobs", Knobs())
+    monkeypatch.setenv("PATH", str(tmp_path))
+    resources.cuobjdump.cache_clear()
+    yield tmp_path
+    resources.cuobjdump.cache_clear()
+
+
+def test_cuobjdump_of_the_path(no_cuobjdump: Path) -> None:
+    tool = no_cuobjdump / "cuobjdump"
+    tool.write_text("#!/bin/sh\n")
+    tool.chmod(0o755)
+    assert resources.cuobjdump() == str(tool)
+
+
+@pytest.mark.usefixtures("no_cuobjdump")
+def test_no_cuobjdump_is_said() -> None:
+    with pytest.raises(RuntimeError, match="TRITON_CUOBJDUMP_PATH"):
+        resources.cuobjdump()

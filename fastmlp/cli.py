@@ -32,8 +32,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+console = Console(highlight=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 class Dataset(str, Enum):
@@ -53,7 +53,7 @@ class Dtype(str, Enum):
 
 def fail(message: str, code: int = 1) -> NoReturn:
     """One line on stderr, and out."""
-    errors.print(f"[red]error:[/] {message}", soft_wrap=True)
+    errors.print(f"[red]error:[/] {message}")
     raise typer.Exit(code)
 
 
@@ -84,7 +84,7 @@ def train(
         if dataset is Dataset.synthetic:
             train_set, test_set = synthetic(seed=0)
         else:
-            train_set, test_set = load(data, lambda text: errors.print(f"[yellow]{text}[/]", soft_wrap=True))
+            train_set, test_set = load(data, lambda text: errors.print(f"[yellow]{text}[/]"))
     except DataError as error:
         fail(str(error))
     torch.manual_seed(seed)

@@ -44,9 +44,9 @@ NARROW: Shape = (256, 256, 784)
 WIDE: Shape = (4096, 4096, 4096)
 RAGGED: Shape = (256, 10, 250)  # a classifier's last layer: nothing a multiple of 16
 LONG: Shape = (60000, 64, 256)  # few tiles of dW over a long batch: several programs share each
-# f' needs the input of these, so their forward keeps it.
-_KEEP_Z = ("gelu", "gelu_tanh", "silu", "prelu")
-_ACTS = ("relu", "leaky_relu", "sigmoid", "tanh", "prelu", "gelu", "gelu_tanh", "silu")
+# By the registers that f' takes. It needs the input of the heavy ones, so their forward keeps it.
+_LIGHT = ("relu", "leaky_relu", "sigmoid", "tanh")
+_HEAVY = ("prelu", "gelu", "gelu_tanh", "silu")
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,10 @@ def _linear_cases() -> Iterator[Case]:
         yield Case("linear", "narrow relu", dtype, linear(numerics, NARROW))
         yield Case("linear", "wide relu", dtype, linear(numerics, WIDE))
     bf16 = NUMERICS["bf16"]
-    for act in _ACTS[1:]:
-        for size, shape in (("narrow", NARROW), ("wide", WIDE)):
-            keep = act in _KEEP_Z
-            variant = f"{size} {act}{' keep_z' if keep else ''}"
-            yield Case("linear", variant, "bf16", linear(bf16, shape, act, keep_z=keep))
+    for act in _LIGHT[1:]:
+        yield Case("linear", f"narrow {act}", "bf16", linear(bf16, NARROW, act))
+    for act in _HEAVY:
+        yield Case("linear", f"wide {act} keep_z", "bf16", linear(bf16, WIDE, act, keep_z=True))
     yield Case("linear", "narrow none no-bias", "bf16", linear(bf16, NARROW, "none", bias=False))
     for dtype in ("bf16", "tf32", "fp32"):
         yield Case("linear", "ragged none", dtype, linear(NUMERICS[dtype], RAGGED, "none"))
@@ -149,7 +148,9 @@ def _linear_backward_cases() -> Iterator[Case]:
         yield case("narrow epilogue=relu", dtype, NARROW)
         yield case("wide epilogue=relu", dtype, WIDE)
         yield case("narrow first-layer", dtype, NARROW, "none", "none", need_input=False)
-    for act in _ACTS:
+    for act in _LIGHT:
+        yield case(f"narrow prologue={act} epilogue={act}", "bf16", NARROW, act, act)
+    for act in _HEAVY:
         before = "none" if act == "prelu" else act  # a PReLU is never undone in the epilogue
         for size, shape in (("narrow", NARROW), ("wide", WIDE)):
             yield case(f"{size} prologue={act} epilogue={before}", "bf16", shape, act, before)
@@ -191,7 +192,7 @@ def head(
     weights = _vector(c, storage, device) if class_weight else None
     arguments: dict[str, Any] = {
         "previous_act": previous_act,
-        "previous_saved": _matrix(m, k, dtype, device) if previous_act in _KEEP_Z else h,
+        "previous_saved": _matrix(m, k, dtype, device) if previous_act in _HEAVY else h,
         "previous_slope": 0.01,
         "reduction": "mean",
         "ignore_index": -100,
@@ -200,6 +201,7 @@ def head(
         "keep_logits": keep_logits,
         "need_grad": need_grad,
         "need_input": need_input,
+        "loss_dtype": storage,
         "dtype": dtype,
         "precision": precision,
     }
@@ -211,12 +213,14 @@ def _head_cases() -> Iterator[Case]:
         return Case("head", variant, dtype, head(NUMERICS[dtype], shape, *args, **kwargs))
 
     digits, most = (256, 10, 256), (4096, MAX_CLASSES, 4096)
+    yield case(f"{MAX_CLASSES} classes narrow", "autocast", (256, MAX_CLASSES, 256))
     for dtype in NUMERICS:
         yield case("10 classes relu", dtype, digits)
         yield case(f"{MAX_CLASSES} classes relu", dtype, most)
-    for act in _ACTS[1:]:
-        if act != "prelu":  # its gradient is not the head's
-            yield case(f"{MAX_CLASSES} classes {act}", "bf16", most, act)
+    for act in _LIGHT[1:]:
+        yield case(f"10 classes {act}", "bf16", digits, act)
+    for act in _HEAVY[1:]:  # a PReLU's gradient is not the head's
+        yield case(f"{MAX_CLASSES} classes {act}", "bf16", most, act)
     every = {"class_weight": True, "smoothing": 0.1, "keep_logits": True}
     yield case("10 classes weight smoothing logits", "bf16", digits, **every)
     yield case(f"{MAX_CLASSES} classes weight smoothing logits", "bf16", most, **every)

@@ -80,13 +80,16 @@ def _rows() -> Iterator[tuple[Key, Tile]]:
             yield (family, arch, "ieee", "wide"), Tile(64, 64, 16, 8, 8, 2)
         # The head's BLOCK_N is its classes. 16 rows, so that a batch of 256 fills 16 multiprocessors.
         for bucket in BUCKETS:
-            yield ("head", arch, "half", bucket), Tile(16, 0, 64, 1, 4, 2)
+            yield (
+                ("head", arch, "half", bucket),
+                Tile(16, 0, 32, 1, 4, 2) if amd else Tile(16, 0, 64, 1, 8, 2),
+            )
             yield ("head", arch, "tf32", bucket), Tile(16, 0, 32, 1, 4, 2)
-            yield ("head", arch, "ieee", bucket), Tile(16, 0, 32, 1, 8, 2)
+            yield ("head", arch, "ieee", bucket), Tile(16, 0, 16, 1, 8, 2)
     # f' in the backward's prologue takes registers, and two spilled: found by the compiler report.
     yield ("linear_backward", "sm_80", "half", "wide"), Tile(128, 128, 32, 8, 8, 4)
     yield ("linear_backward", "sm_90", "half", "wide"), Tile(128, 64, 64, 8, 8, 3)
-    yield ("linear_backward", "sm_100", "half", "narrow"), Tile(64, 32, 32, 8, 4, 4)
+    yield ("linear_backward", "sm_100", "half", "narrow"), Tile(64, 64, 32, 8, 4, 4)
 
 
 # In the interpreter a program costs far more than its arithmetic: few, larger tiles.

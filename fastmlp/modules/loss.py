@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
 
 from fastmlp.functional.loss import cross_entropy
@@ -13,14 +11,29 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
     """``torch.nn.CrossEntropyLoss``, and what `fastmlp.functional.cross_entropy` has besides.
 
     Args:
-        *args: as ``nn.CrossEntropyLoss``'s.
+        weight: of the classes, (C,).
+        size_average: deprecated, as torch's.
+        ignore_index: class indices that count for nothing.
+        reduce: deprecated, as torch's.
+        reduction: "none", "mean" or "sum".
+        label_smoothing: in [0, 1].
         z_loss: see `fastmlp.functional.cross_entropy`.
         inplace: see `fastmlp.functional.cross_entropy`.
-        **kwargs: as ``nn.CrossEntropyLoss``'s.
     """
 
-    def __init__(self, *args: Any, z_loss: float = 0.0, inplace: bool = False, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        size_average: bool | None = None,
+        ignore_index: int = -100,
+        reduce: bool | None = None,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+        *,
+        z_loss: float = 0.0,
+        inplace: bool = False,
+    ) -> None:
+        super().__init__(weight, size_average, ignore_index, reduce, reduction, label_smoothing)
         self.z_loss = z_loss
         self.inplace = inplace
 

@@ -27,7 +27,10 @@ def save(net: nn.Module, path: Path | str, metadata: dict[str, Any] | None = Non
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().cpu().clone() for name, tensor in net.state_dict().items()}
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in net.state_dict().items()
+    }
     data = to_bytes(tensors, {"fastmlp": json.dumps(metadata or {})})
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
     try:

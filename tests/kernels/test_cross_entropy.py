@@ -111,7 +111,7 @@ def torchs(problem: Problem, grad: Tensor | None, dtype: torch.dtype) -> tuple[T
         if not target.is_floating_point():
             kept = target != p.ignore_index
             count = kept.to(dtype) if p.weight is None else p.weight[target.where(kept, 0)] * kept
-            extra = extra * kept
+            extra = extra.where(kept, 0)
         loss = loss + {"none": extra, "sum": extra.sum(), "mean": extra.sum() / count.sum()}[p.reduction]
     (dx,) = torch.autograd.grad(loss, x, torch.ones_like(loss) if grad is None else grad.to(dtype))
     return loss, dx

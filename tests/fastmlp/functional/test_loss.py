@@ -264,6 +264,13 @@ def test_autocast(backend: str, weight_dtype: torch.dtype, device: str) -> None:
     torch.testing.assert_close(got, wanted)
 
 
+@pytest.mark.usefixtures("triton")
+def test_float64_under_autocast_stays_float64(device: str) -> None:
+    x, target = torch.randn(4, 5, device=device).double(), torch.randint(5, (4,), device=device)
+    with torch.autocast(device, torch.bfloat16):
+        assert torch.equal(cross_entropy(x, target), F.cross_entropy(x, target))
+
+
 def call(*args: Any, **kwargs: Any) -> Callable[[Callable[..., Tensor]], Tensor]:
     return lambda function: function(*args, **kwargs)
 

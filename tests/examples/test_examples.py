@@ -1,0 +1,32 @@
+"""The book's two versions train, and give the same curve."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from fastmlp.data import synthetic
+
+_EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+def example(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The example as a module, on a small synthetic set."""
+    spec = importlib.util.spec_from_file_location(name, _EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "load", lambda data, say: synthetic(train=600, test=100))
+    return module
+
+
+@pytest.mark.parametrize("name", ["from_scratch", "concise"])
+def test_it_trains(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    example(name, monkeypatch).main(data=None, epochs=2, batch_size=256, lr=0.1, seed=0)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert "train_loss=2.3" in lines[0]

@@ -1,0 +1,92 @@
+"""Public functions: values on both backends, and errors that name the argument."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fastmlp import backends
+from fastmlp.activations import NAMES, TABLE
+from fastmlp.functional import linear_act, mlp
+
+
+@pytest.fixture(params=["torch", "triton"], autouse=True)
+def _backend(request: pytest.FixtureRequest):
+    with backends.use(request.param):
+        yield
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "prelu"])
+def test_linear_act_by_name(name: str, device: str) -> None:
+    x, w, b = (torch.randn(s, device=device) for s in ((2, 3, 5), (4, 5), (4,)))
+    module = nn.GELU("tanh") if name == "gelu_tanh" else TABLE[name].module()
+    torch.testing.assert_close(linear_act(x, w, b, name), module(F.linear(x, w, b)), rtol=1e-5, atol=1e-6)
+
+
+def test_activation_as_a_module(device: str) -> None:
+    x, w = torch.randn(7, 5, device=device), torch.randn(4, 5, device=device)
+    for module in (nn.LeakyReLU(0.3), nn.PReLU(4, init=0.1).to(device), nn.GELU("tanh"), nn.Identity()):
+        expected = module(F.linear(x, w))
+        torch.testing.assert_close(linear_act(x, w, None, module), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_prelu_of_several_slopes_acts_on_dimension_1(device: str) -> None:
+    """As torch's: for (N, C, L) inputs the slopes belong to C, not to the features."""
+    x, w = torch.randn(2, 3, 5, device=device), torch.randn(3, 5, device=device)
+    module = nn.PReLU(3).to(device)
+    with torch.no_grad():
+        module.weight.copy_(torch.tensor([0.1, 0.5, -0.3]))
+    torch.testing.assert_close(linear_act(x, w, None, module), module(F.linear(x, w)), rtol=1e-5, atol=1e-6)
+
+
+def test_mlp_has_no_activation_after_the_last_layer(device: str) -> None:
+    x, w1, w2, b1 = (torch.randn(s, device=device) for s in ((6, 5), (4, 5), (3, 4), (4,)))
+    expected = F.linear(F.linear(x, w1, b1).tanh(), w2)
+    torch.testing.assert_close(mlp(x, [w1, w2], [b1, None], "tanh"), expected, rtol=1e-5, atol=1e-6)
+    assert mlp(x, [w1, w2]).shape == (6, 3)
+
+
+def test_float64_is_torchs(device: str) -> None:
+    x, w = torch.randn(6, 5, device=device).double(), torch.randn(4, 5, device=device).double()
+    torch.testing.assert_close(linear_act(x, w), F.linear(x, w).relu(), rtol=1e-12, atol=1e-12)
+
+
+X, W, B = torch.randn(6, 5), torch.randn(4, 5), torch.randn(4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ((torch.tensor(1.0), W, B), ValueError, r"input: expected \(\.\.\., features\), got a scalar"),
+        (
+            (torch.randn(6, 7), W, B),
+            ValueError,
+            r"weight: expected \(N, 7\) to fit input \(6, 7\), got \(4, 5\)",
+        ),
+        ((X, torch.randn(5), B), ValueError, r"weight: expected \(N, 5\) .* got \(5,\)"),
+        ((X, torch.randn(1, 4, 5), B), ValueError, r"weight: expected .* got \(1, 4, 5\)"),
+        ((X, W, torch.randn(5)), ValueError, r"bias: expected \(4,\), got \(5,\)"),
+        ((X, W, torch.randn(4, 1)), ValueError, r"bias: expected \(4,\), got \(4, 1\)"),
+        ((X, W.long(), B), TypeError, r"input and weight: expected floating dtypes, got .*int64"),
+        ((X.long(), W, B), TypeError, r"input and weight: expected floating dtypes, got torch\.int64"),
+        ((X, W.double(), B), TypeError, r"weight: expected torch\.float32 as the input, got torch\.float64"),
+        ((X, W, B.half()), TypeError, r"bias: expected torch\.float32 as the input, got torch\.float16"),
+        ((X, W.to("meta"), B), RuntimeError, r"weight: expected on cpu as the input, got meta"),
+        ((X, W, B, "swish"), ValueError, r"activation: 'swish' is not one of"),
+        ((X, W, B, nn.PReLU(3)), ValueError, r"activation: PReLU's weight has 3 slopes for 4 features"),
+    ],
+)
+def test_bad_input(arguments: tuple, error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        linear_act(*arguments)
+
+
+def test_bad_lists() -> None:
+    with pytest.raises(ValueError, match="weights, biases: expected one of each a layer, got 2 and 1"):
+        mlp(X, [W, W], [B])
+    with pytest.raises(ValueError, match="weights, biases"):
+        mlp(X, [])
+    with pytest.raises(ValueError, match=r"weight of layer 1: expected \(N, 4\) to fit layer 0, 4 features"):
+        mlp(X, [W, W])

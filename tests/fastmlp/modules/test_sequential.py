@@ -1,0 +1,243 @@
+"""fastmlp.Sequential is an nn.Sequential: everything but forward is torch's, and forward agrees."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections import OrderedDict
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+import fastmlp
+from fastmlp import backends
+from fastmlp.kernels.launch import record_launches
+
+
+@pytest.fixture(params=["torch", "triton"])
+def backend(request: pytest.FixtureRequest):
+    with backends.use(request.param):
+        yield request.param
+
+
+def pair(device: str, *children: nn.Module) -> tuple[nn.Sequential, fastmlp.Sequential]:
+    """torch's and ours with equal parameters."""
+    theirs = nn.Sequential(*children).to(device)
+    return theirs, fastmlp.Sequential(*copy.deepcopy(theirs)).to(device)
+
+
+def agree(theirs: nn.Module, ours: nn.Module, x: Tensor, loose: float = 1) -> None:
+    """Outputs, and gradients of input and parameters."""
+    results = []
+    for net in (theirs, ours):
+        xi = x.clone().requires_grad_()
+        torch.manual_seed(3)
+        y = net(xi)
+        grads = torch.autograd.grad(y.square().sum(), [xi, *net.parameters()])
+        results.append([y, *grads])
+    for a, b in zip(*results):
+        torch.testing.assert_close(b, a, rtol=1e-4 * loose, atol=1e-5 * loose)
+
+
+ACTIVATIONS = [
+    nn.ReLU(),
+    nn.ReLU(inplace=True),
+    nn.LeakyReLU(0.2),
+    nn.Sigmoid(),
+    nn.Tanh(),
+    nn.GELU(),
+    nn.GELU("tanh"),
+    nn.SiLU(),
+    nn.PReLU(),
+    nn.PReLU(7),
+    nn.Identity(),
+    nn.ELU(),
+    nn.Softplus(),
+]
+
+
+@pytest.mark.parametrize("act", ACTIVATIONS, ids=str)
+def test_activations(act: nn.Module, backend: str, device: str) -> None:
+    """In the table or not."""
+    theirs, ours = pair(device, nn.Linear(5, 7), act, nn.Linear(7, 3))
+    agree(theirs, ours, torch.randn(6, 5, device=device))
+
+
+def test_structures(backend: str, device: str) -> None:
+    """Flatten, norms, nested and odd orders."""
+    nets = [
+        (nn.Flatten(), nn.Linear(20, 7), nn.ReLU(), nn.Linear(7, 3)),
+        (nn.Linear(5, 7), nn.LayerNorm(7), nn.ReLU(), nn.Linear(7, 3), nn.Softmax(-1)),
+        (nn.Linear(5, 7), nn.Sequential(nn.Tanh(), nn.Linear(7, 3)), nn.ReLU()),
+        (nn.ReLU(), nn.Linear(5, 7), nn.ReLU(), nn.ReLU(), nn.Tanh()),
+        (nn.Linear(5, 4, bias=False), nn.Linear(4, 3)),
+        (nn.Linear(5, 4), nn.Identity(), nn.ReLU()),
+    ]
+    for children in nets:
+        theirs, ours = pair(device, *children)
+        shape = (6, 4, 5) if isinstance(children[0], nn.Flatten) else (6, 5)
+        agree(theirs, ours, torch.randn(shape, device=device))
+
+
+def test_leading_dimensions(backend: str, device: str) -> None:
+    theirs, ours = pair(device, nn.Linear(5, 7), nn.PReLU(4), nn.Linear(7, 3))
+    agree(theirs, ours, torch.randn(2, 4, 5, device=device))
+
+
+def test_the_modules_are_torchs_own() -> None:
+    net = fastmlp.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))
+    assert isinstance(net, nn.Sequential)
+    assert type(net[0]) is nn.Linear
+    assert type(net[:2]) is fastmlp.Sequential
+    assert len(net.append(nn.ReLU())) == 4
+    assert repr(net) == repr(nn.Sequential(*net))
+    named = fastmlp.Sequential(OrderedDict(hidden=nn.Linear(5, 4), act=nn.ReLU()))
+    assert list(named.state_dict()) == ["hidden.weight", "hidden.bias"]
+
+
+def test_apply_as_in_the_book() -> None:
+    def init_weights(m: nn.Module) -> None:
+        if type(m) == nn.Linear:  # noqa: E721
+            nn.init.normal_(m.weight, std=0.01)
+
+    net = fastmlp.Sequential(nn.Flatten(), nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 10))
+    net.apply(init_weights)
+    assert 0.009 < net[1].weight.std() < 0.011
+
+
+def test_checkpoints_load_both_ways() -> None:
+    theirs, ours = pair("cpu", nn.Linear(5, 4), nn.PReLU(), nn.Linear(4, 3))
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    buffer = io.BytesIO()
+    torch.save(ours, buffer)
+    buffer.seek(0)
+    again = torch.load(buffer, weights_only=False)
+    assert type(again) is fastmlp.Sequential
+    x = torch.randn(2, 5)
+    assert torch.equal(again(x), ours(x))
+    assert torch.equal(copy.deepcopy(ours)(x), ours(x))
+
+
+def hook_all(module: nn.Module, tag: str, seen: list[str]) -> None:
+    """Note every call of a forward, forward-pre and backward hook; the forward hook doubles the output."""
+    module.register_forward_hook(lambda m, i, o: seen.append(tag) or o * 2)
+    module.register_forward_pre_hook(lambda m, i: seen.append(tag + " pre"))
+    module.register_full_backward_hook(lambda m, gi, go: seen.append(tag + " back"))
+
+
+def test_hooks_fire(backend: str, device: str) -> None:
+    """On each kind of child, forward and backward, and with their effect on values."""
+    x = torch.randn(6, 5, device=device)
+    for index in range(3):
+        theirs, ours = pair(device, nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3))
+        seen: list[str] = []
+        for net, tag in ((theirs, "theirs"), (ours, "ours")):
+            hook_all(net[index], tag, seen)
+        agree(theirs, ours, x)
+        for tag in ("ours", "ours pre", "ours back"):
+            assert seen.count(tag) == seen.count(tag.replace("ours", "theirs")) == 1
+
+
+def test_global_hooks_fire(backend: str, device: str) -> None:
+    _, ours = pair(device, nn.Linear(5, 7), nn.ReLU())
+    seen: list[type] = []
+    handle = nn.modules.module.register_module_forward_hook(lambda m, i, o: seen.append(type(m)))
+    try:
+        ours(torch.randn(2, 5, device=device))
+    finally:
+        handle.remove()
+    assert seen == [nn.Linear, nn.ReLU, fastmlp.Sequential]
+
+
+def test_children_of_another_kind_run_as_themselves(backend: str, device: str) -> None:
+    """Parametrized, weight-normed, subclassed, with a forward of their own."""
+
+    class Doubled(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return 2 * super().forward(input)
+
+    own = nn.Linear(5, 7)
+    own.forward = lambda input: input[:, :1].expand(-1, 7)  # type: ignore[method-assign]
+    x = torch.randn(6, 5, device=device)
+    assert torch.equal(fastmlp.Sequential(own, nn.ReLU())(x), x[:, :1].expand(-1, 7).relu())
+    for child in (
+        Doubled(5, 7),
+        parametrizations.weight_norm(nn.Linear(5, 7)),
+        parametrizations.spectral_norm(nn.Linear(5, 7)).eval(),
+    ):
+        theirs, ours = pair(device, child, nn.ReLU(), nn.Linear(7, 3))
+        ours.train(child.training)
+        theirs.train(child.training)
+        agree(theirs, ours, x)
+
+
+def test_dropout(backend: str, device: str) -> None:
+    """Identity in eval mode, torch's own in training."""
+    theirs, ours = pair(device, nn.Linear(5, 64), nn.ReLU(), nn.Dropout(0.5), nn.Linear(64, 3))
+    x = torch.randn(6, 5, device=device)
+    agree(theirs, ours, x)
+    agree(theirs.eval(), ours.eval(), x)
+    assert ours.train()(x).ne(ours(x)).any()
+
+
+def test_eval_dropout_does_not_break_the_chain(device: str) -> None:
+    net = fastmlp.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Dropout(0.5), nn.Linear(7, 3)).to(device)
+    x = torch.randn(6, 5, device=device)
+    with backends.use("triton"):
+        for mode, nodes in ((True, 2), (False, 1)):
+            with record_launches() as launches:
+                net.train(mode)(x).sum().backward()
+            assert len(launches) == 4
+            folded = [one.options["PREVIOUS_ACT"] for one in launches if "PREVIOUS_ACT" in one.options]
+            assert ("relu" in folded) is (nodes == 1)
+
+
+def test_three_steps_of_an_optimizer(backend: str, device: str) -> None:
+    theirs, ours = pair(device, nn.Linear(5, 7), nn.GELU(), nn.Linear(7, 3))
+    x, y = torch.randn(20, 5, device=device), torch.randint(3, (20,), device=device)
+    for net, loss in ((theirs, nn.CrossEntropyLoss()), (ours, fastmlp.CrossEntropyLoss())):
+        optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss(net(x), y).backward()
+            optimizer.step()
+    for a, b in zip(theirs.parameters(), ours.parameters()):
+        torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-5)
+
+
+def test_fused_loss_equals_the_two_modules(device: str) -> None:
+    net = fastmlp.Sequential(nn.Flatten(), nn.Linear(20, 7), nn.ReLU(), nn.Linear(7, 3)).to(device)
+    x, y = torch.randn(6, 4, 5, device=device), torch.randint(3, (6,), device=device)
+    loss = fastmlp.CrossEntropyLoss(label_smoothing=0.1)
+    assert backends.requested() == "auto"
+    with backends.use("triton"):
+        fused = net.cross_entropy(x, y, loss)
+        assert fused is not None
+        torch.testing.assert_close(fused[0], loss(net(x), y), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(fused[1], net(x), rtol=1e-5, atol=1e-6)
+        net[3].register_forward_hook(lambda m, i, o: None)
+        assert net.cross_entropy(x, y, loss) is None
+    with backends.use("torch"):
+        assert net.cross_entropy(x, y, loss) is None
+
+
+@pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
+def test_compiles_to_one_graph(compiler: str) -> None:
+    """No graph break, and the loss with it."""
+    net = fastmlp.MLP(12, [8, 3], activation_layer=nn.GELU)
+    loss = fastmlp.CrossEntropyLoss()
+    x, y = torch.randn(6, 12), torch.randint(3, (6,))
+    compiled = torch.compile(lambda x, y: loss(net(x), y), fullgraph=True, backend=compiler)
+    torch.testing.assert_close(compiled(x, y), loss(net(x), y))
+
+
+def test_autocast(backend: str, device: str) -> None:
+    theirs, ours = pair(device, nn.Linear(50, 70), nn.ReLU(), nn.Linear(70, 3))
+    x = torch.randn(6, 50, device=device)
+    with torch.autocast(device, torch.bfloat16):
+        a, b = theirs(x), ours(x)
+    assert a.dtype == b.dtype == torch.bfloat16
+    torch.testing.assert_close(a, b, rtol=0.05, atol=0.05)

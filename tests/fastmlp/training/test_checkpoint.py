@@ -1,0 +1,67 @@
+"""Checkpoints: both ways, atomic, and no code on loading."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import fastmlp
+from fastmlp.training import checkpoint
+
+
+def net() -> fastmlp.Sequential:
+    return fastmlp.Sequential(nn.Linear(5, 4), nn.PReLU(), nn.Linear(4, 3))
+
+
+def test_round_trip_into_torchs_own(tmp_path: Path) -> None:
+    ours, path = net(), tmp_path / "deep" / "net.safetensors"
+    checkpoint.save(ours, path, {"widths": [5, 4, 3]})
+    state, metadata = checkpoint.load(path)
+    theirs = nn.Sequential(nn.Linear(5, 4), nn.PReLU(), nn.Linear(4, 3))
+    theirs.load_state_dict(state, strict=True)
+    assert metadata == {"widths": [5, 4, 3]}
+    x = torch.randn(2, 5)
+    assert torch.equal(theirs(x), ours(x))
+    assert os.listdir(path.parent) == ["net.safetensors"]
+
+
+def test_tied_and_strided_tensors(tmp_path: Path) -> None:
+    tied = net()
+    tied[2].weight = nn.Parameter(torch.randn(4, 3).t())
+    tied.extra = tied[0]
+    checkpoint.save(tied, tmp_path / "net")
+    state, _ = checkpoint.load(tmp_path / "net")
+    assert torch.equal(state["2.weight"], tied[2].weight)
+    assert torch.equal(state["extra.weight"], tied[0].weight)
+
+
+@pytest.mark.parametrize("broken", ["fsync", "replace"])
+def test_a_crash_keeps_the_old_one(broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, old = tmp_path / "net", net()
+    checkpoint.save(old, path)
+
+    def fail(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, broken, fail)
+    with pytest.raises(OSError, match="no space left"):
+        checkpoint.save(net(), path)
+    monkeypatch.undo()
+    assert torch.equal(checkpoint.load(path)[0]["0.weight"], old[0].weight)
+    assert os.listdir(tmp_path) == ["net"]
+
+
+def test_what_is_no_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "net"
+    checkpoint.save(net(), path)
+    whole = path.read_bytes()
+    for content in (whole[:-5], whole[:20], b"", b"\x80\x04pickle"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="expected a safetensors checkpoint"):
+            checkpoint.load(path)
+    with pytest.raises(FileNotFoundError):
+        checkpoint.load(tmp_path / "none")

@@ -176,12 +176,13 @@ def cross_entropy_backward_kernel(
     else:
         target, ignored, _ = load_targets(t_row, ok, C, ignore_index)
         a = index_coefficients(target, cols, C, w_ptr, stride_w, smoothing, HAS_WEIGHT)
-        a = tl.where(ignored[:, None], 0.0, a)
 
     x_row = x_ptr + _row_offsets(rows, D, stride_xn, stride_xd)
     x = tl.load(x_row[:, None] + col_offsets * stride_xc, mask=inside, other=0.0).to(tl.float32)
     p = tl.exp((x - m[:, None]) - log_sum[:, None])
     dx = upstream[:, None] * (p * coefficient[:, None] - a)
+    if not PROBABILITIES:  # selected, not multiplied: upstream is inf where every row is ignored
+        dx = tl.where(ignored[:, None], 0.0, dx)
     dx_row = dx_ptr + _row_offsets(rows, D, stride_dn, stride_dd)
     store(dx_row[:, None] + col_offsets * stride_dc, dx, inside)
 
@@ -208,7 +209,7 @@ def forward(
     rows = n * d
     reduce = reduction != "none"
     block_c, block_m, warps = _blocks(c, 4096)
-    programs = 1 if reduce and rows * block_c <= _ONE_PROGRAM else cdiv(rows, block_m)
+    programs = 1 if reduce and rows * max(c, block_c) <= _ONE_PROGRAM else cdiv(rows, block_m)
     loss = torch.empty((n, d) if not reduce else (), device=logits.device, dtype=logits.dtype)
     stats = torch.empty((3, rows), device=logits.device, dtype=torch.float32)
     sums = torch.empty(2 * programs + 1, device=logits.device, dtype=torch.float32)

@@ -136,8 +136,9 @@ def _weight_tile(
 
 @triton.jit
 def _scale(scale_ptr, denominator_ptr, HAS_SCALE: tl.constexpr):
-    if HAS_SCALE:
-        return tl.load(scale_ptr).to(tl.float32) / tl.load(denominator_ptr).to(tl.float32)
+    if HAS_SCALE:  # a mean over no rows at all is NaN, but its gradient is 0
+        denominator = tl.load(denominator_ptr).to(tl.float32)
+        return tl.where(denominator == 0, 0.0, tl.load(scale_ptr).to(tl.float32) / denominator)
     else:
         return 1.0
 

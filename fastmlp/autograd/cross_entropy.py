@@ -33,17 +33,19 @@ def reference_loss(logits: Tensor, target: Tensor, weight: Tensor | None, option
     if options.z_loss == 0:
         return loss
     classes = 0 if logits.dim() == 1 else 1
-    extra = options.z_loss * logits.logsumexp(classes).square()
+    wide = torch.promote_types(logits.dtype, torch.float32)  # lse² passes float16's largest number
+    extra = options.z_loss * logits.to(wide).logsumexp(classes).square()
     if target.is_floating_point():
         count = torch.tensor(extra.numel(), device=extra.device)
     else:
         kept = target != options.ignore_index
         extra = torch.where(kept, extra, 0.0)
-        per_row = kept if weight is None else weight[torch.where(kept, target, 0)] * kept
+        # A uint8 index would be taken for a mask.
+        per_row = kept if weight is None else weight[torch.where(kept, target, 0).long()].to(wide) * kept
         count = per_row.sum()
-    if options.reduction == "none":
-        return loss + extra
-    return loss + (extra.sum() / count if options.reduction == "mean" else extra.sum())
+    if options.reduction != "none":
+        extra = extra.sum() / count if options.reduction == "mean" else extra.sum()
+    return (loss + extra).to(loss.dtype)
 
 
 class CrossEntropy(torch.autograd.Function):
@@ -61,7 +63,8 @@ class CrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         """Keeps the logits and three numbers a row; no softmax."""
         loss, stats, denominator = backend.cross_entropy(logits, target, weight, options)
-        ctx.backend, ctx.options, ctx.inplace = backend, options, inplace
+        # Where elements may share memory (expanded logits) the gradient must not.
+        ctx.backend, ctx.options, ctx.inplace = backend, options, inplace and logits.is_contiguous()
         ctx.save_for_backward(logits, target, weight, stats, denominator)
         return loss
 
@@ -164,7 +167,7 @@ class ChainCrossEntropy(torch.autograd.Function):
                 )
                 grads = [last.weight, last.bias, None]
             if depth == 1:
-                dx = None if dz is None else (dz * (grad / denominator)).to(inputs[0].dtype)
+                dx = None if dz is None else (dz * scale.value()).to(inputs[0].dtype)
                 grads = [dx, *grads]
             elif dz is not None:
                 stem = backward_chain(

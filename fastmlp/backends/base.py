@@ -30,6 +30,10 @@ class Scale(NamedTuple):
     numerator: Tensor
     denominator: Tensor
 
+    def value(self) -> Tensor:
+        """The factor; 0 for a denominator of 0, since a mean over no rows has no gradient."""
+        return torch.where(self.denominator == 0, 0.0, self.numerator / self.denominator)
+
 
 class LossOptions(NamedTuple):
     """The arguments of cross_entropy that are no tensors."""

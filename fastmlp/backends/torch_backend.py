@@ -50,7 +50,7 @@ class TorchBackend(Backend):
             if act.weight is not None and need_params:
                 dslope = torch.where(saved > 0, 0.0, grad * saved).sum(0)
             grad = grad * act.derivative(saved)
-        factor = 1.0 if scale is None else scale.numerator / scale.denominator
+        factor = 1.0 if scale is None else scale.value()
         dx = dw = db = None
         if need_input:
             dx = grad.to(dtype) @ weight.to(dtype)
@@ -71,18 +71,22 @@ class TorchBackend(Backend):
 
         A few rows at a time stay in the cache through all passes, and nothing of the logits' size is
         kept. lse = max(x) - log(max(p)), and the largest p is at least 1/C: its log never saturates,
-        as that of a rare class' p would.
+        as that of a rare class' p would. The loss adds up the two last: at logits around 1e4 one
+        float would have no digits left for the logarithm.
         """
         logits, index = logits[:, :, 0], target[:, 0]
         kept = index != options.ignore_index
-        lse = logits.new_empty(len(logits))
+        peak, log_p = logits.new_empty(2, len(logits))
         chunks = _chunks(logits)
         buffer = torch.empty_like(logits[chunks[0]])
         for rows in chunks:
             x = logits[rows]
             p = torch.softmax(x, 1, out=buffer[: len(x)])
-            torch.sub(x.amax(1), p.amax(1).log_(), out=lse[rows])
-        loss = lse - logits.gather(1, torch.where(kept, index, 0)[:, None])[:, 0]
+            torch.amax(x, 1, out=peak[rows])
+            torch.amax(p, 1, out=log_p[rows])
+        log_p.log_()
+        lse = peak - log_p
+        loss = (peak - logits.gather(1, torch.where(kept, index, 0)[:, None])[:, 0]) - log_p
         if options.z_loss:
             loss = loss + options.z_loss * lse.square()
         loss = torch.where(kept, loss, 0.0)

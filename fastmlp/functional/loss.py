@@ -23,6 +23,7 @@ from fastmlp.functional.linear import (
 
 _REDUCTIONS = ("none", "mean", "sum")
 _CPU = TorchBackend()
+_CPU_ELEMENTS = 1 << 23  # 32 MB: from there on each of ATen's three buffers is fresh pages every time
 
 
 def cross_entropy(
@@ -64,6 +65,9 @@ def cross_entropy(
     if size_average is not None or reduce is not None:
         reduction = _Reduction.legacy_get_string(size_average, reduce)
     options = LossOptions(ignore_index, reduction, label_smoothing, z_loss)
+    for tensor, name in ((input, "input"), (target, "target")):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: expected a Tensor, got {type(tensor).__name__}")
     if torch.is_autocast_enabled(input.device.type):  # which runs this loss in float32
         input, target = _widened(input), _widened(target)
         weight = None if weight is None else _widened(weight)
@@ -71,6 +75,8 @@ def cross_entropy(
     if backend is None:
         return reference_loss(input, target, weight, options)
     check_loss(tuple(input.shape), input, target, weight, options)
+    if inplace and input.is_leaf and input.requires_grad:
+        raise RuntimeError("inplace: a leaf that requires grad cannot be overwritten by its own gradient")
     n, c = input.shape[:2]
     rows = input.shape[2:]
     logits = input.reshape(n, c, -1)
@@ -187,6 +193,10 @@ def _backend(input: Tensor, target: Tensor, weight: Tensor | None, options: Loss
         return None
     if any(t is not None and t.requires_grad for t in (target, weight)):
         return None
+    if input.dtype not in backends.KERNEL_DTYPES:  # of float64 under autocast `choose` knows nothing
+        return None
+    if target.is_floating_point() and target.dtype != input.dtype:  # torch promotes
+        return None
     choice = backends.choose(input)
     if choice.backend is not None:
         return choice.backend
@@ -200,13 +210,14 @@ def _pays_on_cpu(input: Tensor, target: Tensor, weight: Tensor | None, options: 
     return (
         input.device.type == "cpu"
         and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()  # an autograd.Function is opaque to these
         and input.requires_grad
         and torch.is_grad_enabled()
         and input.dim() == 2
         and input.dtype == torch.float32
         and input.is_contiguous()
         and input.shape[1] >= 512
-        and input.numel() >= 1 << 20
+        and input.numel() >= _CPU_ELEMENTS
         and target.dtype == torch.int64
         and target.shape == input.shape[:1]
         and weight is None
@@ -234,10 +245,13 @@ def check_loss(
             raise ValueError(
                 f"target: expected probabilities of input's shape {shape}, got {tuple(target.shape)}"
             )
+        if options.ignore_index >= 0:
+            raise RuntimeError("ignore_index: of no use with class probabilities as the target")
     elif target.dtype not in (torch.int64, torch.uint8):
         raise RuntimeError(f"target: expected class indices of int64 or uint8, got {target.dtype}")
     elif target.shape != rows:
-        raise ValueError(f"target: expected {rows} for input {shape}, got {tuple(target.shape)}")
+        error = ValueError if target.shape[:1] != shape[:1] else RuntimeError  # as torch's
+        raise error(f"target: expected {rows} for input {shape}, got {tuple(target.shape)}")
     if target.device != like.device:
         raise RuntimeError(f"target: expected on {like.device} as the input, got {target.device}")
     if weight is not None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from fastmlp.data import DataError, Images, batches, fashion_mnist, load, synthetic
 from fastmlp.data.fashion_mnist import _FILES
-
 from tests.fashion import real_data
 
 

@@ -20,7 +20,13 @@ from tests.numerics import assert_as_good_as_torch
 from tests.problems import DTYPES
 
 SHAPES = ((1, 10), (96, 10), (7, 1), (61, 257), (5, 3, 4), (2, 10, 3, 5), (3, 4, 2, 1, 3), (10,))
-CPU_LARGE = (1100, 1000)  # what the chunked passes of the CPU take
+CPU_LARGE = (1100, 1000)  # what the chunked passes of the CPU take, with their threshold lowered
+
+
+@pytest.fixture(autouse=True)
+def _low_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a megabyte tests what 32 MB run by default."""
+    monkeypatch.setattr("fastmlp.functional.loss._CPU_ELEMENTS", 1 << 20)
 
 
 @pytest.fixture

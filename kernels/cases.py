@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -234,6 +235,7 @@ def _head_cases() -> Iterator[Case]:
 MATRIX_PROBLEMS: dict[str, tuple[Callable[..., Run], int]] = {
     "linear": (linear, 1),
     "linear_backward": (backward, 2),
+    "linear_backward_prologue": (partial(backward, act="relu"), 2),
     "head": (head, 2),
 }
 

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastmlp.kernels.device import store
-from fastmlp.kernels.launch import cdiv, launch, next_power_of_2
+from fastmlp.kernels.launch import cdiv, launch, launch_if, next_power_of_2
 from fastmlp.kernels.softmax import (
     finish_loss,
     finite_max,
@@ -208,13 +208,14 @@ def forward(
     n, c, d = logits.shape
     rows = n * d
     reduce = reduction != "none"
-    block_c, block_m, warps = _blocks(c, 4096)
+    probabilities = target.dim() == 3
+    # A coefficient for every element besides the logit, and the registers hold an eighth of the rows.
+    block_c, block_m, warps = _blocks(c, 512 if probabilities or label_smoothing > 0 else 4096)
     programs = 1 if reduce and rows * max(c, block_c) <= _ONE_PROGRAM else cdiv(rows, block_m)
     loss = torch.empty((n, d) if not reduce else (), device=logits.device, dtype=logits.dtype)
     stats = torch.empty((3, rows), device=logits.device, dtype=torch.float32)
     sums = torch.empty(2 * programs + 1, device=logits.device, dtype=torch.float32)
     partial, denominator = sums[1:], sums[0]
-    probabilities = target.dim() == 3
     launch(
         cross_entropy_forward_kernel,
         (programs,),
@@ -233,14 +234,18 @@ def forward(
         BLOCK_C=block_c,
         num_warps=warps,
     )  # fmt: skip
-    if reduce and programs > 1:
+    if reduce:
         finish(partial, programs, loss, denominator, reduction)
     return loss, stats, denominator
 
 
 def finish(partial: Tensor, count: int, loss: Tensor, denominator: Tensor, reduction: str) -> None:
-    """Reduce ``count`` partial sums of losses and weights to the loss and its denominator."""
-    launch(finish_loss_kernel, (1,), partial, count, loss, denominator, MEAN=reduction == "mean", BLOCK=1024)
+    """Reduce ``count`` partial sums of losses and weights to the loss and its denominator.
+
+    A single program has done that itself.
+    """
+    mean = reduction == "mean"
+    launch_if(count > 1, finish_loss_kernel, (1,), partial, count, loss, denominator, MEAN=mean, BLOCK=1024)
 
 
 def backward(

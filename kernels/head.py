@@ -193,6 +193,5 @@ def head(
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )  # fmt: skip
-    if programs > 1:
-        finish(partial, programs, loss, denominator, reduction)
+    finish(partial, programs, loss, denominator, reduction)
     return loss, denominator, logits, dlogits, dz

@@ -54,6 +54,27 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
         kernel[grid](*args, **options)
 
 
+def launch_if(needed: bool, kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+    """Launch ``kernel`` if ``needed``; else see to it that it is compiled.
+
+    For a second kernel that sums partial results, which only a long batch needs: compiled along with
+    the first, it is there when such a batch comes, and a new batch size compiles nothing.
+    """
+    if needed:
+        launch(kernel, grid, *args, **options)
+        return
+    if INTERPRETED or _dry:
+        return
+    key = (kernel, *(a.dtype if isinstance(a, torch.Tensor) else a for a in args), *options.values())
+    if key not in _compiled:
+        _compiled.add(key)
+        with on_device(args[0]):
+            kernel.warmup(*args, grid=grid, enable_fp_fusion=True, **options)
+
+
+_compiled: set[tuple[Any, ...]] = set()
+
+
 def on_device(tensor: torch.Tensor) -> Any:
     """A context in which Triton launches on ``tensor``'s GPU rather than the current one."""
     return torch.cuda.device_of(tensor)

@@ -22,7 +22,7 @@ from torch import Tensor
 from fastmlp.kernels import configs
 from fastmlp.kernels.activations import derivative
 from fastmlp.kernels.device import dot, load_slopes, mask_gradient, pointers, store, tile_of
-from fastmlp.kernels.launch import arch_of, cdiv, launch, num_sms
+from fastmlp.kernels.launch import arch_of, cdiv, launch, launch_if, num_sms
 from fastmlp.kernels.linear import TL_DTYPE, slope_stride
 
 # Rows of the batch that one program of dW reduces, at least: below that the workspace costs more.
@@ -248,7 +248,8 @@ def linear_backward(
     size is 0. ``scale`` is (numerator, denominator), two scalars on the device.
     """
     (m, n), k = grad.shape, x.shape[1]
-    tile = configs.lookup("linear_backward", arch_of(x), configs.precision_class(dtype, precision), n, k)
+    family = "linear_backward" if act == "none" else "linear_backward_prologue"
+    tile = configs.lookup(family, arch_of(x), configs.precision_class(dtype, precision), n, k)
     learned = act == "prelu"
     dx = torch.empty((m, k), device=x.device, dtype=dtype) if need_input else None
     dw = db = dslope = workspace = None
@@ -291,8 +292,9 @@ def linear_backward(
         PRECISION=precision,
         **tile.options(),
     )  # fmt: skip
-    if splits > 1:
-        launch(
+    if need_params:
+        launch_if(
+            splits > 1,
             sum_splits_kernel,
             (cdiv(n * k + 2 * n, _SUM_BLOCK),),
             workspace, splits, dw, db, dslope, *scalars, n, k,

@@ -70,15 +70,15 @@ def candidates(family: str, arch: str, precision: str, bucket: str) -> list[Tile
     sides = (32, 64, 128) if bucket == "narrow" else (64, 128, 256)
     reductions = (16, 32) if precision == "ieee" else (32, 64, 128)
     stages = (1, 2) if architecture.target.backend == "hip" else (2, 3, 4)
-    if family == "head":  # the classes are its BLOCK_N
-        rows = itertools.product((16, 32, 64), reductions, (4, 8), stages)
-        return [Tile(m, 0, k, 1, warps, depth) for m, k, warps, depth in rows]
+    head = family == "head"  # its BLOCK_N is the classes, its rows are few
+    pairs = [(m, 0) for m in (16, 32, 64)] if head else list(itertools.product(sides, sides))
     found = []
-    for m, n, k, warps, depth in itertools.product(sides, sides, reductions, (4, 8), stages):
-        fits = depth * (m + n) * k * itemsize <= architecture.shared_limit
-        busy = warps == 4 or m * n >= 64 * 64
-        if fits and busy and max(m, n) <= 2 * min(m, n) and m * n // (warps * lanes) <= most:
-            found.append(Tile(m, n, k, 8, warps, depth))
+    for (m, n), k, warps, depth in itertools.product(pairs, reductions, (4, 8), stages):
+        accumulators = m * n // (warps * lanes)
+        fits = depth * (m + n) * k * itemsize <= architecture.shared_limit and accumulators <= most
+        sensible = max(m, n) <= 2 * min(m, n) and (warps == 4 or m * n >= 64 * 64)
+        if fits and (head or sensible):
+            found.append(Tile(m, n, k, 1 if head else 8, warps, depth))
     return found
 
 

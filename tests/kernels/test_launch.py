@@ -6,8 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -184,3 +184,23 @@ def test_the_count_sees_an_argument_that_is_specialized() -> None:
     counts = natively(COUNT, specialized=["M"])
     again = {what.split("; ")[2] for what, count in counts.items() if count > 1}
     assert again == {"linear_act_kernel", "linear_backward_kernel", "head_kernel"}
+
+
+def test_launch_if_compiles_what_it_does_not_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel that only a long batch needs is compiled with the first short one, and once."""
+
+    class Kernel:
+        __name__ = "kernel"
+        calls: ClassVar[list[str]] = []
+
+        def warmup(self, *args: object, **options: object) -> None:
+            self.calls.append("compiled")
+
+        def __getitem__(self, grid: object) -> Callable[..., None]:
+            return lambda *args, **options: self.calls.append("launched")
+
+    monkeypatch.setattr(door, "INTERPRETED", False)
+    kernel, x = Kernel(), torch.ones(1)
+    for needed in (False, False, True):
+        door.launch_if(needed, kernel, (1,), x, 1, BLOCK=4)
+    assert kernel.calls == ["compiled", "launched"]

@@ -14,16 +14,17 @@ from fastmlp.functional.linear import Layer
 Stage = list[Layer] | nn.Module
 
 
-def plan(children: Iterable[nn.Module]) -> list[Stage]:
+def plan(children: Iterable[nn.Module], opened: tuple[type[nn.Sequential], ...]) -> list[Stage]:
     """The stages of ``children``, found anew at every forward, since children can change at any time.
 
     Only an untouched child of exactly torch's type is fused. One with a hook, a parametrization, a
-    type of its own or a ``forward`` of its own runs as itself.
+    type of its own or a ``forward`` of its own runs as itself. A nested Sequential of one of the
+    ``opened`` types stands for its children.
     """
     stages: list[Stage] = []
     open_chain: list[Layer] | None = None  # its last layer may still take an activation
     fresh = False  # whether that layer has none yet
-    for child in _flat(children):
+    for child in _flat(children, opened):
         if type(child) is nn.Linear and untouched(child):
             layer = Layer(child.weight, child.bias)
             if open_chain is None:
@@ -56,17 +57,11 @@ def untouched(module: nn.Module) -> bool:
     )
 
 
-def _flat(children: Iterable[nn.Module]) -> Iterable[nn.Module]:
-    """The children, with plain Sequentials opened."""
-    from fastmlp.modules.sequential import Sequential
-
+def _flat(children: Iterable[nn.Module], opened: tuple[type[nn.Sequential], ...]) -> Iterable[nn.Module]:
+    """The children, with those of the ``opened`` types replaced by theirs."""
     for child in children:
-        if (
-            isinstance(child, nn.Sequential)
-            and type(child) in (nn.Sequential, Sequential)
-            and untouched(child)
-        ):
-            yield from _flat(child)
+        if isinstance(child, nn.Sequential) and type(child) in opened and untouched(child):
+            yield from _flat(child, opened)
         else:
             yield child
 

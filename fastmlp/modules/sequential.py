@@ -9,7 +9,7 @@ from fastmlp.backends.base import LossOptions
 from fastmlp.functional.linear import chain
 from fastmlp.functional.loss import chain_cross_entropy
 from fastmlp.modules.loss import CrossEntropyLoss
-from fastmlp.modules.plan import plan, untouched
+from fastmlp.modules.plan import Stage, plan, untouched
 
 
 class Sequential(nn.Sequential):
@@ -23,9 +23,12 @@ class Sequential(nn.Sequential):
         """Run the children in order; see `plan` for what is fused."""
         if choose(input).backend is None:
             return super().forward(input)  # the same ops, without the planning
-        for stage in plan(self):
+        for stage in self._plan():
             input = chain(input, stage) if isinstance(stage, list) else stage(input)
         return input
+
+    def _plan(self) -> list[Stage]:
+        return plan(self, (nn.Sequential, Sequential))
 
     def cross_entropy(
         self, input: Tensor, target: Tensor, loss: CrossEntropyLoss
@@ -37,7 +40,7 @@ class Sequential(nn.Sequential):
         """
         if choose(input).backend is None or loss.inplace or not (untouched(self) and untouched(loss)):
             return None
-        stages = plan(self)
+        stages = self._plan()
         if not stages or type(self).forward is not Sequential.forward:
             return None
         *before, last = stages

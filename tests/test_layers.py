@@ -1,0 +1,47 @@
+"""cli → training → modules → functional → autograd → backends → kernels: imports run to the right only."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+_ROOT = Path(__file__).resolve().parent.parent
+_LAYERS = ["cli", "training", "modules", "functional", "autograd", "backends", "kernels"]
+#: What every layer may use: the table of activations, and (above the modules) data.
+_SHARED = {"activations": "backends", "data": "training"}
+_FILES = sorted([*(_ROOT / "fastmlp").rglob("*.py"), *(_ROOT / "kernels").glob("*.py")])
+
+
+def layer_of(parts: tuple[str, ...]) -> str:
+    """The layer that a module path below fastmlp belongs to."""
+    return parts[0].removesuffix(".py") if parts else ""
+
+
+def imported(path: Path) -> set[str]:
+    """The parts of fastmlp that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "fastmlp":
+            parts = node.module.split(".")[1:]
+            found |= {parts[0]} if parts else {alias.name for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", _FILES, ids=lambda p: str(p.relative_to(_ROOT)))
+def test_imports_run_downwards(path: Path) -> None:
+    relative = path.relative_to(_ROOT).parts
+    layer = "kernels" if relative[0] == "kernels" else layer_of(relative[1:])
+    for other in imported(path) - {layer}:
+        if layer in _LAYERS and other in _LAYERS:
+            assert _LAYERS.index(other) > _LAYERS.index(layer), f"{layer} imports {other}"
+        elif layer in _LAYERS and other in _SHARED:
+            assert _LAYERS.index(layer) <= _LAYERS.index(_SHARED[other]), f"{layer} imports {other}"
+        elif layer in _SHARED:
+            assert other in _SHARED, f"{layer} imports {other}"
+
+
+def test_the_check_sees_imports() -> None:
+    assert "kernels" in imported(_ROOT / "fastmlp" / "backends" / "triton_backend.py")
+    assert "backends" in imported(_ROOT / "fastmlp" / "functional" / "linear.py")

@@ -44,6 +44,7 @@ Shape = tuple[int, int, int]  # M, N, K: rows, output features, input features
 NARROW: Shape = (256, 256, 784)
 WIDE: Shape = (4096, 4096, 4096)
 RAGGED: Shape = (256, 10, 250)  # a classifier's last layer: nothing a multiple of 16
+SINGLE: Shape = (60000, 1, 1)  # Triton makes an argument that is 1 a constant, of which not all works
 LONG: Shape = (60000, 64, 256)  # few tiles of dW over a long batch: several programs share each
 # By the registers that f' takes. It needs the input of the heavy ones, so their forward keeps it.
 _LIGHT = ("relu", "leaky_relu", "sigmoid", "tanh")
@@ -97,6 +98,7 @@ def _linear_cases() -> Iterator[Case]:
     yield Case("linear", "narrow none no-bias", "bf16", linear(bf16, NARROW, "none", bias=False))
     for dtype in ("bf16", "tf32", "fp32"):
         yield Case("linear", "ragged none", dtype, linear(NUMERICS[dtype], RAGGED, "none"))
+    yield Case("linear", "single", "bf16", linear(bf16, SINGLE))
     yield Case("linear", "narrow relu transposed", "bf16", linear(bf16, NARROW, transposed=True))
     yield Case("linear", "wide relu transposed", "bf16", linear(bf16, WIDE, transposed=True))
 
@@ -165,6 +167,8 @@ def _linear_backward_cases() -> Iterator[Case]:
     yield case("narrow transposed", "bf16", NARROW, transposed=True)
     yield case("long", "fp32", LONG)
     yield case("long", "bf16", LONG)
+    yield case("single", "bf16", SINGLE, "prelu", "none", scale=True)
+    yield case("single epilogue=tanh", "bf16", (1, 1, 1), "none", "tanh", scale=True)
     yield case("long no-bias", "bf16", LONG, bias=False)
     yield case("long scale prelu", "bf16", LONG, "prelu", "none", scale=True)
 
@@ -229,6 +233,7 @@ def _head_cases() -> Iterator[Case]:
     yield case("10 classes evaluation", "bf16", digits, "none", need_grad=False, keep_logits=True)
     yield case("10 classes first-layer", "bf16", digits, "none", need_input=False)
     yield case("ragged gelu", "bf16", RAGGED, "gelu")
+    yield case("1 class single", "bf16", SINGLE, **every)
 
 
 #: By the table's families: a layer's problem, and how many matrix products it is.
@@ -289,6 +294,7 @@ def _cross_entropy_cases() -> Iterator[Case]:
         yield case(f"{size} classes weight smoothing", "bf16", sizes, **every)
         yield case(f"{size} classes weight none", "bf16", sizes, weight=True, reduction="none")
         yield case(f"{size} classes probabilities", "bf16", sizes, probabilities=True, **every)
+        yield case(f"1 class {size}", "bf16", (sizes[0], 1, 1), reduction="sum", **every)
     yield case("10 classes uint8", "bf16", digits, index=torch.uint8)
     yield case("image 19 classes sum", "bf16", (4, 19, 256 * 256), reduction="sum")
 

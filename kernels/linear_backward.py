@@ -127,9 +127,9 @@ def _weight_tile(
         if ACT == "prelu":
             store(dslope_ptr + rows, slope_grad * scale, once)
     else:  # the workspace's row: dW, db, dslope
-        workspace = workspace_ptr + split.to(tl.int64) * (N.to(tl.int64) * K + 2 * N)
+        workspace = workspace_ptr + split.to(tl.int64) * (tl.cast(N, tl.int64) * K + 2 * N)
         store(workspace + offsets, acc, inside)
-        tail = workspace + N.to(tl.int64) * K + rows
+        tail = workspace + tl.cast(N, tl.int64) * K + rows
         store(tail, bias, once)
         store(tail + N, slope_grad, once)
 
@@ -206,7 +206,7 @@ def sum_splits_kernel(
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Sum the workspace over the splits, first to last: the order never varies."""
-    size = N.to(tl.int64) * K
+    size = tl.cast(N, tl.int64) * K
     row = size + 2 * N
     offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     acc = tl.zeros((BLOCK,), tl.float32)

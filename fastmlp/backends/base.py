@@ -58,6 +58,8 @@ class Backend(ABC):
     """What a device must be able to do for the autograd Functions."""
 
     name: str
+    #: The most classes that `head` takes.
+    head_classes: int
 
     @abstractmethod
     def linear_act(

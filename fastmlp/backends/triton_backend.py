@@ -8,7 +8,7 @@ from torch import Tensor
 from fastmlp.activations import NONE, Act
 from fastmlp.backends.base import Backend, HeadResult, LinearGrads, LossOptions, Scale
 from fastmlp.kernels import cross_entropy as loss_kernels
-from fastmlp.kernels.head import head
+from fastmlp.kernels.head import MAX_CLASSES, head
 from fastmlp.kernels.linear import linear_act
 from fastmlp.kernels.linear_backward import linear_backward
 
@@ -22,6 +22,7 @@ class TritonBackend(Backend):
     """Fused kernels, on a GPU or in Triton's interpreter."""
 
     name = "triton"
+    head_classes = MAX_CLASSES
 
     def linear_act(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, act: Act, keep_z: bool, dtype: torch.dtype

@@ -110,7 +110,7 @@ def chain_cross_entropy(
         ValueError, TypeError, RuntimeError, IndexError: as `chain` and `cross_entropy`.
     """
     backend = backends.choose(input).backend
-    if backend is None or not _fits_head(input, layers, target, weight, options):
+    if backend is None or not _fits_head(backend, input, layers, target, weight, options):
         logits = chain(input, layers)
         return cross_entropy(
             logits, target, weight, **options._asdict()
@@ -136,17 +136,20 @@ def chain_cross_entropy(
 
 
 def _fits_head(
-    input: Tensor, layers: Sequence[Layer], target: Tensor, weight: Tensor | None, options: LossOptions
+    backend: Backend,
+    input: Tensor,
+    layers: Sequence[Layer],
+    target: Tensor,
+    weight: Tensor | None,
+    options: LossOptions,
 ) -> bool:
     """Whether the head kernel does this."""
-    from fastmlp.kernels.head import MAX_CLASSES  # there is a backend, so there is Triton
-
     return (
         input.dim() == 2
         and fits_kernels(input, layers)
         and layers[-1].act.name == "none"
         and layers[-1].weight.dim() == 2
-        and layers[-1].weight.shape[0] <= MAX_CLASSES
+        and layers[-1].weight.shape[0] <= backend.head_classes
         and not target.is_floating_point()
         and options.reduction in ("mean", "sum")
         and (weight is None or not weight.requires_grad)

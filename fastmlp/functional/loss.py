@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn import _reduction as _Reduction
+from torch.nn import functional as F
 
 from fastmlp import backends
 from fastmlp.autograd.cross_entropy import ChainCrossEntropy, CrossEntropy, reference_loss
@@ -62,12 +63,16 @@ def cross_entropy(
     Raises:
         ValueError, RuntimeError, IndexError, TypeError: as torch's, naming the argument.
     """
-    if size_average is not None or reduce is not None:
-        reduction = _Reduction.legacy_get_string(size_average, reduce)
-    options = LossOptions(ignore_index, reduction, label_smoothing, z_loss)
     for tensor, name in ((input, "input"), (target, "target")):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name}: expected a Tensor, got {type(tensor).__name__}")
+    if z_loss == 0 and input.numel() < _CPU_ELEMENTS and backends.choose(input).backend is None:
+        return F.cross_entropy(
+            input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing
+        )
+    if size_average is not None or reduce is not None:
+        reduction = _Reduction.legacy_get_string(size_average, reduce)
+    options = LossOptions(ignore_index, reduction, label_smoothing, z_loss)
     if torch.is_autocast_enabled(input.device.type):  # which runs this loss in float32
         input, target = _widened(input), _widened(target)
         weight = None if weight is None else _widened(weight)

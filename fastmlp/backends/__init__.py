@@ -70,12 +70,12 @@ def choose(tensor: Tensor) -> Choice:
     Raises:
         RuntimeError: Triton is asked for and cannot run.
     """
-    if torch.compiler.is_compiling():
-        return _COMPILING
-    if _requested == "torch":
-        return _ASKED_FOR_TORCH
     if _requested == "auto" and not tensor.is_cuda:
         return _NOT_ON_A_GPU
+    if _requested == "torch":
+        return _ASKED_FOR_TORCH
+    if torch.compiler.is_compiling():
+        return _COMPILING
     dtype = compute_dtype(tensor)
     if dtype not in KERNEL_DTYPES:
         return Choice(None, f"the kernels do not compute in {dtype}")

@@ -22,7 +22,9 @@ class Sequential(nn.Sequential):
     def forward(self, input: Tensor) -> Tensor:
         """Run the children in order; see `plan` for what is fused."""
         if choose(input).backend is None:
-            return super().forward(input)  # the same ops, without the planning
+            for child in self._modules.values():  # nn.Sequential's own loop: nothing is to be planned
+                input = child(input)
+            return input
         for stage in self._plan():
             input = chain(input, stage) if isinstance(stage, list) else stage(input)
         return input

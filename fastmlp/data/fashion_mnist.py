@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import struct
@@ -119,7 +120,7 @@ def _validate(path: Path) -> None:
     found, *shape = struct.unpack(f">{header // 4}I", start)
     if found != magic:
         raise DataError(f"{path}: expected the IDX magic number {magic}, got {found}")
-    promised = header + torch.Size(shape).numel()
+    promised = header + math.prod(shape)
     if size != promised:
         raise DataError(f"{path}: its header promises {tuple(shape)}, {promised} bytes, but it has {size}")
     if promised != header + items:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fastmlp.data import Images, batches
 from fastmlp.modules import CrossEntropyLoss, Sequential
 
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 #: Features and labels: an `Images` set, or a pair of tensors (N, ...) and (N,).
 Data = Images | tuple[Tensor, Tensor]
 
@@ -31,6 +32,13 @@ class Epoch:
     test_accuracy: float | None  # after the epoch; None without a test set
     seconds: float  # of training, without the test
     examples_per_second: float
+
+    def __str__(self) -> str:
+        tested = "" if self.test_accuracy is None else f"test accuracy {self.test_accuracy:.4f}  "
+        return (
+            f"epoch {self.number:3d}  train loss {self.train_loss:.4f}  "
+            f"train accuracy {self.train_accuracy:.4f}  {tested}{self.examples_per_second:,.0f} examples/s"
+        )
 
 
 @dataclass
@@ -89,8 +97,11 @@ def fit(
     for name, value, least in (("epochs", epochs, 0), ("batch_size", batch_size, 1)):
         if value < least:
             raise ValueError(f"{name}: expected at least {least}, got {value}")
+    if dtype not in _DTYPES:  # autocast would warn and go on in float32
+        raise ValueError(f"dtype: expected one of {', '.join(map(str, _DTYPES))}, got {dtype}")
     net.to(device)
     loss = (loss or CrossEntropyLoss()).to(device)
+    _check_labels(net, loss, *train)
     optimizer = optimizer or torch.optim.SGD(net.parameters(), lr=lr)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     generator = torch.Generator(device).manual_seed(seed)
@@ -172,6 +183,24 @@ def accuracy(net: nn.Module, data: Data, batch_size: int = 4096, dtype: torch.dt
     finally:
         net.train(training)
     return correct.item() / len(y)
+
+
+@torch.no_grad()
+def _check_labels(net: nn.Module, loss: nn.Module, x: Tensor, y: Tensor) -> None:
+    """The labels against the classes of ``net``: on a GPU one out of range is a NaN, or an abort."""
+    training = net.training
+    net.eval()  # one example has no batch statistics
+    try:
+        ((example, _),) = batches(x[:1], y[:1], 1)
+        logits = net(example)
+    finally:
+        net.train(training)
+    if logits.dim() != 2:
+        raise ValueError(f"net: expected logits (B, classes), got {tuple(logits.shape)} for one example")
+    counted = y[y != getattr(loss, "ignore_index", -100)]
+    low, high = (int(counted.min()), int(counted.max())) if len(counted) else (0, 0)
+    if low < 0 or high >= logits.shape[1]:
+        raise ValueError(f"train: expected labels from 0 to {logits.shape[1] - 1}, got {low} to {high}")
 
 
 def _precision(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 import triton
@@ -43,4 +41,5 @@ def test_tanh_is_relatively_accurate_near_0(device: str) -> None:
     z = torch.logspace(-12, 0.3, 1000).to(device)
     f = torch.empty_like(z)
     launch(evaluate_kernel, (1,), z, z, f, torch.empty_like(z), 0.0, len(z), ACT="tanh", BLOCK=1024)
-    assert ((f.double() - z.double().tanh()) / z.double().tanh()).abs().max() < 2 * math.ulp(1.0) * 2**29
+    exact = z.double().tanh()
+    assert ((f.double() - exact) / exact).abs().max() < 4 * torch.finfo(torch.float32).eps

@@ -53,29 +53,34 @@ def test_float64_is_torchs(device: str) -> None:
     torch.testing.assert_close(linear_act(x, w), F.linear(x, w).relu(), rtol=1e-12, atol=1e-12)
 
 
-X, W, B = torch.randn(6, 5), torch.randn(4, 5), torch.randn(4)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+X, W, B = (torch.randn(shape, device=DEVICE) for shape in ((6, 5), (4, 5), (4,)))
 
 
 @pytest.mark.parametrize(
     ("arguments", "error", "match"),
     [
-        ((torch.tensor(1.0), W, B), ValueError, r"input: expected \(\.\.\., features\), got a scalar"),
+        ((X[0, 0], W, B), ValueError, r"input: expected \(\.\.\., features\), got a scalar"),
         (
-            (torch.randn(6, 7), W, B),
+            (X[:, :3], W, B),
             ValueError,
-            r"weight: expected \(N, 7\) to fit input \(6, 7\), got \(4, 5\)",
+            r"weight: expected \(N, 3\) to fit input \(6, 3\), got \(4, 5\)",
         ),
-        ((X, torch.randn(5), B), ValueError, r"weight: expected \(N, 5\) .* got \(5,\)"),
-        ((X, torch.randn(1, 4, 5), B), ValueError, r"weight: expected .* got \(1, 4, 5\)"),
-        ((X, W, torch.randn(5)), ValueError, r"bias: expected \(4,\), got \(5,\)"),
-        ((X, W, torch.randn(4, 1)), ValueError, r"bias: expected \(4,\), got \(4, 1\)"),
+        ((X, X[0], B), ValueError, r"weight: expected \(N, 5\) .* got \(5,\)"),
+        ((X, W[None], B), ValueError, r"weight: expected .* got \(1, 4, 5\)"),
+        ((X, W, X[0]), ValueError, r"bias: expected \(4,\), got \(5,\)"),
+        ((X, W, B[:, None]), ValueError, r"bias: expected \(4,\), got \(4, 1\)"),
         ((X, W.long(), B), TypeError, r"input and weight: expected floating dtypes, got .*int64"),
         ((X.long(), W, B), TypeError, r"input and weight: expected floating dtypes, got torch\.int64"),
         ((X, W.double(), B), TypeError, r"weight: expected torch\.float32 as the input, got torch\.float64"),
         ((X, W, B.half()), TypeError, r"bias: expected torch\.float32 as the input, got torch\.float16"),
-        ((X, W.to("meta"), B), RuntimeError, r"weight: expected on cpu as the input, got meta"),
+        ((X, W.to("meta"), B), RuntimeError, r"weight: expected on \S+ as the input, got meta"),
         ((X, W, B, "swish"), ValueError, r"activation: 'swish' is not one of"),
-        ((X, W, B, nn.PReLU(3)), ValueError, r"activation: PReLU's weight has 3 slopes for 4 features"),
+        (
+            (X, W, B, nn.PReLU(3, device=DEVICE)),
+            ValueError,
+            r"activation: PReLU's weight has 3 slopes for 4 features",
+        ),
     ],
 )
 def test_bad_input(arguments: tuple, error: type[Exception], match: str) -> None:

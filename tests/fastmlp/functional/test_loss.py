@@ -281,21 +281,28 @@ def call(*args: Any, **kwargs: Any) -> Callable[[Callable[..., Tensor]], Tensor]
     return lambda function: function(*args, **kwargs)
 
 
-X, T = torch.ones(4, 5), torch.tensor([0, 1, 2, 4])
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def ones(*shape: int) -> Tensor:
+    return torch.ones(shape, device=DEVICE)
+
+
+X, T = ones(4, 5), torch.tensor([0, 1, 2, 4], device=DEVICE)
 BAD: dict[str, tuple[Callable[[Callable[..., Tensor]], Tensor], str]] = {
     "too few targets": (call(X, T[:3]), r"target"),
     "a column of targets": (call(X, T[:, None]), r"target"),
     "targets of a wrong spatial size": (
-        call(X[:, :, None].expand(4, 5, 3), torch.zeros(4, 2).long()),
+        call(X[:, :, None].expand(4, 5, 3), ones(4, 2).long()),
         r"target",
     ),
     "int32 targets": (call(X, T.int()), r"target"),
     "boolean targets": (call(X, T.bool()), r"target"),
     "probabilities of a wrong shape": (call(X, X[:3]), r"target|batch_size"),
     "probabilities and an ignored class": (call(X, X, ignore_index=1), r"ignore_index"),
-    "a short weight": (call(X, T, torch.ones(4)), r"weight"),
-    "a matrix as weight": (call(X, T, torch.ones(5, 1)), r"weight"),
-    "a float64 weight": (call(X, T, torch.ones(5).double()), r"weight|Double"),
+    "a short weight": (call(X, T, ones(4)), r"weight"),
+    "a matrix as weight": (call(X, T, ones(5, 1)), r"weight"),
+    "a float64 weight": (call(X, T, ones(5).double()), r"weight|Double"),
     "integer logits": (call(X.long(), T), r"Long"),
     "label_smoothing of 1.5": (call(X, T, label_smoothing=1.5), r"label_smoothing"),
     "an unknown reduction": (call(X, T, reduction="median"), r"median"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from enum import Enum
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 try:
+    import safetensors  # noqa: F401 - better missed now than when a trained net is to be saved
     import typer
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -32,8 +34,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-console = Console(highlight=False, soft_wrap=True)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
+# No markup: a path or a message may hold brackets.
+console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 class Dataset(str, Enum):
@@ -53,7 +56,7 @@ class Dtype(str, Enum):
 
 def fail(message: str, code: int = 1) -> NoReturn:
     """One line on stderr, and out."""
-    errors.print(f"[red]error:[/] {message}")
+    errors.print(f"error: {message}", style="red")
     raise typer.Exit(code)
 
 
@@ -65,7 +68,7 @@ def train(
     dataset: Dataset = typer.Option(Dataset.fashion_mnist, help="What to train on."),
     epochs: int = typer.Option(10, min=0, help="Passes over the training set."),
     batch_size: int = typer.Option(256, min=1, help="Examples a step."),
-    lr: float = typer.Option(0.1, help="Learning rate of SGD."),
+    lr: float = typer.Option(0.1, min=0.0, help="Learning rate of SGD."),
     hidden: str = typer.Option("256", help="Widths of the hidden layers, such as 512,256; empty for none."),
     activation: str = typer.Option("relu", help="One of " + ", ".join(activations.NAMES) + "."),
     seed: int = typer.Option(0, help="Of the initial weights and the batch order."),
@@ -74,22 +77,26 @@ def train(
     out: Path = typer.Option(Path("runs/mlp.safetensors"), help="Where the trained net is saved."),
 ) -> None:
     """Train an MLP: by default the book's 784-256-10 on Fashion-MNIST."""
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if where.type == "cuda" and not torch.cuda.is_available():
-        fail(f"--device {device}: torch sees no GPU here", 2)
+    where = _device(device)
     widths = _widths(hidden)
     if activation not in activations.NAMES:
         fail(f"--activation {activation}: expected one of {', '.join(activations.NAMES)}", 2)
+    if data is not None and dataset is Dataset.synthetic:
+        fail(f"--data {data}: the synthetic set is read from no files", 2)
+    _check_writable(out)
     try:
         if dataset is Dataset.synthetic:
             train_set, test_set = synthetic(seed=0)
         else:
-            train_set, test_set = load(data, lambda text: errors.print(f"[yellow]{text}[/]"))
+            train_set, test_set = load(data, lambda text: errors.print(text, style="yellow"))
     except DataError as error:
         fail(str(error))
     torch.manual_seed(seed)
     net = _net([train_set.features, *widths, len(train_set.classes)], activation).to(where)
-    choice = backends.choose(next(net.parameters()))
+    try:
+        choice = backends.choose(next(net.parameters()))
+    except RuntimeError as error:  # Triton is asked for and cannot run
+        fail(str(error))
     console.print(
         f"{'-'.join(map(str, [train_set.features, *widths, len(train_set.classes)]))} {activation}, "
         f"{train_set.name}, {len(train_set):,} examples, batch {batch_size}, SGD {lr}, {dtype.value}, "
@@ -97,7 +104,7 @@ def train(
     )
     try:
         history = _fit(net, train_set, test_set, epochs, batch_size, lr, seed, dtype)
-    except TrainingError as error:
+    except (TrainingError, torch.OutOfMemoryError) as error:
         fail(str(error))
     try:
         save(
@@ -117,9 +124,32 @@ def train(
     rate = len(train_set) * len(history.epochs) / history.seconds if history.seconds else 0.0
     result = f"test accuracy {last.test_accuracy:.4f}, " if last and last.test_accuracy is not None else ""
     console.print(
-        f"[bold]{len(history.epochs)} epochs in {history.seconds:.2f} s[/] "
-        f"({rate:,.0f} examples/s with the tests), {result}saved to {out}"
+        f"{len(history.epochs)} epochs in {history.seconds:.2f} s "
+        f"({rate:,.0f} examples/s with the tests), {result}saved to {out}",
+        style="bold",
     )
+
+
+def _device(text: str) -> torch.device:
+    try:
+        device = torch.device(text or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        fail(f"--device {text}: expected cpu, cuda or cuda:1", 2)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        fail(f"--device {text}: torch sees {torch.cuda.device_count() or 'no'} GPU here", 2)
+    return device
+
+
+def _check_writable(out: Path) -> None:
+    """Say before the training that what comes of it cannot be saved."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail(f"--out {out}: {error.strerror or error}")
+    if out.is_dir() or not os.access(out.parent, os.W_OK):
+        fail(f"--out {out}: {'a directory' if out.is_dir() else 'its directory is read-only'}")
 
 
 def _widths(text: str) -> list[int]:
@@ -176,11 +206,7 @@ def _fit(
 
         def on_epoch(epoch: Epoch) -> None:
             progress.update(task, epoch=min(epoch.number + 1, epochs), rate=epoch.examples_per_second)
-            console.print(
-                f"epoch {epoch.number:3d}  train loss {epoch.train_loss:.4f}  "
-                f"train accuracy {epoch.train_accuracy:.4f}  test accuracy {epoch.test_accuracy:.4f}  "
-                f"{epoch.examples_per_second:,.0f} examples/s"
-            )
+            console.print(str(epoch))
 
         return fit(
             net,

@@ -34,5 +34,4 @@ def fuse(module: M) -> M:
             child.__class__ = Sequential
         elif (kind.__module__, kind.__qualname__) == ("torchvision.ops.misc", "MLP"):
             child.__class__ = MLP
-            child.flatten = False  # type: ignore[assignment]
     return module

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from fastmlp.activations import resolve
+from fastmlp.activations import from_module, resolve
 from fastmlp.functional.linear import Layer, chain
+from fastmlp.modules.plan import untouched
 
 
 class LinearAct(nn.Linear):
@@ -37,10 +39,15 @@ class LinearAct(nn.Linear):
         resolve(activation)
         # A module is kept as a child, so that a PReLU's slopes are parameters.
         self.activation = activation
+        if isinstance(activation, nn.Module):
+            activation.to(device, dtype)
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., K) to (..., N)."""
-        return chain(input, [Layer(self.weight, self.bias, resolve(self.activation))])
+        activation = self.activation
+        if isinstance(activation, nn.Module) and not (untouched(activation) and from_module(activation)):
+            return activation(F.linear(input, self.weight, self.bias))  # its hooks or parametrization count
+        return chain(input, [Layer(self.weight, self.bias, resolve(activation))])
 
     def extra_repr(self) -> str:
         """As ``nn.Linear``'s, with the activation where it is no child."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
 
+from fastmlp.modules.loss import CrossEntropyLoss
 from fastmlp.modules.sequential import Sequential
 
 
@@ -30,8 +32,12 @@ class MLP(Sequential):
         flatten: flatten the input from dimension 1 on, as an ``nn.Flatten`` in front would.
 
     Raises:
-        ValueError: no widths, or one that is not positive.
+        TypeError: ``hidden_channels`` is no sequence.
+        ValueError: no widths, or one that is not a positive integer.
     """
+
+    #: Not a child: it would shift the numbers of torchvision's keys.
+    flatten: bool = False
 
     def __init__(
         self,
@@ -47,8 +53,10 @@ class MLP(Sequential):
         dtype: torch.dtype | None = None,
         flatten: bool = False,
     ) -> None:
+        if not isinstance(hidden_channels, Iterable):
+            raise TypeError(f"hidden_channels: expected a sequence of widths, got {hidden_channels!r}")
         widths = [in_channels, *hidden_channels]
-        if len(widths) < 2 or min(widths) < 1:
+        if len(widths) < 2 or not all(isinstance(width, Integral) and width >= 1 for width in widths):
             raise ValueError(f"in_channels, hidden_channels: expected positive widths, got {widths}")
         params = {} if inplace is None else {"inplace": inplace}
         layers: list[nn.Module] = []
@@ -61,9 +69,16 @@ class MLP(Sequential):
                 layers.append(activation_layer(**params).to(device, dtype))
             layers.append(nn.Dropout(dropout, **params))
         super().__init__(*layers)
-        # Not a child: it would shift the numbers of torchvision's keys.
         self.flatten = flatten
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in_channels), or (N, ...) with ``flatten``, to (..., hidden_channels[-1])."""
         return super().forward(input.flatten(1) if self.flatten else input)
+
+    def cross_entropy(
+        self, input: Tensor, target: Tensor, loss: CrossEntropyLoss
+    ) -> tuple[Tensor, Tensor] | None:
+        """As `Sequential.cross_entropy`."""
+        if type(self).forward is not MLP.forward:
+            return None
+        return self._head(input.flatten(1) if self.flatten else input, target, loss)

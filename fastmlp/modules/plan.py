@@ -91,11 +91,14 @@ _PLAIN = (nn.Parameter, Tensor)
 
 
 def _is_identity(child: nn.Module) -> bool:
-    kind = type(child)
-    return kind is nn.Identity or (kind is nn.Dropout and (not child.training or child.p == 0))
+    if isinstance(child, nn.Dropout):
+        return type(child) is nn.Dropout and (not child.training or child.p == 0)
+    return type(child) is nn.Identity
 
 
 def _fits(act: Act, layer: Layer) -> bool:
     """A PReLU of several slopes belongs to dimension 1, which is the features of a matrix alone."""
     slopes = act.weight
-    return slopes is None or (type(slopes) in _PLAIN and slopes.numel() in (1, layer.weight.shape[0]))
+    if slopes is None:
+        return True
+    return type(slopes) in _PLAIN and slopes.numel() in (1, layer.weight.shape[0])

@@ -21,7 +21,8 @@ class Sequential(nn.Sequential):
 
     def forward(self, input: Tensor) -> Tensor:
         """Run the children in order; see `plan` for what is fused."""
-        if choose(input).backend is None:
+        # Modules may pass on anything, as in torch's; the kernels take tensors.
+        if not isinstance(input, Tensor) or choose(input).backend is None:
             for child in self._modules.values():  # nn.Sequential's own loop: nothing is to be planned
                 input = child(input)
             return input
@@ -40,10 +41,16 @@ class Sequential(nn.Sequential):
         The logits have no gradient. None where the kernels do not run here, or the children do not
         end in a chain that the head could close: then call the two modules.
         """
-        if choose(input).backend is None or loss.inplace or not (untouched(self) and untouched(loss)):
+        return self._head(input, target, loss) if type(self).forward is Sequential.forward else None
+
+    def _head(self, input: Tensor, target: Tensor, loss: CrossEntropyLoss) -> tuple[Tensor, Tensor] | None:
+        """`cross_entropy`, where the forward is known to be the children in order."""
+        if not isinstance(input, Tensor) or choose(input).backend is None:
+            return None
+        if type(loss) is not CrossEntropyLoss or loss.inplace or not (untouched(self) and untouched(loss)):
             return None
         stages = self._plan()
-        if not stages or type(self).forward is not Sequential.forward:
+        if not stages:
             return None
         *before, last = stages
         if not isinstance(last, list):

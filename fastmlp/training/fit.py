@@ -101,7 +101,8 @@ def fit(
         raise ValueError(f"dtype: expected one of {', '.join(map(str, _DTYPES))}, got {dtype}")
     net.to(device)
     loss = (loss or CrossEntropyLoss()).to(device)
-    _check_labels(net, loss, *train)
+    with _precision(device, dtype):
+        _check_labels(net, loss, *train)
     optimizer = optimizer or torch.optim.SGD(net.parameters(), lr=lr)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     generator = torch.Generator(device).manual_seed(seed)

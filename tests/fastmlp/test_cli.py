@@ -62,6 +62,12 @@ def test_every_kind_of_activation_trains(activation: str, tmp_path: Path) -> Non
         (["--lr", "1e30"], 1, "the loss is nan in epoch 1"),
         (["--epochs", "-1"], 2, "epochs"),
         (["--out", "/proc/nowhere/net"], 1, "--out /proc/nowhere/net: No such file"),
+        (["--out", "/tmp"], 1, "--out /tmp: a directory"),
+        (["--data", "/tmp"], 2, "--data /tmp: the synthetic set is read from no files"),
+        (["--device", "gpu"], 2, "--device gpu: expected cpu, cuda or cuda:1"),
+        (["--device", "meta"], 2, "--device meta: expected cpu, cuda or cuda:1"),
+        (["--device", "cuda:99"], 2, "--device cuda:99: torch sees"),
+        (["--lr", "-1"], 2, "lr"),
     ],
 )
 def test_errors_are_one_line(arguments: list[str], code: int, message: str, tmp_path: Path) -> None:
@@ -86,6 +92,7 @@ def test_missing_data_is_an_error(tmp_path: Path) -> None:
     result = run("train", "--data", str(tmp_path))
     assert result.exit_code == 1
     assert "train-images-idx3-ubyte: No such file" in result.output
+    assert "/[/x]/" in run("train", "--data", "/[/x]").output  # brackets are no markup
 
 
 @pytest.mark.usefixtures("small")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -57,8 +58,20 @@ def test_torchvisions_mlp() -> None:
     net = ops.MLP(4, [3, 2])
     x = torch.randn(5, 4)
     expected = net(x)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     assert type(fastmlp.fuse(net)) is fastmlp.MLP
     assert torch.equal(net(x), expected)
+    before = net[0].weight.clone()
+    net(x).sum().backward()
+    optimizer.step()
+    assert not torch.equal(net[0].weight, before)
+    assert torch.equal(pickle.loads(pickle.dumps(net))(x), net(x))
+
+
+def test_twice_is_once() -> None:
+    net = fastmlp.fuse(nn.Sequential(nn.Linear(4, 2)))
+    assert fastmlp.fuse(net) is net
+    assert type(net) is fastmlp.Sequential
 
 
 def test_no_module() -> None:

@@ -35,6 +35,22 @@ def test_starts_as_linear_does() -> None:
     assert repr(ours) == "LinearAct(in_features=5, out_features=4, bias=False, activation='tanh')"
 
 
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_hooks_of_the_activation_count(backend: str, device: str) -> None:
+    act = nn.ReLU()
+    layer = fastmlp.LinearAct(5, 4, activation=act, device=device)
+    x = torch.randn(6, 5, device=device)
+    with backends.use(backend):
+        expected = layer(x) * 2
+        act.register_forward_hook(lambda m, i, o: o * 2)
+        torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_slopes_follow_dtype() -> None:
+    layer = fastmlp.LinearAct(5, 4, activation=nn.PReLU(), dtype=torch.float64)
+    assert layer(torch.ones(2, 5, dtype=torch.float64)).dtype == torch.float64
+
+
 def test_unknown_activation() -> None:
     with pytest.raises(ValueError, match="activation: 'swish'"):
         fastmlp.LinearAct(5, 4, activation="swish")

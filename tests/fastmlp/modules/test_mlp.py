@@ -19,6 +19,8 @@ CONFIGS: list[dict[str, Any]] = [
     {"activation_layer": nn.LeakyReLU, "inplace": True, "dropout": 0.3},
     {"norm_layer": nn.BatchNorm1d, "bias": False},
     {"norm_layer": nn.LayerNorm, "activation_layer": nn.Tanh},
+    {"activation_layer": nn.SiLU, "dropout": 0.5, "bias": False},
+    {"activation_layer": nn.PReLU},
 ]
 
 
@@ -48,7 +50,42 @@ def test_what_torchvision_has_not() -> None:
     assert next(fastmlp.MLP(4, [2], device="meta").parameters()).device.type == "meta"
 
 
-@pytest.mark.parametrize(("width", "hidden"), [(12, []), (0, [3]), (12, [3, -1])])
-def test_bad_widths(width: int, hidden: list[int]) -> None:
+def test_one_layer_is_the_output() -> None:
+    theirs, ours = torchvision_ops.MLP(5, [3]), fastmlp.MLP(5, [3])
+    assert repr(ours) == repr(theirs)
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    x = torch.randn(2, 5)
+    assert torch.equal(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize("flatten", [False, True])
+def test_the_head_serves_it(flatten: bool, device: str) -> None:
+    """Its last dropout is the identity, and flattening is no child that stands before the chain."""
+    net = fastmlp.MLP(12, [8, 3], flatten=flatten).to(device)
+    x = torch.randn((6, 3, 4) if flatten else (6, 12), device=device)
+    y, loss = torch.randint(3, (6,), device=device), fastmlp.CrossEntropyLoss()
+    with backends.use("triton"):
+        fused = net.cross_entropy(x, y, loss)
+        assert fused is not None
+        grads = torch.autograd.grad(fused[0], list(net.parameters()))
+        expected = loss(net(x), y)
+        torch.testing.assert_close(fused[0], expected, rtol=1e-5, atol=1e-6)
+        for a, b in zip(grads, torch.autograd.grad(expected, list(net.parameters()))):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+        assert Shifted(12, [8, 3]).to(device).cross_entropy(x, y, loss) is None
+
+
+class Shifted(fastmlp.MLP):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input) + 1
+
+
+def test_no_sequence_of_widths() -> None:
+    with pytest.raises(TypeError, match="hidden_channels: expected a sequence of widths, got 3"):
+        fastmlp.MLP(12, 3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("width", "hidden"), [(12, []), (0, [3]), (12, [3, -1]), (12, [2.5]), (12, "ab")])
+def test_bad_widths(width: int, hidden: Any) -> None:
     with pytest.raises(ValueError, match="in_channels, hidden_channels: expected positive widths"):
         fastmlp.MLP(width, hidden)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
+
+import pytest
+import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
@@ -56,3 +60,64 @@ def test_what_is_not_untouched_runs_as_itself() -> None:
     assert names(parametrizations.weight_norm(nn.Linear(4, 3))) == ["ParametrizedLinear"]
     assert names(nn.Linear(4, 3), nn.PReLU(3)) == ["prelu"]
     assert names(nn.Linear(4, 3), nn.PReLU(5)) == ["none", "PReLU"]
+
+
+@pytest.mark.parametrize(
+    "register",
+    [
+        "register_forward_hook",
+        "register_forward_pre_hook",
+        "register_full_backward_hook",
+        "register_full_backward_pre_hook",
+    ],
+)
+def test_a_hook_counts_from_its_registration_to_its_removal(register: str) -> None:
+    """On each kind of child, the ones that are left out included."""
+    layers = nn.Linear(4, 3), nn.Identity(), nn.ReLU(), nn.Linear(3, 2)
+    expected = [
+        ["Linear", "ReLU", "none"],
+        ["none", "Identity", "ReLU", "none"],
+        ["none", "ReLU", "none"],
+        ["relu", "Linear"],
+    ]
+    for layer, stages in zip(layers, expected):
+        handle = getattr(layer, register)(lambda *_: None)
+        assert names(*layers) == stages
+        handle.remove()
+        assert names(*layers) == ["relu+none"]
+
+
+def test_weight_and_spectral_norm_of_either_kind_run_as_themselves() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the old kind is deprecated
+        olds = nn.utils.weight_norm(nn.Linear(4, 3)), nn.utils.spectral_norm(nn.Linear(4, 3))
+    for old in olds:
+        assert names(old, nn.ReLU()) == ["Linear", "ReLU"]
+    assert names(parametrizations.spectral_norm(nn.Linear(4, 3))) == ["ParametrizedLinear"]
+    assert names(nn.LazyLinear(3), nn.ReLU()) == ["LazyLinear", "ReLU"]
+
+
+def test_parameters_that_are_none_run_as_themselves() -> None:
+    """A weight or bias that is an attribute, a buffer or of a tensor type of its own."""
+
+    class Quantized(torch.Tensor):
+        pass
+
+    odd = nn.Linear(4, 3)
+    odd.weight = nn.Parameter(torch.randn(3, 4).as_subclass(Quantized))
+    attribute, buffer = nn.Linear(4, 3), nn.Linear(4, 3)
+    del attribute.bias, buffer.weight
+    attribute.bias = torch.ones(3)
+    buffer.register_buffer("weight", torch.ones(3, 4))
+    slopes = nn.PReLU(3)
+    slopes.weight = nn.Parameter(torch.randn(3).as_subclass(Quantized))
+    for layer in (odd, attribute, buffer):
+        assert names(layer, nn.ReLU()) == ["Linear", "ReLU"]
+    assert names(nn.Linear(4, 3), slopes) == ["none", "PReLU"]
+    assert names(nn.Linear(4, 3, bias=False), nn.ReLU()) == ["relu"]
+
+
+def test_a_compiled_child_runs_as_itself() -> None:
+    layer = nn.Linear(4, 3)
+    layer.compile(backend="eager")
+    assert names(layer, nn.ReLU()) == ["Linear", "ReLU"]

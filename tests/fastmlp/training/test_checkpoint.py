@@ -27,6 +27,8 @@ def test_round_trip_into_torchs_own(tmp_path: Path) -> None:
     x = torch.randn(2, 5)
     assert torch.equal(theirs(x), ours(x))
     assert os.listdir(path.parent) == ["net.safetensors"]
+    (other := tmp_path / "other").touch()
+    assert path.stat().st_mode == other.stat().st_mode  # as readable as the umask lets it be
 
 
 def test_tied_and_strided_tensors(tmp_path: Path) -> None:

@@ -25,10 +25,10 @@ def assert_as_good_as_torch(
     """Our error is at most twice torch's own in the same dtype, plus ``roundings`` of that dtype.
 
     A chain rounds twice a layer, forward and backward. A rounding counts half an epsilon, and more on
-    a few elements, where torch's error can be 0 by luck.
+    few elements, where sums may cancel and torch's error can be 0 by luck.
     """
     assert ours.dtype == torchs.dtype, f"{what}: dtype {ours.dtype}, torch gives {torchs.dtype}"
-    rounding = torch.finfo(ours.dtype).eps * (0.5 + 2 / max(exact.numel(), 1) ** 0.5)
+    rounding = torch.finfo(ours.dtype).eps * (0.5 + 8 / max(exact.numel(), 1) ** 0.5)
     bound = 2 * error(torchs, exact) + roundings * rounding
     mine = error(ours, exact)
     assert mine <= bound, f"{what}: error {mine:.3e}, allowed {bound:.3e}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -45,3 +46,13 @@ def test_imports_run_downwards(path: Path) -> None:
 def test_the_check_sees_imports() -> None:
     assert "kernels" in imported(_ROOT / "fastmlp" / "backends" / "triton_backend.py")
     assert "backends" in imported(_ROOT / "fastmlp" / "functional" / "linear.py")
+
+
+def test_every_package_is_installed() -> None:
+    """An editable install finds a folder that the package list forgets; a wheel does not."""
+    listed = set(
+        re.findall(r'^    "(fastmlp[\w.]*)",$', (_ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    )
+    folders = {path.parent for path in (_ROOT / "fastmlp").rglob("__init__.py")}
+    found = {".".join(folder.relative_to(_ROOT).parts) for folder in folders} | {"fastmlp.kernels"}
+    assert listed == found

@@ -27,6 +27,8 @@ class Choice(NamedTuple):
     reason: str
 
 
+_PLAIN = (Tensor, torch.nn.Parameter)
+_TRANSFORMED = Choice(None, "the kernels read plain tensors, none that stand for something else")
 _COMPILING = Choice(None, "under torch.compile Inductor fuses torch's own ops")
 _ASKED_FOR_TORCH = Choice(None, "torch's own ops are asked for")
 _NOT_ON_A_GPU = Choice(None, "off the GPU torch's own ops are the fastest")
@@ -59,9 +61,14 @@ def use(name: str) -> Iterator[None]:
 
 
 def compute_dtype(tensor: Tensor) -> torch.dtype:
-    """The dtype that matrix products run in: autocast's where that is on, else the tensor's."""
+    """The dtype that matrix products run in: autocast's where that is on, else the tensor's.
+
+    Autocast leaves float64 alone.
+    """
     kind = tensor.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
+    if tensor.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+        return tensor.dtype
+    return torch.get_autocast_dtype(kind)
 
 
 def choose(tensor: Tensor) -> Choice:
@@ -76,6 +83,8 @@ def choose(tensor: Tensor) -> Choice:
         return _ASKED_FOR_TORCH
     if torch.compiler.is_compiling():
         return _COMPILING
+    if type(tensor) not in _PLAIN or torch._C._are_functorch_transforms_active() or torch.jit.is_tracing():
+        return _TRANSFORMED
     dtype = compute_dtype(tensor)
     if dtype not in KERNEL_DTYPES:
         return Choice(None, f"the kernels do not compute in {dtype}")

@@ -9,14 +9,14 @@ from torch.nn import functional as F
 from fastmlp.data.images import Images
 
 _STYLES = 8  # a class is not one blob but several, so that it is no half-space
-_GREY, _PROTOTYPE, _NOISE = 96, 83, 108  # the mean, and how far each of the two strays from it
+_GREY, _PROTOTYPE, _NOISE = 96, 83, 104  # the mean, and how far each of the two strays from it
 
 
 def synthetic(seed: int = 0, train: int = 60_000, test: int = 10_000) -> tuple[Images, Images]:
     """Train and test sets of 28 x 28 images in 10 classes; the same for the same seed on every machine.
 
     Each class has several smooth prototypes. An image is one of them, plus smooth noise that is a
-    little stronger. The book's MLP reaches about 88 % in 10 epochs, a linear model 55 %.
+    little stronger. The book's MLP reaches about 89 % in 10 epochs, a linear model 55 %.
 
     Args:
         seed: of the prototypes and of everything drawn from them.

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+import fastmlp
 from fastmlp import backends
 
 
@@ -87,3 +88,25 @@ def test_old_triton_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "Triton 3.1.0 is older than 3.5" in str(backends.triton_problem(True))
     finally:
         backends.triton_problem.cache_clear()
+
+
+def test_transforms_go_to_aten(device: str) -> None:
+    """torch.func's wrapped tensors and tensor subclasses have no memory of their own for a kernel to read."""
+    net = fastmlp.MLP(5, [4, 3], device=device)
+    x = torch.randn(6, 5, device=device)
+    with backends.use("triton"):
+        assert torch.func.vmap(net)(x).shape == (6, 3)
+        jacobian = torch.func.jacrev(net)(x[0])
+        traced = torch.jit.trace(net, x, check_trace=False)
+        torch.testing.assert_close(traced(2 * x), net(2 * x), rtol=1e-5, atol=1e-6)
+    assert jacobian.shape == (3, 5)
+
+
+def test_autocast_leaves_float64_alone(device: str) -> None:
+    net = fastmlp.MLP(5, [4, 3], device=device, dtype=torch.float64)
+    x = torch.randn(6, 5, device=device, dtype=torch.float64)
+    with backends.use("triton"), torch.autocast(device, torch.bfloat16):
+        ours = net(x)
+    with backends.use("torch"), torch.autocast(device, torch.bfloat16):
+        assert torch.equal(ours, net(x))
+    assert ours.dtype == torch.float64

@@ -53,8 +53,8 @@ def cross_entropy(
         label_smoothing: in [0, 1].
         z_loss: adds ``z_loss`` * lse² to the loss of every row that counts, before the reduction
             (PaLM, arXiv:2204.02311); it keeps the logits' scale from drifting.
-        inplace: the backward writes the gradient over the logits, whose version it bumps: half the
-            memory, and a second backward raises.
+        inplace: let the backward write the gradient over the logits, whose version it bumps: half
+            the memory, and a second backward raises. Torch's own op, where that runs, never does.
 
     Returns:
         A scalar, or the shape of the rows for reduction "none". On a GPU a target that is no class

@@ -92,6 +92,7 @@ def _rows() -> Iterator[tuple[Key, Tile]]:
     yield ("linear_backward_prologue", "sm_90", "half", "wide"), Tile(128, 64, 64, 8, 8, 3)
     for family in FAMILIES[1:3]:
         yield (family, "sm_100", "half", "narrow"), Tile(64, 64, 32, 8, 4, 4)
+        yield (family, "sm_120", "half", "narrow"), Tile(32, 32, 32, 8, 4, 4)
 
 
 # In the interpreter a program costs far more than its arithmetic: few, larger tiles.

@@ -79,3 +79,14 @@ def derivative(saved, slope, ACT: tl.constexpr):
     else:
         tl.static_assert(ACT == "none", "unknown activation")
         return saved * 0.0 + 1.0
+
+
+@triton.jit
+def undo(grad, saved, slope, ACT: tl.constexpr):
+    """grad * f'; where ReLU's f' is 0 the result is, whatever ``grad``: as torch, which selects."""
+    if ACT == "none":
+        return grad
+    elif ACT == "relu":
+        return tl.where(saved <= 0, 0.0, grad)
+    else:
+        return grad * derivative(saved, slope, ACT)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from fastmlp.kernels.activations import derivative
+from fastmlp.kernels.activations import undo
 from fastmlp.kernels.launch import INTERPRETED
 
 # Triton's interpreter knows bf16 by its bits alone: arithmetic on it is wrong (triton-lang/triton#11584),
-# and a cast from float32 cuts the low bits off instead of rounding.
+# a cast from float32 cuts the low bits off instead of rounding, and one from an integer gives other numbers.
 _INTERPRETED = tl.constexpr(INTERPRETED)
 
 
 @triton.jit
 def cast(x, DTYPE: tl.constexpr):
     """x in DTYPE, rounded to the nearest, ties to even."""
+    if _INTERPRETED and DTYPE == tl.bfloat16 and x.dtype.is_int():
+        x = x.to(tl.float32)
     if _INTERPRETED and DTYPE == tl.bfloat16 and x.dtype == tl.float32:
         bits = x.to(tl.uint32, bitcast=True)
         rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).to(tl.float32, bitcast=True)
@@ -63,6 +66,27 @@ def pointers(base, rows, cols, stride_row, stride_col):
 
 
 @triton.jit
+def gathered(rows, ok, index_ptr, GATHER: tl.constexpr):
+    """The rows of the data set that ``rows`` of the batch are."""
+    if GATHER:
+        return tl.load(index_ptr + rows, mask=ok, other=0).to(tl.int64)
+    else:
+        return rows
+
+
+@triton.jit
+def wait_for_previous(PDL: tl.constexpr):
+    """Under programmatic dependent launch (sm_90 on): wait for the kernel before, and let the next one start.
+
+    The wait stands before every load, so that starting early saves the launch and is never a race: the
+    next kernel in turn waits until this one has ended.
+    """
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+
+
+@triton.jit
 def load_slopes(slope_ptr, slope, stride_slope, features, num_features, ACT: tl.constexpr):
     """Per-feature negative slopes: PReLU's learned ones (``stride_slope`` 0 shares one), else ``slope``."""
     if ACT == "prelu":
@@ -78,5 +102,4 @@ def mask_gradient(grad, saved, slopes, DTYPE: tl.constexpr, ACT: tl.constexpr):
     if ACT == "none":
         return grad.to(tl.float32)
     else:
-        d = grad.to(tl.float32) * derivative(saved.to(tl.float32), slopes, ACT)
-        return cast(d, DTYPE).to(tl.float32)
+        return cast(undo(grad.to(tl.float32), saved.to(tl.float32), slopes, ACT), DTYPE).to(tl.float32)

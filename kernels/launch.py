@@ -41,7 +41,12 @@ _dry = False
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
-    """Launch ``kernel`` over ``grid``; ``options`` are its constexprs and compile options."""
+    """Launch ``kernel`` over ``grid``; ``options`` are its constexprs and compile options.
+
+    A kernel with a true constexpr PDL is launched as its predecessor's programmatic dependent.
+    """
+    if options.get("PDL"):
+        options["launch_pdl"] = True
     if _observers:
         for observer in _observers:
             observer(Launch(kernel, grid, args, options))
@@ -139,6 +144,11 @@ def arch_of(tensor: torch.Tensor) -> str:
     if INTERPRETED:
         return "interpret"
     return _arch_of_device(tensor.device.index or 0)
+
+
+def has_dependent_launch(arch: str) -> bool:
+    """Whether ``arch`` has programmatic dependent launch: sm_90 and later."""
+    return arch.startswith("sm_") and int("".join(c for c in arch if c.isdigit())) >= 90
 
 
 @cache

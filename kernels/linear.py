@@ -9,38 +9,39 @@ from torch import Tensor
 
 from fastmlp.kernels import configs
 from fastmlp.kernels.activations import activate
-from fastmlp.kernels.device import dot, load_slopes, pointers, store, tile_of
+from fastmlp.kernels.device import (
+    dot,
+    gathered,
+    load_slopes,
+    pointers,
+    store,
+    tile_of,
+    wait_for_previous,
+)
 from fastmlp.kernels.launch import arch_of, cdiv, launch
 
 #: The Triton name of each dtype that the kernels compute in.
 TL_DTYPE = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
 
-@triton.jit(do_not_specialize=["M"])
-def linear_act_kernel(
-    x_ptr, stride_xm, stride_xk,  # X (M, K)
-    w_ptr, stride_wn, stride_wk,  # W (N, K)
-    b_ptr, stride_b,  # b (N,)
-    slope_ptr, stride_slope, slope,
-    y_ptr,  # Y (M, N), contiguous
-    z_ptr,  # Z (M, N), contiguous; f's input
+@triton.jit
+def linear_tile(
+    pid,
+    x_ptr, stride_xm, stride_xk, index_ptr, x_scale,
+    w_ptr, stride_wn, stride_wk,
+    b_ptr, stride_b, slope_ptr, stride_slope, slope,
+    y_ptr, stride_ym, z_ptr,
     M, N, K,
-    ACT: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    KEEP_Z: tl.constexpr,
-    EVEN_K: tl.constexpr,  # BLOCK_K divides K: no mask along the reduction
-    DTYPE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    GROUP_M: tl.constexpr,
+    ACT: tl.constexpr, HAS_BIAS: tl.constexpr, KEEP_Z: tl.constexpr, GATHER: tl.constexpr,
+    SCALE_X: tl.constexpr, EVEN_K: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
-    pid_m, pid_n = tile_of(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP_M)
+    """One tile of Y (M, N) = f(x_scale X Wᵀ + b); with GATHER row m of X is row index[m] of x."""
+    pid_m, pid_n = tile_of(pid, tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP_M)
     rows = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
     cols = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
-    x = pointers(x_ptr, rows, k, stride_xm, stride_xk)
+    x = pointers(x_ptr, gathered(rows, rows < M, index_ptr, GATHER), k, stride_xm, stride_xk)
     w = pointers(w_ptr, k, cols, stride_wk, stride_wn)  # a tile of Wᵀ
     row_ok = rows[:, None] < M
     col_ok = cols[None, :] < N
@@ -57,14 +58,51 @@ def linear_act_kernel(
         x += BLOCK_K * stride_xk
         w += BLOCK_K * stride_wk
 
+    if SCALE_X:
+        acc *= x_scale
     if HAS_BIAS:
         acc += tl.load(b_ptr + cols * stride_b, mask=cols < N, other=0.0).to(tl.float32)[None, :]
     inside = row_ok & col_ok
-    offsets = rows[:, None].to(tl.int64) * N + cols[None, :]
+    offsets = rows[:, None].to(tl.int64) * stride_ym + cols[None, :]
     if KEEP_Z:
         store(z_ptr + offsets, acc, inside)
     slopes = load_slopes(slope_ptr, slope, stride_slope, cols, N, ACT)
     store(y_ptr + offsets, activate(acc, slopes[None, :], ACT), inside)
+
+
+@triton.jit(do_not_specialize=["M"])
+def linear_act_kernel(
+    x_ptr, stride_xm, stride_xk,  # X (M, K)
+    index_ptr,  # (M,): which rows of x are X, if GATHER
+    x_scale,
+    w_ptr, stride_wn, stride_wk,  # W (N, K)
+    b_ptr, stride_b,  # b (N,)
+    slope_ptr, stride_slope, slope,
+    y_ptr, stride_ym,  # Y (M, N), rows contiguous
+    z_ptr,  # Z (M, N), laid out as Y; f's input
+    M, N, K,
+    ACT: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    KEEP_Z: tl.constexpr,
+    GATHER: tl.constexpr,
+    SCALE_X: tl.constexpr,
+    EVEN_K: tl.constexpr,  # BLOCK_K divides K: no mask along the reduction
+    PDL: tl.constexpr,
+    DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+):  # fmt: skip
+    wait_for_previous(PDL)
+    linear_tile(
+        tl.program_id(0),
+        x_ptr, stride_xm, stride_xk, index_ptr, x_scale, w_ptr, stride_wn, stride_wk,
+        b_ptr, stride_b, slope_ptr, stride_slope, slope, y_ptr, stride_ym, z_ptr, M, N, K,
+        ACT, HAS_BIAS, KEEP_Z, GATHER, SCALE_X, EVEN_K, DTYPE, PRECISION,
+        BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
+    )  # fmt: skip
 
 
 def linear_act(
@@ -77,33 +115,47 @@ def linear_act(
     keep_z: bool,
     dtype: torch.dtype,
     precision: str,
+    *,
+    index: Tensor | None = None,
+    x_scale: float = 1.0,
+    out: tuple[Tensor, Tensor | None] | None = None,
+    pdl: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Y = f(X Wᵀ + b) in ``dtype``, and Z = X Wᵀ + b if ``keep_z``. One launch.
+    """Y = f(x_scale X Wᵀ + b) in ``dtype``, and Z = x_scale X Wᵀ + b if ``keep_z``. One launch.
 
     x (M, K), weight (N, K), bias (N,), slope_weight (1,) or (N,); any strides; none of M, N, K is 0.
+    With ``index`` (M,) X is x[index]. ``out`` is Y and Z (M, N) to write to: rows contiguous, strides
+    alike.
     """
-    (m, k), n = x.shape, weight.shape[0]
-    y = torch.empty((m, n), device=x.device, dtype=dtype)
-    z = torch.empty_like(y) if keep_z else None
+    (rows, k), n = x.shape, weight.shape[0]
+    m = rows if index is None else len(index)
+    if out is None:
+        y = torch.empty((m, n), device=x.device, dtype=dtype)
+        out = y, torch.empty_like(y) if keep_z else None
+    y, z = out
     tile = configs.lookup("linear", arch_of(x), configs.precision_class(dtype, precision), n, k)
     launch(
         linear_act_kernel,
         (cdiv(m, tile.BLOCK_M) * cdiv(n, tile.BLOCK_N),),
         x, x.stride(0), x.stride(1),
+        index, x_scale,
         weight, weight.stride(0), weight.stride(1),
         bias, 0 if bias is None else bias.stride(0),
         slope_weight, slope_stride(slope_weight), slope,
-        y, z,
+        y, y.stride(0), z,
         m, n, k,
         ACT=act,
         HAS_BIAS=bias is not None,
         KEEP_Z=keep_z,
+        GATHER=index is not None,
+        SCALE_X=x_scale != 1,
         EVEN_K=k % tile.BLOCK_K == 0,
+        PDL=pdl,
         DTYPE=TL_DTYPE[dtype],
         PRECISION=precision,
         **tile.options(),
     )  # fmt: skip
-    return y, z
+    return out
 
 
 def slope_stride(slope_weight: Tensor | None) -> int:

@@ -20,8 +20,17 @@ import triton.language as tl
 from torch import Tensor
 
 from fastmlp.kernels import configs
-from fastmlp.kernels.activations import derivative
-from fastmlp.kernels.device import dot, load_slopes, mask_gradient, pointers, store, tile_of
+from fastmlp.kernels.activations import undo
+from fastmlp.kernels.device import (
+    dot,
+    gathered,
+    load_slopes,
+    mask_gradient,
+    pointers,
+    store,
+    tile_of,
+    wait_for_previous,
+)
 from fastmlp.kernels.launch import arch_of, cdiv, launch, launch_if, num_sms
 from fastmlp.kernels.linear import TL_DTYPE, slope_stride
 
@@ -30,12 +39,12 @@ _ROWS_PER_SPLIT = 512
 
 
 @triton.jit
-def _input_tile(
+def input_tile(
     pid,
     grad_ptr, stride_gm, stride_gn, saved_ptr, stride_sm, stride_sn,
     w_ptr, stride_wn, stride_wk, slope_ptr, stride_slope, slope,
     previous_ptr, stride_pm, stride_pk, previous_slope,
-    scale, dx_ptr, M, N, K,
+    scale, dx_ptr, stride_dm, M, N, K,
     ACT: tl.constexpr, PREVIOUS_ACT: tl.constexpr, EVEN_N: tl.constexpr,
     DTYPE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
@@ -69,8 +78,52 @@ def _input_tile(
     inside = row_ok & col_ok
     if PREVIOUS_ACT != "none":
         p = tl.load(pointers(previous_ptr, rows, cols, stride_pm, stride_pk), mask=inside, other=0.0)
-        acc *= derivative(p.to(tl.float32), previous_slope, PREVIOUS_ACT)
-    store(dx_ptr + rows[:, None].to(tl.int64) * K + cols[None, :], acc * scale, inside)
+        acc = undo(acc, p.to(tl.float32), previous_slope, PREVIOUS_ACT)
+    store(dx_ptr + rows[:, None].to(tl.int64) * stride_dm + cols[None, :], acc * scale, inside)
+
+
+@triton.jit
+def weight_gradient(
+    rows, cols, first, last, sum_rows,
+    grad_ptr, stride_gm, stride_gn, saved_ptr, stride_sm, stride_sn,
+    x_ptr, stride_xm, stride_xk, index_ptr, slopes, N, K,
+    ACT: tl.constexpr, GATHER: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """A tile of dZᵀ X over the examples from ``first`` to ``last``, with dZ's sums and the slopes'.
+
+    dZ is summed over the examples only if ``sum_rows``: one column of tiles does that for all.
+    """
+    row_ok = rows[:, None] < N
+    col_ok = cols[None, :] < K
+    m = first + tl.arange(0, BLOCK_K)
+    grad = pointers(grad_ptr, rows, m, stride_gn, stride_gm)
+    saved = pointers(saved_ptr, rows, m, stride_sn, stride_sm) if ACT != "none" else grad
+    x = pointers(x_ptr, m, cols, stride_xm, stride_xk)
+
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    bias = tl.zeros((BLOCK_M,), tl.float32)
+    slope_grad = tl.zeros((BLOCK_M,), tl.float32)
+    for start in range(first, last, BLOCK_K):
+        examples = start + tl.arange(0, BLOCK_K)
+        m_ok = examples < last
+        d = tl.load(grad, mask=row_ok & m_ok[None, :], other=0.0)
+        if GATHER:
+            x = pointers(x_ptr, gathered(examples, m_ok, index_ptr, GATHER), cols, stride_xm, stride_xk)
+        x_tile = tl.load(x, mask=col_ok & m_ok[:, None], other=0.0)
+        if ACT != "none":
+            s = tl.load(saved, mask=row_ok & m_ok[None, :], other=0.0).to(tl.float32)
+            if ACT == "prelu":
+                slope_grad += tl.sum(tl.where(s > 0, 0.0, d.to(tl.float32) * s), 1)
+            d = mask_gradient(d, s, slopes[:, None], DTYPE, ACT)
+            saved += BLOCK_K * stride_sm
+        if sum_rows:
+            bias += tl.sum(d.to(tl.float32), 1)
+        acc = dot(d, x_tile, acc, DTYPE, PRECISION)
+        grad += BLOCK_K * stride_gm
+        if not GATHER:
+            x += BLOCK_K * stride_xm
+    return acc, bias, slope_grad
 
 
 @triton.jit
@@ -88,37 +141,18 @@ def _weight_tile(
     pid_n, pid_k = tile_of(pid % num_tiles, tl.cdiv(N, BLOCK_M), tl.cdiv(K, BLOCK_N), GROUP_M)
     rows = pid_n * BLOCK_M + tl.arange(0, BLOCK_M)
     cols = pid_k * BLOCK_N + tl.arange(0, BLOCK_N)
-    row_ok = rows[:, None] < N
-    col_ok = cols[None, :] < K
     first = split * rows_per_split
     last = tl.minimum(first + rows_per_split, M)
-    m = first + tl.arange(0, BLOCK_K)
-    grad = pointers(grad_ptr, rows, m, stride_gn, stride_gm)
-    saved = pointers(saved_ptr, rows, m, stride_sn, stride_sm) if ACT != "none" else grad
-    x = pointers(x_ptr, m, cols, stride_xm, stride_xk)
     slopes = load_slopes(slope_ptr, slope, stride_slope, rows, N, ACT)
-
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    bias = tl.zeros((BLOCK_M,), tl.float32)
-    slope_grad = tl.zeros((BLOCK_M,), tl.float32)
-    for start in range(first, last, BLOCK_K):
-        m_ok = start + tl.arange(0, BLOCK_K) < last
-        d = tl.load(grad, mask=row_ok & m_ok[None, :], other=0.0)
-        x_tile = tl.load(x, mask=col_ok & m_ok[:, None], other=0.0)
-        if ACT != "none":
-            s = tl.load(saved, mask=row_ok & m_ok[None, :], other=0.0).to(tl.float32)
-            if ACT == "prelu":
-                slope_grad += tl.sum(tl.where(s > 0, 0.0, d.to(tl.float32) * s), 1)
-            d = mask_gradient(d, s, slopes[:, None], DTYPE, ACT)
-            saved += BLOCK_K * stride_sm
-        if HAS_BIAS and pid_k == 0:  # one column of tiles sums the bias' gradient for all
-            bias += tl.sum(d.to(tl.float32), 1)
-        acc = dot(d, x_tile, acc, DTYPE, PRECISION)
-        grad += BLOCK_K * stride_gm
-        x += BLOCK_K * stride_xm
+    acc, bias, slope_grad = weight_gradient(
+        rows, cols, first, last, HAS_BIAS and pid_k == 0,
+        grad_ptr, stride_gm, stride_gn, saved_ptr, stride_sm, stride_sn,
+        x_ptr, stride_xm, stride_xk, x_ptr, slopes, N, K,
+        ACT, False, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+    )  # fmt: skip
 
     offsets = rows[:, None].to(tl.int64) * K + cols[None, :]
-    inside = row_ok & col_ok
+    inside = (rows[:, None] < N) & (cols[None, :] < K)
     once = rows < tl.where(pid_k == 0, N, 0)
     if num_splits == 1:
         store(dw_ptr + offsets, acc * scale, inside)
@@ -152,7 +186,7 @@ def linear_backward_kernel(
     slope_ptr, stride_slope, slope,
     previous_ptr, stride_pm, stride_pk, previous_slope,  # the same of the layer before (M, K)
     scale_ptr, denominator_ptr,  # scalars: every parameter's gradient is times scale / denominator
-    dx_ptr,  # (M, K)
+    dx_ptr, stride_dm,  # (M, K), rows contiguous
     dw_ptr, db_ptr, dslope_ptr,  # (N, K), (N,), (N,)
     workspace_ptr, num_splits, rows_per_split,
     M, N, K,
@@ -164,6 +198,7 @@ def linear_backward_kernel(
     SCALE_INPUT: tl.constexpr,
     SCALE_PARAMS: tl.constexpr,
     EVEN_N: tl.constexpr,
+    PDL: tl.constexpr,
     DTYPE: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -171,16 +206,17 @@ def linear_backward_kernel(
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
 ):  # fmt: skip
+    wait_for_previous(PDL)
     pid = tl.program_id(0)
     input_tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(K, BLOCK_N) if NEED_INPUT else 0
     if NEED_INPUT:
         if pid < input_tiles:
-            _input_tile(
+            input_tile(
                 pid,
                 grad_ptr, stride_gm, stride_gn, saved_ptr, stride_sm, stride_sn,
                 w_ptr, stride_wn, stride_wk, slope_ptr, stride_slope, slope,
                 previous_ptr, stride_pm, stride_pk, previous_slope,
-                _scale(scale_ptr, denominator_ptr, SCALE_INPUT), dx_ptr, M, N, K,
+                _scale(scale_ptr, denominator_ptr, SCALE_INPUT), dx_ptr, stride_dm, M, N, K,
                 ACT, PREVIOUS_ACT, EVEN_N, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
             )  # fmt: skip
     if NEED_PARAMS:
@@ -240,18 +276,21 @@ def linear_backward(
     bias_dtype: torch.dtype | None,
     dtype: torch.dtype,
     precision: str,
+    out: Tensor | None = None,
+    pdl: bool = False,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """dX (M, K), dW (N, K), db (N,) and the slopes' gradient (N,) from ``grad`` (M, N).
 
     One launch, and a second to sum the splits where the batch is long and the layer small.
     dX is in ``dtype``, dW in the weight's; db is None where ``bias_dtype`` is. Any strides; no
-    size is 0. ``scale`` is (numerator, denominator), two scalars on the device.
+    size is 0. ``scale`` is (numerator, denominator), two scalars on the device. ``out`` (M, K), rows
+    contiguous, receives dX.
     """
     (m, n), k = grad.shape, x.shape[1]
     family = "linear_backward" if act == "none" else "linear_backward_prologue"
     tile = configs.lookup(family, arch_of(x), configs.precision_class(dtype, precision), n, k)
     learned = act == "prelu"
-    dx = torch.empty((m, k), device=x.device, dtype=dtype) if need_input else None
+    dx = torch.empty((m, k), device=x.device, dtype=dtype) if need_input and out is None else out
     dw = db = dslope = workspace = None
     input_tiles = cdiv(m, tile.BLOCK_M) * cdiv(k, tile.BLOCK_N) if need_input else 0
     weight_tiles = cdiv(n, tile.BLOCK_M) * cdiv(k, tile.BLOCK_N) if need_params else 0
@@ -262,7 +301,7 @@ def linear_backward(
             db = torch.empty(n, device=x.device, dtype=bias_dtype)
         if learned:
             dslope = torch.empty(n, device=x.device, dtype=torch.float32)
-        splits, rows_per_split = _splits(m, weight_tiles, tile.BLOCK_K, num_sms(x.device.index or 0))
+        splits, rows_per_split = split_batch(m, weight_tiles, tile.BLOCK_K, num_sms(x.device.index or 0))
         # Always float32 and always there, so that the number of splits never changes the kernel.
         workspace = torch.empty((splits if splits > 1 else 0, n * k + 2 * n), device=x.device)
     scalars = scale or (None, None)
@@ -276,7 +315,7 @@ def linear_backward(
         slope_weight, slope_stride(slope_weight), slope,
         *_matrix(previous_saved), previous_slope,
         *scalars,
-        dx,
+        dx, 0 if dx is None else dx.stride(0),
         dw, db, dslope,
         workspace, splits, rows_per_split,
         m, n, k,
@@ -288,6 +327,7 @@ def linear_backward(
         SCALE_INPUT=scale is not None and scale_input,
         SCALE_PARAMS=scale is not None,
         EVEN_N=n % tile.BLOCK_K == 0,
+        PDL=pdl,
         DTYPE=TL_DTYPE[dtype],
         PRECISION=precision,
         **tile.options(),
@@ -314,7 +354,7 @@ def _matrix(tensor: Tensor | None) -> tuple[Tensor | None, int, int]:
     return (None, 0, 0) if tensor is None else (tensor, tensor.stride(0), tensor.stride(1))
 
 
-def _splits(rows: int, tiles: int, block: int, sms: int) -> tuple[int, int]:
+def split_batch(rows: int, tiles: int, block: int, sms: int) -> tuple[int, int]:
     """How many programs share the reduction over the batch, and how many rows each takes."""
     wanted = max(1, min(rows // _ROWS_PER_SPLIT, sms // tiles))
     rows_each = cdiv(cdiv(rows, wanted), block) * block

@@ -99,7 +99,7 @@ def test_splits_cover_the_batch() -> None:
     """Every row is reduced exactly once, whatever the sizes."""
     for rows in (1, 31, 256, 1023, 1024, 60000, 1 << 20):
         for tiles in (1, 5, 131, 132, 4096):
-            splits, each = module._splits(rows, tiles, 64, 132)
+            splits, each = module.split_batch(rows, tiles, 64, 132)
             assert (splits - 1) * each < rows <= splits * each
             assert splits == 1 or each % 64 == 0
 

@@ -1,0 +1,145 @@
+"""One training step of a whole network in 2L - 1 launches, the optimizer's update included."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastmlp.kernels import configs
+from fastmlp.kernels.configs import Tile
+from fastmlp.kernels.head import Gradients, head, head_programs
+from fastmlp.kernels.launch import arch_of
+from fastmlp.kernels.linear import linear_act
+from fastmlp.kernels.linear_backward import linear_backward
+from fastmlp.kernels.network import Table
+from fastmlp.kernels.update import Accumulators, update
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained and how: all that stays the same from step to step."""
+
+    class_weight: Tensor | None  # (C,)
+    ignore_index: int
+    reduction: str  # "mean" or "sum"
+    label_smoothing: float
+    z_loss: float
+    rule: str  # one of `fastmlp.kernels.optimizers.RULES`
+    dtype: torch.dtype  # of the products
+    precision: str  # of float32 products: "ieee" or "tf32"
+    pdl: bool = False  # programmatic dependent launch
+
+    def programs(self, net: Table, rows: int) -> int:
+        """Programs of the head, each of which leaves three sums."""
+        weight = net.layers[-1].weight
+        kind = configs.precision_class(self.dtype, self.precision)
+        return head_programs(rows, arch_of(weight), kind, *weight.shape)
+
+
+def train_step(
+    net: Table,
+    task: Task,
+    x: Tensor,
+    y: Tensor,
+    index: Tensor | None,
+    x_scale: float,
+    partial: Tensor,
+    hypers: Tensor,
+    into: Accumulators,
+    tile: Tile,
+) -> None:
+    """Forward, loss, backward and update of ``net``. 2L - 1 launches, L >= 2.
+
+    x (M, K) and y (M,), or the data set whose rows ``index`` (M,) are the batch; ``partial`` float32,
+    3 elements a program of the head at least; hypers (groups, HYPERS); ``tile`` the one that ``net`` was
+    made for. The net's buffers hold M rows at least.
+    """
+    m = len(x) if index is None else len(index)
+    layers, dtype, precision, pdl = net.layers, task.dtype, task.precision, task.pdl
+    inputs = x
+    for i, layer in enumerate(layers[:-1]):
+        assert layer.y is not None
+        inputs, _ = linear_act(
+            inputs,
+            layer.copy,
+            layer.bias,
+            layer.act,
+            layer.slope,
+            None,
+            layer.keeps_z,
+            dtype,
+            precision,
+            index=index if i == 0 else None,
+            x_scale=x_scale if i == 0 else 1.0,
+            out=(layer.y[:m], _rows(layer.saved, m) if layer.keeps_z else None),
+            pdl=pdl,
+        )
+    last, below = layers[-1], layers[-2]
+    head(
+        inputs,
+        last.copy,
+        last.bias,
+        y,
+        task.class_weight,
+        previous_act=below.act,
+        previous_saved=_rows(below.saved, m),
+        previous_slope=below.slope,
+        reduction=task.reduction,
+        ignore_index=task.ignore_index,
+        label_smoothing=task.label_smoothing,
+        z_loss=task.z_loss,
+        keep_logits=False,
+        need_grad=True,
+        need_input=True,
+        dtype=dtype,
+        loss_dtype=torch.float32,
+        precision=precision,
+        index=index,
+        out=Gradients(partial, last.dz[:m], below.dz[:m]),
+        pdl=pdl,
+    )
+    for layer, below in reversed(list(zip(layers[1:-1], layers))):
+        linear_backward(
+            layer.dz[:m],
+            _rows(layer.x, m),
+            layer.copy,
+            act="none",
+            saved=None,
+            slope=0.0,
+            slope_weight=None,
+            previous_act=below.act,
+            previous_saved=_rows(below.saved, m),
+            previous_slope=below.slope,
+            scale=None,
+            scale_input=False,
+            need_input=True,
+            need_params=False,
+            bias_dtype=None,
+            dtype=dtype,
+            precision=precision,
+            out=below.dz[:m],
+            pdl=pdl,
+        )
+    update(
+        net,
+        x,
+        index,
+        x_scale,
+        partial,
+        task.programs(net, m),
+        hypers,
+        into,
+        rule=task.rule,
+        mean=task.reduction == "mean",
+        tile=tile,
+        dtype=dtype,
+        precision=precision,
+        pdl=pdl,
+    )
+
+
+def _rows(matrix: Tensor | None, count: int) -> Tensor:
+    assert matrix is not None
+    return matrix[:count]

@@ -12,6 +12,12 @@ kernel family, and what the families share in one place:
 ``softmax``        device functions shared by the losses
 ``cross_entropy``  softmax-cross-entropy over any number of classes
 ``head``           the classifier head: logits, loss, dlogits and dZ in one kernel
+``optimizers``     SGD, Adam, AdamW on one element
+``network``        a network's layers as a table of addresses
+``update``         every dW and db with the optimizer behind it, in one launch
+``step``           a training step in 2L - 1 launches
+``epoch``          an epoch in one cooperative launch
+``cache``          what was measured on this machine
 ``tune``           measures tiles on a GPU and writes a cache file
 ``compile``        compiles everything for every architecture with no GPU
 

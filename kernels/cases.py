@@ -16,8 +16,11 @@ import torch
 from torch import Tensor
 
 from fastmlp.kernels import cross_entropy as ce
+from fastmlp.kernels import training_cases
+from fastmlp.kernels.epoch import runs_on
 from fastmlp.kernels.head import MAX_CLASSES
 from fastmlp.kernels.head import head as head_kernels
+from fastmlp.kernels.launch import arch_of, has_dependent_launch
 from fastmlp.kernels.linear import linear_act
 from fastmlp.kernels.linear_backward import linear_backward
 
@@ -63,7 +66,7 @@ class Case:
 
 def cases() -> Iterator[Case]:
     """Every kernel in every precision, and every branch of it at least once."""
-    for family in (_linear_cases, _linear_backward_cases, _head_cases, _cross_entropy_cases):
+    for family in (_linear_cases, _linear_backward_cases, _head_cases, _cross_entropy_cases, _training_cases):
         yield from family()
 
 
@@ -242,6 +245,8 @@ MATRIX_PROBLEMS: dict[str, tuple[Callable[..., Run], int]] = {
     "linear_backward": (backward, 2),
     "linear_backward_prologue": (partial(backward, act="relu"), 2),
     "head": (head, 2),
+    "update": (partial(training_cases.timed, "update"), 1),
+    "epoch": (partial(training_cases.timed, "epoch"), 3),  # a step's products
 }
 
 
@@ -311,3 +316,13 @@ def _vector(size: int, dtype: torch.dtype, device: str) -> Tensor:
 
 def _scalar(device: str) -> Tensor:
     return torch.ones((), device=device)
+
+
+def _training_cases() -> Iterator[Case]:
+    for variant, dtype, problem in training_cases.problems():
+        arch = arch_of(problem.x)
+        if problem.task.pdl and not has_dependent_launch(arch):
+            continue
+        yield Case("step", variant, dtype, problem.step)
+        if runs_on(arch) and not problem.task.pdl:
+            yield Case("epoch", variant, dtype, problem.epoch)

@@ -7,8 +7,6 @@ them in a cache file, which wins over the table.
 
 from __future__ import annotations
 
-import json
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +15,8 @@ from functools import cache
 from pathlib import Path
 
 import torch
+
+from fastmlp.kernels import cache as cache_files
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,11 @@ class Tile:
 
 # (family, architecture, precision, bucket). A family is a kernel: "linear" is the forward, the
 # tiles of dX and dW in "linear_backward" are alike (f' in its prologue takes registers, so that has a
-# family of its own), "head" is the classifier head.
+# family of its own), "head" is the classifier head, "update" dW with the optimizer behind it, "epoch" the
+# persistent kernel, all of whose phases have one tile.
 Key = tuple[str, str, str, str]
 
-FAMILIES = ("linear", "linear_backward", "linear_backward_prologue", "head")
+FAMILIES = ("linear", "linear_backward", "linear_backward_prologue", "head", "update", "epoch")
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
 PRECISIONS = ("half", "tf32", "ieee")  # half: fp16 and bf16 operands
 BUCKETS = ("narrow", "wide")  # of a weight: at most 2¹⁹ elements, or more
@@ -87,11 +88,40 @@ def _rows() -> Iterator[tuple[Key, Tile]]:
             )
             yield ("head", arch, "tf32", bucket), Tile(16, 0, 32, 1, 4, 2)
             yield ("head", arch, "ieee", bucket), Tile(16, 0, 16, 1, 8, 2)
+        # The optimizer's state is as large as the accumulator: smaller tiles than a plain dW's. 64 x 32
+        # makes 108 tiles of 784-256-10, so that each program of the persistent kernel can keep one.
+        yield ("update", arch, "half", "narrow"), Tile(64, 32, 64, 8, 8, stages)
+        yield (
+            ("update", arch, "half", "wide"),
+            Tile(128 if arch in ("sm_80", "sm_90") else 64, 64, 64, 8, 8, stages),
+        )
+        yield ("update", arch, "tf32", "narrow"), Tile(64, 32, 16 if arch == "sm_120" else 32, 8, 8, 2)
+        yield ("update", arch, "ieee", "narrow"), Tile(64, 32, 16, 8, 8, 2)
+        yield (
+            ("epoch", arch, "half", "narrow"),
+            Tile(64, 32, 32, 8, 8, 3)
+            if arch == "sm_90"
+            else Tile(64, 32, 16, 8, 8, 2 if arch == "sm_80" else stages),
+        )
+        yield ("epoch", arch, "half", "wide"), Tile(64, 32, 32, 8, 8, stages)
+        yield ("epoch", arch, "tf32", "narrow"), Tile(64, 32, 16, 8, 8, 2)
+        yield (
+            ("epoch", arch, "ieee", "narrow"),
+            Tile(32, 16, 16, 8, 4, 2) if arch == "sm_80" else Tile(32, 32, 32, 8, 8, 2),
+        )
+        for precision in ("tf32", "ieee"):
+            yield ("update", arch, precision, "wide"), Tile(64, 64, 16, 8, 8, 2)
+            yield ("epoch", arch, precision, "wide"), Tile(64, 32, 16, 8, 8, 2)
     # With the tiles above these spilled in the compiler's report.
+    yield ("linear_backward_prologue", "sm_120", "half", "wide"), Tile(128, 64, 32, 8, 8, 3)
+    for bucket in BUCKETS:
+        yield ("head", "sm_90", "ieee", bucket), Tile(16, 0, 16, 1, 16, 2)
     yield ("linear_backward_prologue", "sm_80", "half", "wide"), Tile(128, 128, 32, 8, 8, 4)
     yield ("linear_backward_prologue", "sm_90", "half", "wide"), Tile(128, 64, 64, 8, 8, 3)
-    for family in FAMILIES[1:3]:
-        yield (family, "sm_100", "half", "narrow"), Tile(64, 64, 32, 8, 4, 4)
+    yield ("linear", "sm_120", "ieee", "narrow"), Tile(32, 32, 16, 8, 4, 2)
+    yield ("linear_backward", "sm_80", "half", "wide"), Tile(128, 128, 32, 8, 8, 4)
+    for family, warps in (("linear_backward", 8), ("linear_backward_prologue", 4)):
+        yield (family, "sm_100", "half", "narrow"), Tile(64, 64, 32, 8, warps, 4)
         yield (family, "sm_120", "half", "narrow"), Tile(32, 32, 32, 8, 4, 4)
 
 
@@ -103,17 +133,19 @@ TABLE: dict[Key, Tile] = dict(_rows())
 
 def lookup(family: str, arch: str, precision: str, n: int, k: int) -> Tile:
     """The tile for ``family`` on ``arch``: from the tuner's cache, else from the table."""
-    return _override or _lookup(family, arch, precision, bucket(n, k))
+    if _override is not None and _override[0] == family:
+        return _override[1]
+    return _lookup(family, arch, precision, bucket(n, k))
 
 
-_override: Tile | None = None
+_override: tuple[str, Tile] | None = None
 
 
 @contextmanager
-def override(tile: Tile) -> Iterator[None]:
-    """Every lookup inside the ``with`` block gives ``tile``: how the tuner tries one."""
+def override(family: str, tile: Tile) -> Iterator[None]:
+    """Every lookup for ``family`` inside the ``with`` block gives ``tile``: how the tuner tries one."""
     global _override
-    before, _override = _override, tile
+    before, _override = _override, (family, tile)
     try:
         yield
     finally:
@@ -142,32 +174,25 @@ def nearest(arch: str) -> str:
 
 
 def cache_file() -> Path:
-    """Where the tuner keeps its tiles: ``FASTMLP_CACHE_DIR``, by default ``~/.cache/fastmlp``."""
-    root = os.environ.get("FASTMLP_CACHE_DIR") or Path.home() / ".cache" / "fastmlp"
-    return Path(root) / "tiles.json"
+    """Where the tuner keeps its tiles."""
+    return cache_files.path(_FILE)
 
 
 def read_cache() -> dict[Key, Tile]:
     """The tuned tiles; empty where nothing was tuned, and, with a warning, where the file is damaged."""
-    path = cache_file()
     try:
-        text = path.read_text()
-    except OSError:
-        return {}
-    try:
-        return {tuple(key.split("/")): Tile(**tile) for key, tile in json.loads(text).items()}  # type: ignore[misc]
-    except (ValueError, TypeError, AttributeError) as error:
-        warnings.warn(f"{path}: ignored, not a file of tiles ({error}); delete it", stacklevel=2)
+        return {tuple(key.split("/")): Tile(**tile) for key, tile in cache_files.read(_FILE).items()}  # type: ignore[misc]
+    except TypeError as error:
+        warnings.warn(f"{cache_file()}: ignored, not a file of tiles ({error}); delete it", stacklevel=2)
         return {}
 
 
 def write_cache(tiles: dict[Key, Tile]) -> Path:
     """Add ``tiles`` to the cache file, atomically, and use them from now on in this process."""
-    path = cache_file()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    merged = {"/".join(key): asdict(tile) for key, tile in (read_cache() | tiles).items()}
-    temporary = path.with_suffix(f".{os.getpid()}")
-    temporary.write_text(json.dumps(merged, indent=1, sort_keys=True))
-    temporary.replace(path)
+    merged = read_cache() | tiles
+    path = cache_files.write(_FILE, {"/".join(key): asdict(tile) for key, tile in merged.items()})
     _lookup.cache_clear()
     return path
+
+
+_FILE = "tiles.json"

@@ -291,8 +291,9 @@ def backward(
 
 def _blocks(classes: int, elements: int) -> tuple[int, int, int]:
     """BLOCK_C, BLOCK_M and warps for a tile of about ``elements``: from the classes alone."""
-    block_c = min(next_power_of_2(classes), _MAX_BLOCK_C)
-    return block_c, max(elements // block_c, 1), 8 if block_c == _MAX_BLOCK_C else 4
+    block_c = min(next_power_of_2(classes), max(4 * elements, 2048), _MAX_BLOCK_C)
+    block_m = max(elements // block_c, 1)
+    return block_c, block_m, 8 if block_c >= 2048 or block_c * block_m >= 4096 else 4
 
 
 def _target_strides(target: Tensor) -> tuple[int, int, int]:

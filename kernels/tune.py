@@ -107,9 +107,9 @@ def problems(
 
 
 def measure(
-    tiles: Sequence[Tile], todo: Sequence[Problem], timer: Timer, rounds: int = ROUNDS
+    family: str, tiles: Sequence[Tile], todo: Sequence[Problem], timer: Timer, rounds: int = ROUNDS
 ) -> list[Trial]:
-    """Time every tile on every problem, in rounds that start at another tile each.
+    """Time every tile of ``family`` on every problem, in rounds that start at another tile each.
 
     A GPU's clock drifts: tiles that are timed in turns see the same drift.
     """
@@ -117,7 +117,7 @@ def measure(
     reference: list[list[Tensor]] | None = None
     for trial in trials:
         try:
-            with configs.override(trial.tile):
+            with configs.override(family, trial.tile):
                 results = [_tensors(problem.run()) for problem in todo]
         except Exception as error:  # out of registers or shared memory, or the compiler gave up
             trial.skipped = f"{type(error).__name__}: {error}".split("\n")[0]
@@ -129,14 +129,14 @@ def measure(
     for turn in range(rounds):
         first = turn * len(usable) // rounds
         for trial in usable[first:] + usable[:first]:
-            with configs.override(trial.tile):
+            with configs.override(family, trial.tile):
                 for times, problem in zip(trial.times, todo):
                     times.append(timer(problem.run))
     return trials
 
 
 def _tensors(result: Any) -> list[Tensor]:
-    return [t for t in result if isinstance(t, Tensor)]
+    return [t for t in result or () if isinstance(t, Tensor)]
 
 
 def _alike(results: list[list[Tensor]], reference: list[list[Tensor]]) -> bool:
@@ -159,7 +159,7 @@ def tune(
         tiles: the candidates for a key.
     """
     for key, mine in todo.items():
-        trials = measure([_from_table(key), *tiles(*key)], mine, timer)
+        trials = measure(key[0], [_from_table(key), *tiles(*key)], mine, timer)
         trials.sort(key=lambda trial: math.inf if trial.skipped else trial.ms)
         if not trials[0].skipped:
             configs.write_cache({key: trials[0].tile})

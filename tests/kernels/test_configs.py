@@ -117,7 +117,7 @@ def test_override_wins_and_ends() -> None:
     configs.write_cache({KEY: TILE})
 
     def fail() -> None:
-        with configs.override(Tile(64, 64, 64)):
+        with configs.override("linear", Tile(64, 64, 64)):
             assert configs.lookup("linear", "interpret", "half", 1, 1) == Tile(64, 64, 64)
             assert configs.lookup("linear", "sm_90", "half", 1, 1) == Tile(64, 64, 64)
             raise ZeroDivisionError

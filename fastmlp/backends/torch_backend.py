@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from fastmlp.activations import NONE, Act
 from fastmlp.backends.base import Backend, HeadResult, LinearGrads, LossOptions, Scale
+from fastmlp.backends.pages import fresh_like
 
 
 class TorchBackend(Backend):
@@ -119,6 +120,30 @@ class TorchBackend(Backend):
             torch.softmax(logits[rows], 1, out=out[rows]).mul_(scale[rows, None])
         out.scatter_add_(1, torch.where(kept, index, 0)[:, None], -upstream[:, None])
 
+    def cross_entropy_with_grad(
+        self, logits: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions
+    ) -> tuple[Tensor, Tensor]:
+        """The loss, and the logits' gradient for an upstream gradient of 1.
+
+        logits (B, C) contiguous, no size 0; target (B,) int64, each ignored or a class; weight (C,).
+        No label smoothing, no z-loss.
+        """
+        kept = target != options.ignore_index
+        index = torch.where(kept, target, 0)
+        factor = kept.to(logits.dtype) if weight is None else torch.where(kept, weight[index], 0.0)
+        total = factor.sum() if options.reduction == "mean" else None
+        # A mean over no rows is NaN, and has a gradient of 0.
+        scale = factor if total is None else torch.where(kept, factor / total, 0.0)
+        losses, grad = torch.empty_like(factor), fresh_like(logits)
+        for rows in _chunks(logits):
+            losses[rows], p = softmax_loss(logits[rows], index[rows], grad[rows])
+            column = scale[rows, None]
+            torch.mul(p, column, out=grad[rows]).scatter_add_(1, index[rows, None], -column)
+        losses = torch.where(kept, losses * factor, 0.0)
+        if options.reduction == "none":
+            return losses, grad
+        return losses.sum() if total is None else losses.sum() / total, grad
+
     def head(
         self,
         h: Tensor,
@@ -165,6 +190,33 @@ class TorchBackend(Backend):
 
 
 def _chunks(logits: Tensor) -> list[slice]:
-    """Slices of rows of about 256 KB each."""
-    rows = max(1, (1 << 18) // (logits.shape[1] * logits.element_size()))
+    """Slices of rows of about 4 MB each: they stay in the cache, and have work for every core."""
+    rows = max(1, (1 << 22) // (logits.shape[1] * logits.element_size()))
     return [slice(i, i + rows) for i in range(0, len(logits), rows)]
+
+
+#: Up to this many classes a softmax along the rows works element by element; transposed it is vectorized,
+#: and 7 times faster at 256 rows of 10, 15 times at 4096.
+_FEW_CLASSES = 32
+
+
+def softmax_loss(logits: Tensor, index: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows' losses (B,), and the softmax (B, C): in ``out``, or for few classes in fresh memory.
+
+    Args:
+        logits: (B, C), B and C not 0.
+        index: (B,) int64, every one a class.
+        out: (B, C).
+
+    Raises:
+        RuntimeError: an index that is no class.
+    """
+    if logits.shape[1] <= _FEW_CLASSES:
+        log_p = torch.log_softmax(logits.t(), 0)
+        losses = log_p.gather(0, index.unsqueeze(0)).squeeze(0).neg_()
+        return losses, log_p.exp_().t()
+    p = torch.softmax(logits, 1, out=out)
+    peak = torch.amax(logits, 1)
+    # lse = max(x) - log(max(p)), and the largest p is at least 1/C: its log never saturates, as that of
+    # a rare class' p would. Of logits around 1e4 one float would have no digits left for the logarithm.
+    return (peak - logits.gather(1, index.unsqueeze(1)).squeeze(1)).sub_(torch.amax(p, 1).log_()), p

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from fastmlp import backends
 from fastmlp.activations import NONE, Act, resolve
 from fastmlp.autograd.chain import Chain
+from fastmlp.backends import onednn
 
 
 class Layer(NamedTuple):
@@ -105,10 +106,11 @@ def chain(input: Tensor, layers: Sequence[Layer]) -> Tensor:
 
 
 def aten_chain(input: Tensor, layers: Sequence[Layer]) -> Tensor:
-    """The chain by ATen's ops with ATen's autograd."""
+    """The chain by ATen's ops with ATen's autograd, or without one by oneDNN's."""
+    linear = onednn.linear if onednn.applies(input) else F.linear
     for weight, bias, act in layers:
         # The fresh 2-D result of addmm may be overwritten; of more dimensions it is a view.
-        z = F.linear(input, weight, bias)
+        z = linear(input, weight, bias)
         input = act.write_over(z) if z.dim() == 2 else act(z)
     return input
 

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import _reduction as _Reduction
 from torch.nn import functional as F
 
 from fastmlp import backends
+from fastmlp.autograd.cpu_cross_entropy import CpuCrossEntropy
 from fastmlp.autograd.cross_entropy import ChainCrossEntropy, CrossEntropy, reference_loss
 from fastmlp.backends.base import Backend, LossOptions
 from fastmlp.backends.torch_backend import TorchBackend
@@ -24,7 +26,10 @@ from fastmlp.functional.linear import (
 
 _REDUCTIONS = ("none", "mean", "sum")
 _CPU = TorchBackend()
-_CPU_ELEMENTS = 1 << 23  # 32 MB: from there on each of ATen's three buffers is fresh pages every time
+#: From so many logits on one buffer instead of ATen's three is worth a Function in Python.
+_CPU_ELEMENTS = 1 << 21
+#: Where ATen's softmax along short rows is slower than the same op on the transposed logits.
+_FEW_CLASSES, _MANY_ROWS = 32, 1024
 
 
 def cross_entropy(
@@ -67,6 +72,16 @@ def cross_entropy(
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name}: expected a Tensor, got {type(tensor).__name__}")
     if z_loss == 0 and input.numel() < _CPU_ELEMENTS and backends.choose(input).backend is None:
+        plain = size_average is None and reduce is None and label_smoothing == 0
+        if plain and _is_tall(input, target):
+            loss = F.cross_entropy(
+                input.t().unsqueeze(0),
+                target.unsqueeze(0),
+                weight,
+                ignore_index=ignore_index,
+                reduction=reduction,
+            )
+            return loss.squeeze(0) if reduction == "none" else loss
         return F.cross_entropy(
             input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing
         )
@@ -77,6 +92,8 @@ def cross_entropy(
         input, target = _widened(input), _widened(target)
         weight = None if weight is None else _widened(weight)
     backend = _backend(input, target, weight, options)
+    if backend is _CPU and z_loss == 0 and not inplace:
+        return CpuCrossEntropy.apply(_CPU, options, input, target, weight)
     if backend is None:
         return reference_loss(input, target, weight, options)
     check_loss(tuple(input.shape), input, target, weight, options)
@@ -219,6 +236,7 @@ def _pays_on_cpu(input: Tensor, target: Tensor, weight: Tensor | None, options: 
         input.device.type == "cpu"
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()  # an autograd.Function is opaque to these
+        and forward_ad._current_level < 0
         and input.requires_grad
         and torch.is_grad_enabled()
         and input.dim() == 2
@@ -228,9 +246,23 @@ def _pays_on_cpu(input: Tensor, target: Tensor, weight: Tensor | None, options: 
         and input.numel() >= _CPU_ELEMENTS
         and target.dtype == torch.int64
         and target.shape == input.shape[:1]
-        and weight is None
+        and (weight is None or (weight.shape == input.shape[1:] and weight.dtype == input.dtype))
         and options.label_smoothing == 0
         and bool(((target == options.ignore_index) | (target >= 0) & (target < input.shape[1])).all())
+    )
+
+
+def _is_tall(input: Tensor, target: Tensor) -> bool:
+    """Many rows of few classes on a CPU: measured 2.5 times as fast at (4096, 10), 0.9 at (256, 10)."""
+    return (
+        input.dim() == 2
+        and input.shape[0] >= _MANY_ROWS
+        and input.shape[1] <= _FEW_CLASSES
+        and input.device.type == "cpu"
+        and target.dtype == torch.int64
+        and target.shape == input.shape[:1]
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
     )
 
 

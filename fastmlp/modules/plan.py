@@ -27,7 +27,7 @@ def plan(children: Iterable[nn.Module], opened: tuple[type[nn.Sequential], ...])
     fresh = False  # whether that layer has none yet
     for child in _flat(children, opened):
         if untouched(child):
-            layer = _layer(child)
+            layer = layer_of(child)
             if layer is not None:
                 if open_chain is None:
                     open_chain = []
@@ -71,7 +71,7 @@ def _flat(children: Iterable[nn.Module], opened: tuple[type[nn.Sequential], ...]
     return flat
 
 
-def _layer(child: nn.Module) -> Layer | None:
+def layer_of(child: nn.Module) -> Layer | None:
     """An ``nn.Linear`` with plain parameters as a layer, else None."""
     if type(child) is not nn.Linear:
         return None

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
-from fastmlp.backends import choose
+from fastmlp.backends import choose, onednn, requested
 from fastmlp.backends.base import LossOptions
 from fastmlp.functional.linear import chain
 from fastmlp.functional.loss import chain_cross_entropy
 from fastmlp.modules.loss import CrossEntropyLoss
-from fastmlp.modules.plan import Stage, plan, untouched
+from fastmlp.modules.plan import Stage, layer_of, plan, untouched
 
 
 class Sequential(nn.Sequential):
@@ -23,11 +24,28 @@ class Sequential(nn.Sequential):
         """Run the children in order; see `plan` for what is fused."""
         # Modules may pass on anything, as in torch's; the kernels take tensors.
         if not isinstance(input, Tensor) or choose(input).backend is None:
+            if isinstance(input, Tensor) and requested() == "auto" and onednn.applies(input):
+                return self._infer(input)
             for child in self._modules.values():  # nn.Sequential's own loop: nothing is to be planned
                 input = child(input)
             return input
         for stage in self._plan():
             input = chain(input, stage) if isinstance(stage, list) else stage(input)
+        return input
+
+    def _infer(self, input: Tensor) -> Tensor:
+        """The children on a CPU without autograd. No plan is made: at batch 1 it would cost what it saves."""
+        fresh = False  # whether the input is a linear layer's result, which nobody else holds
+        for child in self._modules.values():
+            if type(child) is nn.Linear and isinstance(input, Tensor) and untouched(child):
+                layer = layer_of(child)
+                if layer is not None:
+                    input, fresh = onednn.linear(input, layer.weight, layer.bias), True
+                    continue
+            if fresh and type(child) is nn.ReLU and untouched(child):
+                torch.relu_(input)
+                continue
+            input, fresh = child(input), False
         return input
 
     def _plan(self) -> list[Stage]:

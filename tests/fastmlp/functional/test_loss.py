@@ -350,27 +350,28 @@ def test_a_textbook_step_is_two_launches(device: str) -> None:
 def cpu_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Grows with every loss that the chunked passes compute; "auto" is the backend."""
     calls: list[str] = []
-    passes = TorchBackend.cross_entropy
+    passes = TorchBackend.cross_entropy_with_grad
 
     def spy(*args: Any, **kwargs: Any) -> Any:
         calls.append("passes")
         return passes(*args, **kwargs)
 
-    monkeypatch.setattr(TorchBackend, "cross_entropy", spy)
+    monkeypatch.setattr(TorchBackend, "cross_entropy_with_grad", spy)
     return calls
 
 
 def test_size_decides_on_a_cpu(cpu_calls: list[str]) -> None:
     x, target = torch.randn(CPU_LARGE, requires_grad=True), indices(CPU_LARGE, "cpu")
     cross_entropy(torch.randn(256, 10, requires_grad=True), torch.zeros(256).long())
-    cross_entropy(x, target, weight=torch.ones(CPU_LARGE[1]))
+    cross_entropy(x, target, weight=torch.ones(CPU_LARGE[1]), label_smoothing=0.1)
     cross_entropy(x, target, label_smoothing=0.1)
     cross_entropy(x, x.detach().softmax(1))
     cross_entropy(x.double(), target)
     cross_entropy(x.detach(), target)
     assert not cpu_calls
     cross_entropy(x, target)
-    assert cpu_calls
+    cross_entropy(x, target, weight=torch.ones(CPU_LARGE[1]))
+    assert len(cpu_calls) == 2
 
 
 @pytest.mark.parametrize("shape", [CPU_LARGE, (33, 33_000), (2, 600_000)], ids=str)
@@ -415,3 +416,89 @@ def test_cpu_passes_leave_function_transforms_to_torch() -> None:
     x, target = torch.randn(CPU_LARGE), indices(CPU_LARGE, "cpu")
     ours = torch.func.grad(lambda logits: cross_entropy(logits, target))(x)
     torch.testing.assert_close(ours, torch.func.grad(lambda logits: F.cross_entropy(logits, target))(x))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_cpu_passes_with_class_weights(reduction: str, cpu_calls: list[str]) -> None:
+    x, target = torch.randn(CPU_LARGE), indices(CPU_LARGE, "cpu")
+    target[::3] = -100
+    weight = torch.rand(CPU_LARGE[1])
+    weight[target[1]] = 0
+    compare(x, target, weight=weight, reduction=reduction)
+    assert cpu_calls
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("upstream", [0.0, 2.5, "stride 0", "rows"])
+def test_cpu_passes_with_upstream_gradients(reduction: str, upstream: float | str) -> None:
+    """Of every kind, and twice: the first takes the buffer of the forward, the second makes it again."""
+    x, target = torch.randn(CPU_LARGE, requires_grad=True), indices(CPU_LARGE, "cpu")
+    ours, theirs = (f(x, target, reduction=reduction) for f in (cross_entropy, F.cross_entropy))
+    grad = torch.full_like(ours, upstream) if isinstance(upstream, float) else torch.rand_like(ours)
+    if upstream == "stride 0":
+        grad = torch.tensor(0.7).expand(ours.shape)
+    (expected,) = torch.autograd.grad(theirs, x, grad)
+    for _ in range(2):
+        (dx,) = torch.autograd.grad(ours, x, grad, retain_graph=True)
+        torch.testing.assert_close(dx, expected, rtol=1e-5, atol=1e-7)
+    torch.autograd.grad(ours, x, grad)
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(ours, x, grad)
+
+
+def test_cpu_passes_do_not_mind_logits_that_were_written_over() -> None:
+    """As torch's, which keeps the log-softmax alone; a second backward needs them, and says so."""
+    x, target = torch.randn(CPU_LARGE, requires_grad=True), indices(CPU_LARGE, "cpu")
+    (expected,) = torch.autograd.grad(F.cross_entropy(x, target), x)
+    logits = x * 1
+    loss = cross_entropy(logits, target)
+    with torch.no_grad():
+        logits.zero_()
+    torch.testing.assert_close(torch.autograd.grad(loss, x, retain_graph=True)[0], expected)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(loss, x)
+
+
+def test_cpu_passes_with_a_batch_of_upstream_gradients() -> None:
+    x, target = torch.randn(CPU_LARGE, requires_grad=True), indices(CPU_LARGE, "cpu")
+    ups = torch.tensor([1.0, 0.5])
+    ours, theirs = (
+        torch.autograd.grad(f(x, target), x, ups, is_grads_batched=True)[0]
+        for f in (cross_entropy, F.cross_entropy)
+    )
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_cpu_passes_leave_forward_derivatives_to_torch() -> None:
+    x, target = torch.randn(CPU_LARGE, requires_grad=True), indices(CPU_LARGE, "cpu")
+    tangent = torch.randn(CPU_LARGE)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, tangent)
+        ours, theirs = (
+            torch.autograd.forward_ad.unpack_dual(f(dual, target)).tangent
+            for f in (cross_entropy, F.cross_entropy)
+        )
+    assert torch.equal(ours, theirs)
+
+
+# Many rows of few classes on a CPU: torch's op, on the transposed logits.
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"reduction": "sum"}, {"reduction": "none"}], ids=str)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("classes", [1, 10, 32])
+def test_cpu_few_classes(kwargs: dict[str, Any], weighted: bool, classes: int) -> None:
+    x = torch.randn(1030, classes) * 100
+    target = indices(x.shape, "cpu")
+    target[::3] = -100
+    x[0], x[1, 0], x[4] = -float("inf"), float("inf"), float("nan")
+    weight = torch.rand(classes) + 0.1 if weighted else None
+    compare(x[5:], target[5:], weight=weight, **kwargs)
+    compare(x, target, reduction="none")
+
+
+def test_cpu_few_classes_out_of_range() -> None:
+    x = torch.randn(2000, 10, requires_grad=True)
+    for wrong in (10, -1):
+        with pytest.raises(IndexError, match="out of bounds"):
+            cross_entropy(x, torch.full((2000,), wrong))

@@ -5,8 +5,19 @@ GPU they run fused Triton kernels, on a CPU plain torch.
 """
 
 from fastmlp import data, functional
+from fastmlp.engine import TrainStep
 from fastmlp.modules import MLP, CrossEntropyLoss, LinearAct, Sequential, fuse
 from fastmlp.training import fit
 
 __version__ = "0.1.0"
-__all__ = ["MLP", "CrossEntropyLoss", "LinearAct", "Sequential", "data", "fit", "functional", "fuse"]
+__all__ = [
+    "MLP",
+    "CrossEntropyLoss",
+    "LinearAct",
+    "Sequential",
+    "TrainStep",
+    "data",
+    "fit",
+    "functional",
+    "fuse",
+]

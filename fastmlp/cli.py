@@ -54,6 +54,25 @@ class Dtype(str, Enum):
     float16 = "float16"
 
 
+class Engine(str, Enum):
+    """What runs the steps; see `fastmlp.fit`."""
+
+    auto = "auto"
+    eager = "eager"
+    fused = "fused"
+    graph = "graph"
+    persistent = "persistent"
+
+
+class Schedule(str, Enum):
+    """The learning rate over the run; see `fastmlp.training.schedules`."""
+
+    constant = "constant"
+    linear = "linear"
+    cosine = "cosine"
+    one_cycle = "one-cycle"
+
+
 def fail(message: str, code: int = 1) -> NoReturn:
     """One line on stderr, and out."""
     errors.print(f"error: {message}", style="red")
@@ -74,6 +93,8 @@ def train(
     seed: int = typer.Option(0, help="Of the initial weights and the batch order."),
     device: str = typer.Option("", help="cpu, cuda, cuda:1; default: the GPU if there is one."),
     dtype: Dtype = typer.Option(Dtype.float32, help="Of the matrix products; parameters stay float32."),
+    engine: Engine = typer.Option(Engine.auto, help="What runs the steps; auto takes the fastest that can."),
+    schedule: Schedule = typer.Option(Schedule.constant, help="Of the learning rate over the run."),
     out: Path = typer.Option(Path("runs/mlp.safetensors"), help="Where the trained net is saved."),
 ) -> None:
     """Train an MLP: by default the book's 784-256-10 on Fashion-MNIST."""
@@ -103,9 +124,11 @@ def train(
         f"{where} ({choice.reason})"
     )
     try:
-        history = _fit(net, train_set, test_set, epochs, batch_size, lr, seed, dtype)
+        history = _fit(net, train_set, test_set, epochs, batch_size, lr, seed, dtype, engine, schedule)
     except (TrainingError, torch.OutOfMemoryError) as error:
         fail(str(error))
+    except ValueError as error:  # an engine that cannot run here
+        fail(str(error), 2)
     try:
         save(
             net,
@@ -125,7 +148,7 @@ def train(
     result = f"test accuracy {last.test_accuracy:.4f}, " if last and last.test_accuracy is not None else ""
     console.print(
         f"{len(history.epochs)} epochs in {history.seconds:.2f} s "
-        f"({rate:,.0f} examples/s with the tests), {result}saved to {out}",
+        f"({rate:,.0f} examples/s with the tests, engine {history.engine}), {result}saved to {out}",
         style="bold",
     )
 
@@ -192,6 +215,8 @@ def _fit(
     lr: float,
     seed: int,
     dtype: Dtype,
+    engine: Engine,
+    schedule: Schedule,
 ) -> fastmlp.training.History:
     """Train with a progress bar on a terminal, and a line for each epoch anywhere."""
     columns = (
@@ -217,6 +242,8 @@ def _fit(
             lr=lr,
             seed=seed,
             dtype=getattr(torch, dtype.value),
+            engine=engine.value,
+            schedule=schedule.value,
             on_batch=lambda count: progress.advance(task, count),
             on_epoch=on_epoch,
         )

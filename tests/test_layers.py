@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 _ROOT = Path(__file__).resolve().parent.parent
-_LAYERS = ["cli", "training", "modules", "functional", "autograd", "backends", "kernels"]
+_LAYERS = ["cli", "training", "engine", "modules", "functional", "autograd", "backends", "kernels"]
 #: What every layer may use: the table of activations, and (above the modules) data.
 _SHARED = {"activations": "backends", "data": "training"}
 _FILES = sorted([*(_ROOT / "fastmlp").rglob("*.py"), *(_ROOT / "kernels").glob("*.py")])

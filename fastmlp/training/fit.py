@@ -1,19 +1,20 @@
-"""The training loop over data that lives on the device."""
+"""Training over data that lives on the device, by the engine that runs it fastest."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from fastmlp.data import Images, batches
-from fastmlp.modules import CrossEntropyLoss, Sequential
+from fastmlp.engine import choose
+from fastmlp.engine.autograd import precision
+from fastmlp.modules import CrossEntropyLoss
+from fastmlp.training import schedules
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 #: Features and labels: an `Images` set, or a pair of tensors (N, ...) and (N,).
 Data = Images | tuple[Tensor, Tensor]
 
@@ -43,10 +44,11 @@ class Epoch:
 
 @dataclass
 class History:
-    """Every epoch, and the seconds that all of it took."""
+    """Every epoch, the seconds that all of it took, and which engine ran."""
 
     epochs: list[Epoch] = field(default_factory=list)
     seconds: float = 0.0
+    engine: str = ""
 
 
 def fit(
@@ -59,9 +61,11 @@ def fit(
     lr: float = 0.1,
     loss: nn.Module | None = None,
     optimizer: torch.optim.Optimizer | None = None,
+    schedule: schedules.Schedule = None,
     seed: int = 0,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
+    engine: str = "auto",
     on_batch: Callable[[int], None] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> History:
@@ -69,7 +73,8 @@ def fit(
 
     Data and net move to ``device`` once. Epoch e's batch order is the (e+1)-th
     ``torch.randperm(N, generator=g)`` of a ``torch.Generator(device)`` seeded with ``seed``; the last
-    batch may be shorter. Loss and accuracy add up on the device and are read once an epoch.
+    batch may be shorter. Loss and accuracy add up on the device and are read once an epoch. The same
+    seed gives the same bits, run to run, with each engine.
 
     Args:
         net: maps (B, features) to logits (B, classes).
@@ -80,15 +85,22 @@ def fit(
         lr: of plain SGD, where ``optimizer`` is None.
         loss: a module of (logits, labels) that averages; None for `CrossEntropyLoss`.
         optimizer: over ``net``'s parameters.
+        schedule: of the learning rates over the whole run, as factors of the optimizer's own: see
+            `fastmlp.training.schedules.factors`.
         seed: of the batch order.
         device: None for the net's own.
-        dtype: of the matrix products. For bfloat16 and float16 parameters stay float32 (autocast), and
-            float16 scales its gradients.
-        on_batch: called with the number of examples after each step.
+        dtype: of the matrix products. For bfloat16 and float16 parameters stay float32.
+        engine: "eager", autograd for any net, loss and optimizer; for a chain of linear layers with a
+            cross-entropy and SGD, Adam or AdamW (on a CPU any optimizer) also "fused", step by step
+            without autograd, and on a GPU "graph", an epoch as a CUDA graph, and "persistent", an
+            epoch as one cooperative launch. "auto" takes the fastest that can: on a GPU the one that
+            measured fastest there on this problem, once, remembered in the cache directory.
+        on_batch: called with the number of examples whenever the host is between steps: after each
+            one, or, where an epoch runs as a whole, after the epoch.
         on_epoch: called after each epoch.
 
     Raises:
-        ValueError: data or numbers that do not fit.
+        ValueError: data, numbers, or an engine that do not fit, with the reason.
         TrainingError: the loss is not finite at the end of an epoch.
     """
     device = torch.device(device) if device is not None else _device_of(net)
@@ -97,29 +109,33 @@ def fit(
     for name, value, least in (("epochs", epochs, 0), ("batch_size", batch_size, 1)):
         if value < least:
             raise ValueError(f"{name}: expected at least {least}, got {value}")
-    if dtype not in _DTYPES:  # autocast would warn and go on in float32
-        raise ValueError(f"dtype: expected one of {', '.join(map(str, _DTYPES))}, got {dtype}")
+    if dtype not in choose.DTYPES:  # autocast would warn and go on in float32
+        raise ValueError(f"dtype: expected one of {', '.join(map(str, choose.DTYPES))}, got {dtype}")
     net.to(device)
     loss = (loss or CrossEntropyLoss()).to(device)
-    with _precision(device, dtype):
+    with precision(device, dtype):
         _check_labels(net, loss, *train)
     optimizer = optimizer or torch.optim.SGD(net.parameters(), lr=lr)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    x, y = train
+    steps = -(-len(y) // batch_size)
+    factors = schedules.factors(schedule, epochs * steps)
     generator = torch.Generator(device).manual_seed(seed)
-    history, training, start = History(), net.training, time.perf_counter()
+    training, start = net.training, time.perf_counter()
     try:
+        net.train()
+        job = choose.Job(net, loss, optimizer, x, y, batch_size, generator, dtype)
+        loop = choose.loop(engine, job)
+        history = History(engine=loop.name)
         for number in range(1, epochs + 1):
-            began = time.perf_counter()
             net.train()
-            order = torch.randperm(len(train[0]), generator=generator, device=device)
-            steps = batches(*train, batch_size, order)
-            total, correct = _train_epoch(net, loss, optimizer, scaler, steps, device, dtype, on_batch)
+            began = time.perf_counter()
+            total, correct = loop.epoch(factors[(number - 1) * steps : number * steps], on_batch)
             seconds = time.perf_counter() - began  # the sums were read, so the device is done
-            count = len(order)
-            if not total / count < float("inf"):  # NaN is not less either
-                raise TrainingError(f"the loss is {total / count} in epoch {number}; a smaller lr may help")
+            mean = total / len(y)
+            if not mean < float("inf"):  # NaN is not less either
+                raise TrainingError(f"the loss is {mean} in epoch {number}; a smaller lr may help")
             tested = None if test is None else accuracy(net, test, dtype=dtype)
-            epoch = Epoch(number, total / count, correct / count, tested, seconds, count / seconds)
+            epoch = Epoch(number, mean, correct / len(y), tested, seconds, len(y) / seconds)
             history.epochs.append(epoch)
             if on_epoch is not None:
                 on_epoch(epoch)
@@ -127,43 +143,6 @@ def fit(
         net.train(training)
     history.seconds = time.perf_counter() - start
     return history
-
-
-def _train_epoch(
-    net: nn.Module,
-    loss: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    steps: Iterable[tuple[Tensor, Tensor]],
-    device: torch.device,
-    dtype: torch.dtype,
-    on_batch: Callable[[int], None] | None,
-) -> tuple[float, float]:
-    """One pass: the sum of the examples' losses, and how many were right. One read at the end."""
-    sums = torch.zeros(2, device=device, dtype=torch.float64)
-    for x, y in steps:
-        with _precision(device, dtype):
-            value, logits = _objective(net, loss, x, y)
-        optimizer.zero_grad()
-        scaler.scale(value).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        sums[0] += value.detach() * len(y)
-        sums[1] += (logits.argmax(1) == y).sum()
-        if on_batch is not None:
-            on_batch(len(y))
-    total, correct = sums.tolist()
-    return total, correct
-
-
-def _objective(net: nn.Module, loss: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss, and the logits without a gradient; fused to the head where net and loss allow it."""
-    if isinstance(net, Sequential) and type(loss) is CrossEntropyLoss:
-        fused = net.cross_entropy(x, y, loss)
-        if fused is not None:
-            return fused
-    logits = net(x)
-    return loss(logits, y), logits.detach()
 
 
 @torch.no_grad()
@@ -179,7 +158,7 @@ def accuracy(net: nn.Module, data: Data, batch_size: int = 4096, dtype: torch.dt
     net.eval()
     try:
         for inputs, labels in batches(x, y, batch_size):
-            with _precision(device, dtype):
+            with precision(device, dtype):
                 correct += (net(inputs).argmax(1) == labels).sum()
     finally:
         net.train(training)
@@ -202,10 +181,6 @@ def _check_labels(net: nn.Module, loss: nn.Module, x: Tensor, y: Tensor) -> None
     low, high = (int(counted.min()), int(counted.max())) if len(counted) else (0, 0)
     if low < 0 or high >= logits.shape[1]:
         raise ValueError(f"train: expected labels from 0 to {logits.shape[1] - 1}, got {low} to {high}")
-
-
-def _precision(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
-    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
 def _device_of(net: nn.Module) -> torch.device:

@@ -43,6 +43,17 @@ def test_train(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(("engine", "runs"), [("auto", "cpu"), ("fused", "cpu"), ("eager", "eager")])
+def test_engine_and_schedule(engine: str, runs: str, tmp_path: Path) -> None:
+    result = run(
+        "train", "--dataset", "synthetic", "--epochs", "1", "--device", "cpu", "--engine", engine,
+        "--schedule", "one-cycle", "--out", str(tmp_path / "net"),
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert f"engine {runs})" in result.output.splitlines()[-1]
+
+
+@pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("activation", ["prelu", "none", "leaky_relu"])
 def test_every_kind_of_activation_trains(activation: str, tmp_path: Path) -> None:
     result = run(
@@ -68,6 +79,9 @@ def test_every_kind_of_activation_trains(activation: str, tmp_path: Path) -> Non
         (["--device", "meta"], 2, "--device meta: expected cpu, cuda or cuda:1"),
         (["--device", "cuda:99"], 2, "--device cuda:99: torch sees"),
         (["--lr", "-1"], 2, "lr"),
+        (["--engine", "graph"], 2, "engine: 'graph' cannot run this: it needs a GPU"),
+        (["--activation", "prelu", "--engine", "fused"], 2, "'fused' cannot run this: a PReLU learns"),
+        (["--engine", "fastest"], 2, "--engine"),
     ],
 )
 def test_errors_are_one_line(arguments: list[str], code: int, message: str, tmp_path: Path) -> None:

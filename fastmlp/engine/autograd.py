@@ -1,0 +1,66 @@
+"""A training step by autograd: for any model, loss and optimizer."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+
+from fastmlp.engine.base import Executor
+from fastmlp.modules import CrossEntropyLoss, Sequential
+
+
+class AutogradExecutor(Executor):
+    """``loss(model(x), y).backward()`` and ``optimizer.step()``, under autocast for 16-bit dtypes.
+
+    float16 scales its gradients. What the fused modules can do they do.
+    """
+
+    name = "eager"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.model, self.loss, self.optimizer = model, loss, optimizer
+        self.device, self.dtype = device, dtype
+        self.sums = torch.zeros(2, device=device, dtype=torch.float64)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+
+    def step(self, x: Tensor, y: Tensor, rows: Tensor | None = None, *, count: bool = True) -> Tensor:
+        """See `Executor.step`."""
+        if rows is not None:
+            x, y = x[rows], y[rows]
+        if x.dtype == torch.uint8:
+            x = x.float().div_(255)
+        with precision(self.device, self.dtype):
+            value, logits = _objective(self.model, self.loss, x, y)
+        self.optimizer.zero_grad()
+        self.scaler.scale(value).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        value = value.detach()
+        if count:
+            self.sums[0] += value * len(y)
+            self.sums[1] += (logits.argmax(1) == y).sum()
+        return value
+
+
+def _objective(model: nn.Module, loss: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss, and the logits without a gradient; fused to the head where model and loss allow it."""
+    if isinstance(model, Sequential) and type(loss) is CrossEntropyLoss:
+        fused = model.cross_entropy(x, y, loss)
+        if fused is not None:
+            return fused
+    logits = model(x)
+    return loss(logits, y), logits.detach()
+
+
+def precision(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
+    """Autocast to ``dtype``; nothing for float32."""
+    return torch.autocast(device.type, dtype, enabled=dtype not in (torch.float32, torch.float64))

@@ -1,0 +1,50 @@
+"""The two interfaces of the engine: what runs a step, and what runs an epoch of them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from torch import Tensor
+
+
+class Executor(ABC):
+    """Runs the steps of one network with one loss and one optimizer."""
+
+    #: What ran, as `fit` reports it.
+    name: str
+    #: (2,) float64 on the device: Σ loss * rows and Σ right answers over the steps since it was zeroed.
+    sums: Tensor
+
+    @abstractmethod
+    def step(self, x: Tensor, y: Tensor, rows: Tensor | None = None, *, count: bool = True) -> Tensor:
+        """One step: forward, backward, update. Nothing waits for the device.
+
+        Args:
+            x: features (N, ...); uint8 stands for x / 255.
+            y: class indices (N,) int64.
+            rows: which rows of x and y are the batch, (B,) int64 on the device; None for all.
+            count: whether to add to `sums`, where that costs something.
+
+        Returns:
+            The loss before the update, a scalar of its own without a gradient.
+        """
+
+
+class Loop(ABC):
+    """Runs epochs over a data set that lives on the device."""
+
+    #: What ran, as `fit` reports it.
+    name: str
+
+    @abstractmethod
+    def epoch(self, factors: Tensor, on_batch: Callable[[int], None] | None = None) -> tuple[float, float]:
+        """One pass over the data in a fresh order.
+
+        Args:
+            factors: (steps,) float64 on the CPU, what each step's learning rates are multiplied by.
+            on_batch: called with the number of examples whenever the host is between steps.
+
+        Returns:
+            Σ loss * rows and the number of right answers, read from the device once.
+        """

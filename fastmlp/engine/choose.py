@@ -1,0 +1,202 @@
+"""Which executor runs a model's steps, and which loop its epochs."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastmlp import backends
+from fastmlp.engine import network, rules
+from fastmlp.engine.autograd import AutogradExecutor
+from fastmlp.engine.base import Executor, Loop
+from fastmlp.engine.cpu import CpuExecutor
+from fastmlp.engine.network import Network
+from fastmlp.engine.step_loop import StepLoop
+
+#: What `loop` may be asked for.
+ENGINES = ("auto", "eager", "fused", "graph", "persistent")
+#: What the matrix products may run in.
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def recognise(
+    model: nn.Module, loss: nn.Module, optimizer: torch.optim.Optimizer, dtype: torch.dtype
+) -> Network | str:
+    """The network that an engine can run as a whole, or why none can."""
+    found = network.recognise(model, loss)
+    return found if isinstance(found, str) else step_problem(found, optimizer, dtype) or found
+
+
+def step_problem(found: Network, optimizer: torch.optim.Optimizer, dtype: torch.dtype) -> str | None:
+    """Why no engine can run ``found`` with that optimizer here, or None."""
+    weight = found.layers[0].weight
+    try:
+        choice = backends.choose(weight)
+    except RuntimeError as error:
+        return str(error)
+    if choice.backend is not None and choice.backend.name == "triton":
+        from fastmlp.engine import fused
+
+        rule = rules.recognise(optimizer, found.parameters)
+        return fused.problem(found) or (rule if isinstance(rule, str) else None)
+    if not weight.is_cpu or backends.requested() == "torch":
+        return choice.reason
+    if dtype == torch.float16:
+        return "a CPU has no fast float16"
+    return None
+
+
+def of_network(found: Network, optimizer: torch.optim.Optimizer, dtype: torch.dtype) -> Executor:
+    """The executor of a network that `recognise` found."""
+    if backends.choose(found.layers[0].weight).backend is None:
+        return CpuExecutor(found, optimizer, dtype)
+    from fastmlp.engine.fused import FusedExecutor
+
+    rule = rules.recognise(optimizer, found.parameters)
+    assert not isinstance(rule, str)
+    return FusedExecutor(found, rule, dtype)
+
+
+class Job(NamedTuple):
+    """What is to be trained, how, and on what."""
+
+    model: nn.Module
+    loss: nn.Module
+    optimizer: torch.optim.Optimizer
+    x: Tensor
+    y: Tensor
+    batch: int
+    generator: torch.Generator
+    dtype: torch.dtype
+
+
+def loop(engine: str, job: Job) -> Loop:
+    """The loop that ``engine`` names; for "auto" the fastest one that does this.
+
+    Raises:
+        ValueError: that engine cannot run here, with the reason.
+    """
+    model, loss, optimizer, x, y, batch, generator, dtype = job
+    if engine not in ENGINES:
+        raise ValueError(f"engine: expected one of {', '.join(ENGINES)}, got {engine!r}")
+    found = "eager is asked for" if engine == "eager" else recognise(model, loss, optimizer, dtype)
+    if isinstance(found, str):
+        if engine not in ("auto", "eager"):
+            raise ValueError(f"engine: {engine!r} cannot run this: {found}")
+        eager = AutogradExecutor(model, loss, optimizer, x.device, dtype)
+        return StepLoop(eager, optimizer, x, y, batch, generator)
+    problem = whole_epoch_problem(engine, found)
+    if engine in ("graph", "persistent") and problem:
+        raise ValueError(f"engine: {engine!r} cannot run this: {problem}")
+    if engine == "fused" or problem:
+        return StepLoop(of_network(found, optimizer, dtype), optimizer, x, y, batch, generator)
+    variants = {
+        name: make
+        for name, make in _variants(found, optimizer, dtype).items()
+        if engine == "auto" or name.startswith(engine)
+    }
+    names = list(variants)
+    name = _measured(names, found, job) if len(names) > 1 else names[0]
+    return variants[name](x, y, batch, generator)
+
+
+Make = Callable[[Tensor, Tensor, int, torch.Generator], Loop]
+
+
+def whole_epoch_problem(engine: str, found: Network) -> str | None:
+    """Why no epoch of ``found`` can be one graph or launch, or None."""
+    device = found.layers[0].weight.device
+    if device.type != "cuda" and engine == "persistent" and backends.requested() == "triton":
+        from fastmlp.engine import persistent  # in the interpreter, a launch a phase
+
+        return persistent.problem(found)
+    if device.type != "cuda":
+        return f"it needs a GPU, and the parameters are on {device}"
+    if engine == "persistent":
+        from fastmlp.engine import persistent
+
+        return persistent.problem(found)
+    return None
+
+
+def _variants(found: Network, optimizer: torch.optim.Optimizer, dtype: torch.dtype) -> dict[str, Make]:
+    """Every way to run an epoch of ``found`` as a whole."""
+    from fastmlp.engine import persistent
+    from fastmlp.engine.fused import FusedExecutor
+    from fastmlp.kernels.launch import INTERPRETED, arch_of, has_dependent_launch
+
+    def rule() -> rules.Rule:
+        result = rules.recognise(optimizer, found.parameters)
+        assert not isinstance(result, str)
+        return result
+
+    made: dict[str, Make] = {}
+    if not INTERPRETED:
+        from fastmlp.engine.graph import GraphLoop
+
+        made["graph"] = lambda *a: GraphLoop(FusedExecutor(found, rule(), dtype), *a)
+        if has_dependent_launch(arch_of(found.layers[0].weight)):
+            made["graph+pdl"] = lambda *a: GraphLoop(FusedExecutor(found, rule(), dtype, pdl=True), *a)
+    if persistent.problem(found) is None:
+        made["persistent"] = lambda *a: persistent.PersistentLoop(
+            FusedExecutor(found, rule(), dtype, family="epoch"), *a
+        )
+    return made
+
+
+def _measured(names: list[str], found: Network, job: Job) -> str:
+    """The fastest of ``names`` here, measured once a machine and problem on copies, and then remembered."""
+    from fastmlp.kernels import cache
+
+    key = _key(names, found, job)
+    known = cache.read("engines.json").get(key, {}).get("fastest")
+    if known in names:
+        return known
+    seconds = {}
+    for name in names:
+        copied = copy.deepcopy((job.model, job.loss, job.optimizer))
+        again = recognise(*copied, job.dtype)
+        assert isinstance(again, Network)
+        make = _variants(again, copied[2], job.dtype)[name]
+        scratch = torch.Generator(job.x.device).manual_seed(0)
+        seconds[name] = _time(make(job.x, job.y, job.batch, scratch), len(job.y), job.batch)
+    fastest = min(seconds, key=lambda name: seconds[name])
+    cache.add("engines.json", {key: {"fastest": fastest, "seconds": seconds}})
+    return fastest
+
+
+def _key(names: list[str], found: Network, job: Job) -> str:
+    import triton
+
+    rule = rules.recognise(job.optimizer, found.parameters)
+    facts = (
+        torch.cuda.get_device_name(job.x.device),
+        triton.__version__,
+        "-".join(map(str, found.widths)),
+        *(act.name for act in found.acts[:-1]),
+        job.batch,
+        job.x.dtype,
+        job.dtype,
+        rule if isinstance(rule, str) else rule.kind,
+        *names,
+    )
+    return " ".join(map(str, facts))
+
+
+def _time(loop: Loop, examples: int, batch: int) -> float:
+    """Seconds an epoch: the median of five, after one that compiles."""
+    factors = torch.ones(-(-examples // batch), dtype=torch.float64)
+    loop.epoch(factors)
+    times = []
+    for _ in range(5):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        loop.epoch(factors)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)

@@ -1,0 +1,197 @@
+"""A training step in 2L - 1 launches of Triton kernels: forwards, head, hidden gradients, update."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fastmlp.backends.triton_backend import fp32_precision
+from fastmlp.engine import rules
+from fastmlp.engine.base import Executor
+from fastmlp.engine.checks import check_batch
+from fastmlp.engine.network import Network
+from fastmlp.engine.rules import Rule
+from fastmlp.kernels import configs
+from fastmlp.kernels.head import MAX_CLASSES
+from fastmlp.kernels.launch import arch_of, cdiv
+from fastmlp.kernels.network import ALIGNMENT, LayerMemory, Table, table
+from fastmlp.kernels.step import Task, train_step
+from fastmlp.kernels.update import Accumulators
+
+#: Rows of Adam's numbers that go to the device at a time.
+_ROWS_AHEAD = 256
+
+
+def problem(network: Network) -> str | None:
+    """Why the kernels cannot run ``network``, or None if they can."""
+    if len(network.layers) < 2:
+        return "there is no hidden layer"
+    if network.widths[-1] > MAX_CLASSES:
+        return f"the head has at most {MAX_CLASSES} classes"
+    if any(p.data_ptr() % ALIGNMENT for p in network.parameters):
+        return "a parameter's memory is not aligned to 16 bytes"
+    return None
+
+
+class FusedExecutor(Executor):
+    """Steps whose gradients never reach memory: the optimizer is the epilogue of dW.
+
+    Parameters and optimizer state are torch's own tensors, float32. With bfloat16 or float16 the
+    products read copies of the weights in that dtype, which the update writes beside them.
+    """
+
+    name = "fused"
+
+    def __init__(
+        self,
+        network: Network,
+        rule: Rule,
+        dtype: torch.dtype,
+        pdl: bool = False,
+        family: Literal["update", "epoch"] = "update",
+    ) -> None:
+        """``family`` is the kernel whose tiles the table of the layers is for."""
+        self.network, self.rule, self.dtype, self.pdl = network, rule, dtype, pdl
+        self._family = family
+        self.device = network.layers[0].weight.device
+        self.sums = torch.zeros(2, device=self.device, dtype=torch.float64)
+        weights = [layer.weight for layer in network.layers]
+        self.copies = (
+            weights if dtype == torch.float32 else [torch.empty_like(w, dtype=dtype) for w in weights]
+        )
+        self._rows = 0
+        self._known: object = None  # what the task, the tile and the table were made of
+        self._versions: list[int] = []
+        self._chunk: tuple[object, int, Tensor] | None = None
+
+    def step(self, x: Tensor, y: Tensor, rows: Tensor | None = None, *, count: bool = True) -> Tensor:
+        """See `Executor.step`. 2L - 1 launches, which count in any case."""
+        x = check_batch(self.network, x, y, rows, self.dtype)
+        self.prepare(len(x) if rows is None else len(rows))
+        loss = self.launch(x, y, rows, self._next_row())
+        self.stepped(1)
+        return loss
+
+    def prepare(self, rows: int) -> bool:
+        """See to it that the buffers hold so many rows, and that the copies are the weights'.
+
+        Returns:
+            Whether there are new buffers, which no graph knows.
+        """
+        new = rows > self._rows or self._known != self._facts()
+        if new:
+            self.rule = Rule(self.rule.optimizer, self.rule.parameters)
+            self._configure()
+            self._allocate(max(rows, self._rows))
+            self._known = self._facts()
+        self.rule.refresh()
+        versions = [p._version for p in self.network.parameters]
+        if versions != self._versions:
+            if self.dtype != torch.float32:
+                torch._foreach_copy_(self.copies, [layer.weight.detach() for layer in self.network.layers])
+            self._versions = versions
+        return new
+
+    def stepped(self, steps: int) -> None:
+        """Account for steps that were launched: the optimizer's state, and that the parameters changed."""
+        self.rule.advance(steps)
+        torch.autograd.graph.increment_version(self.network.parameters)
+        self._versions = [p._version for p in self.network.parameters]
+
+    def written(self) -> list[Tensor]:
+        """Everything that a step changes and a later one reads."""
+        states = [state for p in self.network.parameters for state in self.rule.state(p) if state is not None]
+        return [*(p.detach() for p in self.network.parameters), *states, *(c.detach() for c in self.copies)]
+
+    @staticmethod
+    def scale(x: Tensor) -> float:
+        """What features are multiplied by: integers up to 255 are exact in every dtype, x / 255 is not."""
+        return 1 / 255 if x.dtype == torch.uint8 else 1.0
+
+    def launch(self, x: Tensor, y: Tensor, rows: Tensor | None, hypers: Tensor) -> Tensor:
+        """The kernels of one step and nothing else, so that a CUDA graph can hold them.
+
+        x (N, K) and ``rows`` as in `step`, hypers (groups, HYPERS) on the device.
+        """
+        into = Accumulators(torch.empty((), device=self.device), self.sums, self.counters)
+        scale = self.scale(x)
+        train_step(self.memory, self.task, x, y, rows, scale, self.partial, hypers, into, self.tile)
+        return into.loss
+
+    def _next_row(self) -> Tensor:
+        """The optimizer's numbers for the next step, on the device; sent there when they change."""
+        settings, steps = self.rule.settings(), self.rule.steps
+        adam = self.rule.kind == "adam"
+        if self._chunk is not None:
+            known, start, chunk = self._chunk
+            offset = steps - start if adam else 0
+            if known == settings and 0 <= offset < len(chunk):
+                return chunk[offset]
+        chunk = self.rule.rows(torch.ones(_ROWS_AHEAD if adam else 1, dtype=torch.float64))
+        self._chunk = settings, steps, to_device(chunk, self.device)
+        return self._chunk[2][0]
+
+    def _facts(self) -> object:
+        """What may change between two steps: the rule, torch's TF32 switch, where the tensors are.
+
+        A loaded ``state_dict`` or a ``to`` replaces those.
+        """
+        tensors = [t for p in self.network.parameters for t in (p, *self.rule.state(p)) if t is not None]
+        addresses = [t.data_ptr() for t in tensors]
+        return rules.layout(self.rule.optimizer, self.rule.parameters), fp32_precision(), addresses
+
+    def _configure(self) -> None:
+        """The task, and the tile that suits it."""
+        precision = fp32_precision() if self.dtype == torch.float32 else "ieee"
+        self.task = Task(
+            self.network.class_weight,
+            **self.network.options._asdict(),
+            rule=self.rule.kind,
+            dtype=self.dtype,
+            precision=precision,
+            pdl=self.pdl,
+        )
+        largest = max((layer.weight for layer in self.network.layers), key=torch.Tensor.numel)
+        kind = configs.precision_class(self.dtype, precision)
+        self.tile = configs.lookup(self._family, arch_of(largest), kind, *largest.shape)
+
+    def _allocate(self, rows: int) -> None:
+        def matrix(features: int) -> Tensor:
+            padded = cdiv(features, ALIGNMENT) * ALIGNMENT
+            return torch.empty(rows, padded, device=self.device, dtype=self.dtype)[:, :features]
+
+        layers: list[LayerMemory] = []
+        groups = iter(self.rule.groups)
+        last = len(self.network.layers) - 1
+        for i, ((weight, bias, act), copy) in enumerate(zip(self.network.layers, self.copies)):
+            n = weight.shape[0]
+            y = matrix(n) if i < last else None
+            states = [self.rule.state(p) if p is not None else (None, None) for p in (weight, bias)]
+            of_weight = next(groups)
+            layers.append(
+                LayerMemory(
+                    weight,
+                    bias,
+                    weight if self.dtype == torch.float32 else copy,
+                    layers[-1].y if layers else None,
+                    y,
+                    y if act.saves_output or y is None else matrix(n),
+                    matrix(n),
+                    (*states[0], *states[1]),
+                    (of_weight, next(groups) if bias is not None else 0),
+                    act.name,
+                    act.slope,
+                )
+            )
+        tile = self.tile
+        self.memory: Table = table(layers, tile.BLOCK_M, tile.BLOCK_N, tile.BLOCK_K)
+        self.partial = torch.empty(3 * self.task.programs(self.memory, rows), device=self.device)
+        self.counters = torch.zeros(self.memory.tiles, device=self.device, dtype=torch.int32)
+        self._rows = rows
+
+
+def to_device(table: Tensor, device: torch.device) -> Tensor:
+    """A copy on ``device`` that the host does not wait for."""
+    return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table

@@ -1,0 +1,106 @@
+"""Is a model a plain classifier of linear layers, which an engine can run as a whole?"""
+
+from __future__ import annotations
+
+import itertools
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastmlp.activations import Act
+from fastmlp.backends.base import LossOptions
+from fastmlp.functional.linear import Layer
+from fastmlp.modules import MLP, CrossEntropyLoss, Sequential
+from fastmlp.modules.plan import plan, untouched
+
+
+class Network(NamedTuple):
+    """A chain of linear layers that ends in a softmax cross-entropy.
+
+    The tensors are the model's own parameters, float32 and contiguous.
+    """
+
+    layers: tuple[Layer, ...]  # the last one without an activation
+    options: LossOptions
+    class_weight: Tensor | None  # (C,)
+    flatten: bool  # the input is flattened from dimension 1 on; else it is (B, features)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """Weight and bias of each layer, those that are there."""
+        return [t for weight, bias, _ in self.layers for t in (weight, bias) if t is not None]
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Features of the input and of every layer."""
+        return (self.layers[0].weight.shape[1], *(layer.weight.shape[0] for layer in self.layers))
+
+    @property
+    def acts(self) -> tuple[Act, ...]:
+        """The activation of every layer."""
+        return tuple(layer.act for layer in self.layers)
+
+
+def recognise(model: nn.Module, loss: nn.Module) -> Network | str:
+    """The network that ``model`` and ``loss`` are, or why they are none."""
+    if not isinstance(loss, nn.CrossEntropyLoss) or not untouched(loss):
+        return "the loss is no plain CrossEntropyLoss"
+    if type(loss) not in (nn.CrossEntropyLoss, CrossEntropyLoss):
+        return f"{type(loss).__name__} may be another loss than CrossEntropyLoss"
+    if loss.reduction not in ("mean", "sum"):
+        return f"the loss' reduction is {loss.reduction!r}"
+    if loss.weight is not None and loss.weight.requires_grad:
+        return "the class weights want a gradient"
+    if not untouched(model):
+        return "the model has hooks or a forward of its own"
+    if type(model) not in (nn.Sequential, Sequential, MLP) and not _is_torchvision_mlp(model):
+        return f"{type(model).__name__} is no Sequential or MLP"
+    stages = plan(model, (nn.Sequential, Sequential))  # type: ignore[arg-type]
+    flatten = getattr(model, "flatten", False) is True  # fastmlp.MLP's argument
+    if stages and _is_flatten(stages[0]):
+        flatten, stages = True, stages[1:]
+    if len(stages) != 1 or not isinstance(stages[0], list):
+        return "the model is no single chain of linear layers and known activations"
+    layers = tuple(stages[0])
+    if layers[-1].act.name != "none":
+        return "the last layer has an activation"
+    if any(layer.act.weight is not None for layer in layers):
+        return "a PReLU learns its slopes"
+    problem = _parameters_problem(model, layers)
+    if problem:
+        return problem
+    options = LossOptions(
+        loss.ignore_index, loss.reduction, loss.label_smoothing, getattr(loss, "z_loss", 0.0)
+    )
+    return Network(layers, options, loss.weight, flatten)
+
+
+def _parameters_problem(model: nn.Module, layers: tuple[Layer, ...]) -> str | None:
+    tensors = [t for weight, bias, _ in layers for t in (weight, bias) if t is not None]
+    if len({id(t) for t in tensors}) != len(tensors):
+        return "two layers share a parameter"
+    if len({id(p) for p in model.parameters()} - {id(t) for t in tensors}):
+        return "the model has parameters outside its linear layers"
+    for tensor in tensors:
+        if tensor.dtype != torch.float32:
+            return f"the parameters are {tensor.dtype}, not float32"
+        if not tensor.requires_grad or not tensor.is_leaf:
+            return "a parameter is frozen"
+        if not tensor.is_contiguous() or tensor.numel() == 0:
+            return "a parameter is empty or not contiguous"
+        if tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None):
+            return "a parameter has gradient hooks"
+    for (weight, _, _), (following, _, _) in itertools.pairwise(layers):
+        if following.shape[1] != weight.shape[0]:
+            return "the layers' widths do not fit each other"
+    return None
+
+
+def _is_flatten(stage: object) -> bool:
+    return type(stage) is nn.Flatten and untouched(stage) and (stage.start_dim, stage.end_dim) == (1, -1)
+
+
+def _is_torchvision_mlp(model: nn.Module) -> bool:
+    kind = type(model)
+    return (kind.__module__, kind.__qualname__) == ("torchvision.ops.misc", "MLP")

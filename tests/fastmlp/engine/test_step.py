@@ -1,0 +1,148 @@
+"""TrainStep: whatever runs it, what comes of it is an ordinary step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import fastmlp
+from fastmlp import backends
+from tests.classifiers import OPTIMIZERS, Run
+from tests.numerics import error
+
+
+def run(device: str, name: str = "sgd") -> Run:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 5)).to(device)
+    return Run(net, nn.CrossEntropyLoss(), OPTIMIZERS[name](list(net.parameters())))
+
+
+def data(device: str, rows: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(rows, 12, device=device), torch.randint(5, (rows,), device=device)
+
+
+def same(ours: Run, theirs: Run, bound: float = 1e-5) -> bool:
+    return all(error(p, q) < bound for p, q in zip(ours.parameters(), theirs.parameters()))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("backend", ["auto", "triton", "torch"])
+def test_an_ordinary_step(backend: str, name: str, device: str) -> None:
+    ours, theirs = run(device, name), run(device, name)
+    step = fastmlp.TrainStep(ours.net, ours.loss, ours.optimizer)
+    with backends.use(backend):
+        losses = []
+        for rows in (40, 40, 7):
+            x, y = data(device, rows)
+            losses.append((step(x, y), theirs.step(x, y, torch.float32)))
+    for mine, other in losses:  # each loss is a tensor of its own
+        assert mine.shape == ()
+        assert not mine.requires_grad
+        assert error(mine, other) < 1e-5
+    assert same(ours, theirs)
+    kernels = backend == "triton" or (backend == "auto" and device == "cuda")
+    expected = "fused" if kernels else {"torch": "eager", "auto": "cpu"}[backend]
+    assert step.engine.split(":")[0] == expected
+
+
+def rmsprop(p: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.RMSprop(p, lr=0.01)
+
+
+@pytest.mark.parametrize(
+    ("net", "make"),
+    [
+        (lambda: nn.Sequential(nn.Linear(12, 8), nn.PReLU(), nn.Linear(8, 5)), OPTIMIZERS["sgd"]),
+        (lambda: nn.Sequential(nn.Linear(12, 8), nn.LayerNorm(8), nn.Linear(8, 5)), OPTIMIZERS["adamw"]),
+        (lambda: nn.Sequential(nn.Linear(12, 5)), OPTIMIZERS["momentum"]),
+        (lambda: nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 5)), rmsprop),
+    ],
+)
+def test_whatever_else(net: Any, make: Any, device: str) -> None:
+    model = net().to(device)
+    ours = Run(model, fastmlp.CrossEntropyLoss(), make(list(model.parameters())))
+    theirs = ours.copy()
+    step = fastmlp.TrainStep(ours.net, ours.loss, ours.optimizer)
+    for _ in range(3):
+        x, y = data(device)
+        assert error(step(x, y), theirs.step(x, y, torch.float32)) < 1e-5
+    assert same(ours, theirs)
+
+
+def test_what_changes_between_steps(device: str) -> None:
+    """A hook, another child, the learning rate: the next step sees it."""
+    ours, theirs = run(device), run(device)
+    step = fastmlp.TrainStep(ours.net, ours.loss, ours.optimizer)
+
+    def both() -> None:
+        x, y = data(device)
+        assert error(step(x, y), theirs.step(x, y, torch.float32)) < 1e-5
+
+    both()
+    for each in (ours, theirs):
+        each.optimizer.param_groups[0]["lr"] = 0.01
+    both()
+    calls = []
+    handle = ours.net[1].register_forward_hook(lambda *_: calls.append(1))
+    both()
+    assert calls == [1]
+    assert step.engine.startswith("eager")
+    handle.remove()
+    for each in (ours, theirs):
+        each.net[1] = nn.Tanh()
+    both()
+    assert calls == [1]
+    assert not step.engine.startswith("eager")
+    assert same(ours, theirs)
+
+
+def test_an_empty_batch(device: str) -> None:
+    """As torch: a mean of NaN, and an update with gradients of 0."""
+    ours, theirs = run(device, "momentum"), run(device, "momentum")
+    step = fastmlp.TrainStep(ours.net, ours.loss, ours.optimizer)
+    x, y = data(device)
+    for rows in (40, 0, 40):
+        mine, other = step(x[:rows], y[:rows]), theirs.step(x[:rows], y[:rows], torch.float32)
+        assert mine.isnan() == other.isnan()
+    assert same(ours, theirs)
+
+
+def test_pixels(device: str) -> None:
+    ours, theirs = run(device), run(device)
+    x = torch.randint(256, (40, 12), dtype=torch.uint8, device=device)
+    y = data(device)[1]
+    mine = fastmlp.TrainStep(ours.net, ours.loss, ours.optimizer)(x, y)
+    assert error(mine, theirs.step(x, y, torch.float32)) < 1e-6
+
+
+def test_bfloat16(device: str) -> None:
+    ours, theirs = run(device), run(device)
+    step = fastmlp.TrainStep(ours.net, ours.loss, ours.optimizer, dtype=torch.bfloat16)
+    for _ in range(5):
+        x, y = data(device)
+        assert error(step(x, y), theirs.step(x, y, torch.float32)) < 2e-2
+    assert all(p.dtype == torch.float32 for p in ours.net.parameters())
+    assert same(ours, theirs, 2e-2)
+
+
+def test_dtypes_that_are_none(device: str) -> None:
+    ours = run(device)
+    with pytest.raises(ValueError, match="dtype: expected one of"):
+        fastmlp.TrainStep(ours.net, ours.loss, ours.optimizer, dtype=torch.int8)
+
+
+@pytest.mark.parametrize("backend", ["auto", "triton"])
+def test_a_batch_that_does_not_fit(backend: str, device: str) -> None:
+    ours = run(device)
+    start = ours.parameters()
+    step = fastmlp.TrainStep(ours.net, ours.loss, ours.optimizer)
+    x, y = data(device)
+    with backends.use(backend):
+        with pytest.raises(ValueError, match=r"x: expected \(N, 12\), got \(40, 3\)"):
+            step(x[:, :3], y)
+        with pytest.raises(ValueError, match=r"y: expected \(40,\)"):
+            step(x, y[:5])
+    assert all(torch.equal(p, q) for p, q in zip(ours.parameters(), start))

@@ -1,12 +1,11 @@
 """What is measured: each case is one piece of work, done by fastmlp and by its peers.
 
-A case builds its tensors once and gives one callable for each peer; all do the same work on the
-same inputs. Nothing here times anything.
+A case says what the work needs (`benchmarks.counts`) and makes the peers' runs; all do the same work
+on the same inputs, and start from the same weights. Nothing here times anything.
 """
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,109 +15,82 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastmlp
+from benchmarks import counts, peers
+from benchmarks.counts import Work
+from benchmarks.peers import (
+    AUTOTUNED,
+    COMPILED,
+    EAGER_FLOAT32,
+    JAX,
+    MODES,
+    OURS,
+    Factory,
+    MissingPeerError,
+    Wrap,
+)
+from benchmarks.timing import Run
 from fastmlp import functional
 
-#: The names under which the peers run, ours first.
-OURS, EAGER, COMPILED = "fastmlp", "eager", "torch.compile"
-PEERS = (OURS, EAGER, COMPILED)
+A, B = (784, 256, 10), (784, 1024, 1024, 1024, 10)
+STEP, INFERENCE = "training step (SGD)", "inference"
+CROSS_ENTROPY, HEAD = "cross-entropy forward + backward", "linear + cross-entropy forward + backward"
+LINEAR, LINEAR_BACKWARD = "linear + bias + ReLU forward", "linear + bias + ReLU forward + backward"
+_LR = 1e-3  # small, so that a thousand steps on one batch stay finite
+_HEAVY = 5 * 10**10  # operations from which on a test's id says "heavy"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the report: ``runs`` has one callable for each peer."""
+    """One row of the report."""
 
     group: str  # what is done
     label: str  # at which size
     dtype: torch.dtype
-    runs: dict[str, Callable[[], object]] = field(repr=False)
+    work: Work
+    build: Callable[[str], dict[str, Factory]] = field(repr=False)
+    key: bool = False  # in the README's table, and in a quick report
+
+    @property
+    def precision(self) -> str:
+        """The dtype's name."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def heavy(self) -> bool:
+        """Takes long on a CPU."""
+        return self.work.operations > _HEAVY or self.work.bytes > _HEAVY // 100
 
     def __str__(self) -> str:
-        return f"{self.group}, {self.label}, {str(self.dtype).removeprefix('torch.')}"
+        return f"{self.group}, {self.label}, {self.precision}"
 
-
-@dataclass(frozen=True)
-class Plan:
-    """A case that is not built yet: its name, and how to build it on a device."""
-
-    group: str
-    label: str
-    dtype: torch.dtype
-    build: Callable[[str], dict[str, Callable[[], object]]]
-
-    def __str__(self) -> str:
-        return f"{self.group}, {self.label}, {str(self.dtype).removeprefix('torch.')}"
-
-    def on(self, device: str) -> Case:
-        """The case with its tensors on ``device``."""
+    def on(self, device: str) -> dict[str, Factory]:
+        """The peers, with their common inputs on ``device``."""
         torch.manual_seed(0)
-        return Case(self.group, self.label, self.dtype, self.build(device))
+        torch._dynamo.reset()  # torch.compile gives up a function after eight sets of shapes
+        return self.build(device)
 
 
-def plans(device: str) -> Iterator[Plan]:
-    """Every case for ``device``; the large half-precision ones are for a GPU alone."""
+def cases(device: str) -> Iterator[Case]:
+    """Every case for ``device``; the largest ones are for a GPU alone."""
     gpu = device == "cuda"
-    dtypes = (torch.float32, torch.bfloat16) if gpu else (torch.float32,)
-    for dtype in dtypes:
-        shapes = [(256, 784, 256), (4096, 1024, 1024)]
-        if gpu and dtype == torch.bfloat16:
-            shapes.append((8192, 8192, 8192))
-        for shape in shapes:
-            yield _linear_relu(shape, dtype, backward=False)
-            yield _linear_relu(shape, dtype, backward=True)
-        sizes = [(256, 10), (4096, 1000), (2048, 32000)]
-        if gpu and dtype == torch.bfloat16:
-            sizes.append((4096, 128256))
-        for rows, classes in sizes:
-            yield _cross_entropy(rows, classes, dtype)
-        yield _training_step((784, 256, 10), 256, dtype)
-        yield _training_step((784, 1024, 1024, 1024, 10), 1024, dtype)
+    for dtype in (torch.float32, torch.bfloat16):
+        half = dtype == torch.bfloat16
+        yield training_step(A, 256, dtype, modes=tuple(MODES), key=True)
+        yield training_step(B, 1024, dtype, modes=tuple(MODES), key=True)
         for batch in (1, 32, 256, 4096):
-            yield _inference((784, 256, 10), batch, dtype)
+            yield inference(A, batch, dtype, key=batch in (1, 256, 4096))
+        if half and not gpu:
+            continue  # a CPU has no bfloat16 target but these
+        for rows, classes in [(256, 10), (4096, 1000), (2048, 32000)] + half * [(4096, 128256)]:
+            yield cross_entropy(rows, classes, dtype, key=True)
+        yield linear_cross_entropy(*((4096, 4096, 128256) if half else (512, 512, 32000)), dtype)
+        for shape in [(256, 784, 256), (4096, 1024, 1024)] + half * [(8192, 8192, 8192)]:
+            modes = (COMPILED, AUTOTUNED) if shape[0] == 8192 else (COMPILED,)
+            yield linear_relu(shape, dtype, backward=False, modes=modes, key=shape[0] == 8192)
+            yield linear_relu(shape, dtype, backward=True)
 
 
-def _linear_relu(shape: tuple[int, int, int], dtype: torch.dtype, backward: bool) -> Plan:
-    m, k, n = shape
-
-    def eager(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-        return torch.relu(F.linear(x, w, b))
-
-    def build(device: str) -> dict[str, Callable[[], object]]:
-        x, w, b = (torch.randn(s, device=device, dtype=dtype) for s in ((m, k), (n, k), (n,)))
-        grad = torch.randn(m, n, device=device, dtype=dtype)
-        leaves = [t.requires_grad_(backward) for t in (x, w, b)]
-
-        def run(function: Callable[..., Tensor]) -> Callable[[], object]:
-            if backward:
-                return lambda: torch.autograd.grad(function(*leaves), leaves, grad)
-            return lambda: function(*leaves)
-
-        return {OURS: run(functional.linear_act), EAGER: run(eager), COMPILED: run(torch.compile(eager))}
-
-    what = "forward + backward" if backward else "forward"
-    return Plan(f"linear + bias + ReLU {what}", f"{m} x {k} -> {n}", dtype, build)
-
-
-def _cross_entropy(rows: int, classes: int, dtype: torch.dtype) -> Plan:
-    def build(device: str) -> dict[str, Callable[[], object]]:
-        logits = torch.randn(rows, classes, device=device, dtype=dtype).requires_grad_()
-        target = torch.randint(classes, (rows,), device=device)
-
-        def run(loss: Callable[..., Tensor]) -> Callable[[], object]:
-            return lambda: torch.autograd.grad(loss(logits, target), logits)
-
-        def eager(logits: Tensor, target: Tensor) -> Tensor:
-            return F.cross_entropy(logits, target)
-
-        return {
-            OURS: run(fastmlp.CrossEntropyLoss()),
-            EAGER: run(nn.CrossEntropyLoss()),
-            COMPILED: run(torch.compile(eager)),
-        }
-
-    return Plan("cross-entropy forward + backward", f"{rows} x {classes}", dtype, build)
-
-
-def net(widths: Sequence[int], sequential: type[nn.Sequential]) -> nn.Sequential:
+def net(widths: Sequence[int], sequential: type[nn.Sequential] = nn.Sequential) -> nn.Sequential:
     """The MLP of these widths with ReLU between the layers."""
     layers: list[nn.Module] = []
     for k, n in itertools.pairwise(widths):
@@ -126,54 +98,228 @@ def net(widths: Sequence[int], sequential: type[nn.Sequential]) -> nn.Sequential
     return sequential(*layers[:-1])
 
 
-def _name(widths: Sequence[int]) -> str:
-    return "-".join(map(str, widths))
+def name(widths: Sequence[int]) -> str:
+    """Such as 784-256-10; equal widths in a row are counted."""
+    groups = [(width, len(list(same))) for width, same in itertools.groupby(widths)]
+    return "-".join(
+        f"{width} (x {times})" if times > 3 else "-".join([str(width)] * times) for width, times in groups
+    )
 
 
-def _training_step(widths: Sequence[int], batch: int, dtype: torch.dtype) -> Plan:
-    def build(device: str) -> dict[str, Callable[[], object]]:
-        x = torch.rand(batch, widths[0], device=device, dtype=dtype)
+def seeded(factory: Callable[[], Run]) -> Factory:
+    """Each peer draws its weights from the same seed."""
+
+    def run() -> Run:
+        torch.manual_seed(0)
+        return factory()
+
+    return run
+
+
+def training_step(
+    widths: Sequence[int],
+    batch: int,
+    dtype: torch.dtype,
+    modes: tuple[str, ...] = (COMPILED,),
+    key: bool = False,
+) -> Case:
+    """Forward, loss, backward and SGD; float32 parameters, products in ``dtype``."""
+    work = counts.training_step(widths, batch, dtype, torch.float32)
+
+    def build(device: str) -> dict[str, Factory]:
+        x = torch.rand(batch, widths[0], device=device)
         y = torch.randint(widths[-1], (batch,), device=device)
-        eager = net(widths, nn.Sequential).to(device, dtype)
 
-        def run(model: nn.Module, loss: nn.Module, compiled: bool = False) -> Callable[[], object]:
-            optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        def model() -> nn.Sequential:
+            return net(widths).to(device)
 
-            def objective(x: Tensor, y: Tensor) -> Tensor:
-                return loss(model(x), y)
+        def eager(
+            wrap: Wrap, model: nn.Module, loss: nn.Module, dtype: torch.dtype = dtype
+        ) -> Callable[[], object]:
+            step = eager_step(model, loss, torch.optim.SGD(model.parameters(), lr=_LR), dtype, wrap)
+            return lambda: step(x, y)
 
-            forward = torch.compile(objective) if compiled else objective
+        def ours() -> Callable[[], object]:
+            step = fused_step(model(), dtype)
+            return lambda: step(x, y)
 
-            def step() -> None:
-                optimizer.zero_grad()
-                forward(x, y).backward()
-                optimizer.step()
+        def modules() -> Callable[[], object]:
+            return eager(lambda function: function, fastmlp.fuse(model()), fastmlp.CrossEntropyLoss())
 
-            return step
+        of_torch = peers.of_torch(lambda wrap: eager(wrap, model(), nn.CrossEntropyLoss()), device, modes)
+        found: dict[str, Factory] = {OURS: lambda: Run(ours())}
+        if key:
+            found[peers.OURS_MODULES] = lambda: Run(modules())
+        if device == "cuda":
+            found[peers.OURS_GRAPH] = lambda: Run(peers.graphed(ours(), device))
+        found |= of_torch
+        if dtype != torch.float32:
+            found[EAGER_FLOAT32] = lambda: Run(
+                eager(lambda function: function, model(), nn.CrossEntropyLoss(), torch.float32)
+            )
+        found[JAX] = lambda: peers.jax_peer(device).training_step(widths, x, y, _LR, dtype, work.operations)
+        return {peer: seeded(factory) for peer, factory in found.items()}
 
-        ours = fastmlp.fuse(copy.deepcopy(eager))
-        return {
-            OURS: run(ours, fastmlp.CrossEntropyLoss()),
-            COMPILED: run(copy.deepcopy(eager), nn.CrossEntropyLoss(), compiled=True),
-            EAGER: run(eager, nn.CrossEntropyLoss()),
-        }
-
-    return Plan("training step (SGD)", f"{_name(widths)}, batch {batch}", dtype, build)
+    return Case(STEP, f"{name(widths)}, batch {batch}", dtype, work, build, key)
 
 
-def _inference(widths: Sequence[int], batch: int, dtype: torch.dtype) -> Plan:
-    def build(device: str) -> dict[str, Callable[[], object]]:
+def eager_step(
+    model: nn.Module, loss: nn.Module, optimizer: torch.optim.Optimizer, dtype: torch.dtype, wrap: Wrap
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The textbook's step under torch's autograd; ``wrap`` compiles what can be compiled."""
+
+    def objective(x: Tensor, y: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
+            return loss(model(x), y)
+
+    forward, update = wrap(objective), wrap(optimizer.step)
+
+    def step(x: Tensor, y: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        value = forward(x, y)
+        value.backward()
+        update()
+        return value
+
+    return step
+
+
+def fused_step(model: nn.Sequential, dtype: torch.dtype) -> Callable[[Tensor, Tensor], object]:
+    """Our step."""
+    if not hasattr(fastmlp, "TrainStep"):
+        raise MissingPeerError("this fastmlp has no TrainStep")
+    optimizer = torch.optim.SGD(model.parameters(), lr=_LR)
+    return fastmlp.TrainStep(fastmlp.fuse(model), fastmlp.CrossEntropyLoss(), optimizer, dtype=dtype)
+
+
+def inference(widths: Sequence[int], batch: int, dtype: torch.dtype, key: bool = False) -> Case:
+    """The forward pass without gradients, all in ``dtype``."""
+
+    def build(device: str) -> dict[str, Factory]:
         x = torch.rand(batch, widths[0], device=device, dtype=dtype)
-        eager = net(widths, nn.Sequential).to(device, dtype).eval()
 
-        def run(model: Callable[[Tensor], Tensor]) -> Callable[[], object]:
+        def model(dtype: torch.dtype = dtype) -> nn.Sequential:
+            return net(widths).to(device, dtype).eval()
+
+        def run(function: Callable[[Tensor], Tensor], x: Tensor = x) -> Callable[[], object]:
             def forward() -> Tensor:
                 with torch.no_grad():
-                    return model(x)
+                    return function(x)
 
             return forward
 
-        ours = fastmlp.fuse(copy.deepcopy(eager))
-        return {OURS: run(ours), EAGER: run(eager), COMPILED: run(torch.compile(copy.deepcopy(eager)))}
+        found: dict[str, Factory] = {OURS: lambda: Run(run(fastmlp.fuse(model())))}
+        if device == "cuda":
+            found[peers.OURS_GRAPH] = lambda: Run(peers.graphed(run(fastmlp.fuse(model())), device))
+        found |= peers.of_torch(lambda wrap: run(wrap(model())), device)
+        if dtype != torch.float32:
+            found[EAGER_FLOAT32] = lambda: Run(run(model(torch.float32), x.float()))
+        found[JAX] = lambda: peers.jax_peer(device).inference(widths, x)
+        return {peer: seeded(factory) for peer, factory in found.items()}
 
-    return Plan("inference", f"{_name(widths)}, batch {batch}", dtype, build)
+    work = counts.inference(widths, batch, dtype)
+    return Case(INFERENCE, f"{name(widths)}, batch {batch}", dtype, work, build, key)
+
+
+def cross_entropy(rows: int, classes: int, dtype: torch.dtype, key: bool = False) -> Case:
+    """Loss and gradient of logits that are there."""
+
+    def build(device: str) -> dict[str, Factory]:
+        logits = torch.randn(rows, classes, device=device, dtype=dtype)
+        target = torch.randint(classes, (rows,), device=device)
+
+        def run(loss: Callable[..., Tensor], logits: Tensor = logits) -> Callable[[], object]:
+            leaf = logits.requires_grad_()
+            return lambda: torch.autograd.grad(loss(leaf, target), leaf)
+
+        def liger() -> Run:
+            package = peers.library("liger_kernel.transformers", "liger-kernel", device)
+            # It writes the gradient over the logits: they are its own copy.
+            return Run(run(package.LigerCrossEntropyLoss(), logits.detach().clone()))
+
+        def cut() -> Run:
+            peers.library("cut_cross_entropy", "cut-cross-entropy", device)
+            raise MissingPeerError("takes features and weights, not logits")
+
+        return {
+            OURS: lambda: Run(run(fastmlp.CrossEntropyLoss())),
+            # A function, not the module: compiled, its code is this call's own.
+            **peers.of_torch(lambda wrap: run(wrap(lambda x, y: F.cross_entropy(x, y))), device),
+            JAX: lambda: peers.jax_peer(device).cross_entropy(logits, target),
+            peers.LIGER: liger,
+            peers.CUT: cut,
+        }
+
+    work = counts.cross_entropy(rows, classes, dtype)
+    return Case(CROSS_ENTROPY, f"{rows} x {classes}", dtype, work, build, key)
+
+
+def linear_cross_entropy(rows: int, features: int, classes: int, dtype: torch.dtype) -> Case:
+    """A language model's head: loss of features and weights, and both gradients."""
+
+    def build(device: str) -> dict[str, Factory]:
+        x = torch.randn(rows, features, device=device, dtype=dtype).requires_grad_()
+        w = torch.randn(classes, features, device=device, dtype=dtype).mul_(features**-0.5).requires_grad_()
+        y = torch.randint(classes, (rows,), device=device)
+
+        def run(loss: Callable[..., Tensor]) -> Run:
+            return Run(lambda: torch.autograd.grad(loss(x, w, y), (x, w)))
+
+        def of_torch() -> Run:
+            if not hasattr(F, "linear_cross_entropy"):
+                raise MissingPeerError(f"torch {torch.__version__} has none")
+            return run(F.linear_cross_entropy)
+
+        def liger() -> Run:
+            package = peers.library("liger_kernel.transformers", "liger-kernel", device)
+            loss = package.LigerFusedLinearCrossEntropyLoss()
+            return run(lambda x, w, y: loss(w, x, y))
+
+        def cut() -> Run:
+            return run(peers.library("cut_cross_entropy", "cut-cross-entropy", device).linear_cross_entropy)
+
+        def eager(wrap: Wrap) -> Callable[[], object]:
+            return run(wrap(lambda x, w, y: F.cross_entropy(F.linear(x, w), y))).call
+
+        return {
+            OURS: lambda: run(functional.linear_cross_entropy),
+            **peers.of_torch(eager, device),
+            peers.TORCH_LINEAR: of_torch,
+            peers.LIGER: liger,
+            peers.CUT: cut,
+        }
+
+    work = counts.linear_cross_entropy(rows, features, classes, dtype)
+    return Case(HEAD, f"{rows} x {features} -> {classes}", dtype, work, build)
+
+
+def linear_relu(
+    shape: tuple[int, int, int],
+    dtype: torch.dtype,
+    backward: bool,
+    modes: tuple[str, ...] = (COMPILED,),
+    key: bool = False,
+) -> Case:
+    """One layer."""
+    m, k, n = shape
+
+    def build(device: str) -> dict[str, Factory]:
+        x, w, b = (torch.randn(s, device=device, dtype=dtype) for s in ((m, k), (n, k), (n,)))
+        grad = torch.randn(m, n, device=device, dtype=dtype) if backward else None
+        leaves = [t.requires_grad_(backward) for t in (x, w, b)]
+
+        def run(function: Callable[..., Tensor]) -> Callable[[], object]:
+            if backward:
+                return lambda: torch.autograd.grad(function(*leaves), leaves, grad)
+            return lambda: function(*leaves)
+
+        return {
+            OURS: lambda: Run(run(functional.linear_act)),
+            **peers.of_torch(
+                lambda wrap: run(wrap(lambda x, w, b: torch.relu(F.linear(x, w, b)))), device, modes
+            ),
+            JAX: lambda: peers.jax_peer(device).linear_relu(x, w, b, grad),
+        }
+
+    work = counts.linear(m, k, n, dtype, backward)
+    return Case(LINEAR_BACKWARD if backward else LINEAR, f"{m} x {k} -> {n}", dtype, work, build, key)

@@ -5,18 +5,21 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import re
 import subprocess
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 
 _ROOT = Path(__file__).resolve().parent.parent
+_PACKAGES = ("fastmlp", "torch", "triton", "numpy", "torchvision", "jax", "liger-kernel", "cut-cross-entropy")
 
 
-def describe(device: str) -> dict[str, object]:
+def describe(device: str) -> dict[str, Any]:
     """The machine, as the report's JSON holds it."""
-    facts: dict[str, object] = {
+    facts: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
         "kind": "gpu" if device == "cuda" else "cpu",
         "cores": os.cpu_count(),
@@ -24,7 +27,7 @@ def describe(device: str) -> dict[str, object]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in ("fastmlp", "torch", "triton", "numpy")},
+        "versions": {name: _version(name) for name in _PACKAGES},
         "commit": _commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     }
@@ -35,6 +38,18 @@ def describe(device: str) -> dict[str, object]:
         facts["cuda"] = torch.version.cuda
         facts["tf32"] = torch.backends.cuda.matmul.fp32_precision
     return facts
+
+
+def folder(facts: dict[str, Any]) -> str:
+    """Where in ``benchmarks/results`` a report of this kind of machine is kept: ``cpu-amd-epyc-2``."""
+    cores = f"-{facts['cores']}" if facts["kind"] == "cpu" else ""
+    name = re.sub(r"[^a-z0-9]+", "-", str(facts["device"]).lower()).strip("-")
+    return f"{facts['kind']}-{name}{cores}"
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether numbers of both may stand in one report: machine, versions and commit are equal."""
+    return all(one.get(fact) == other.get(fact) for fact in ("device", "threads", "versions", "commit"))
 
 
 def _processor() -> str:
@@ -55,7 +70,7 @@ def _version(name: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The checked-out commit, with "+" where the tree differs from it."""
+    """The checked-out commit, with "+" where the tree differs from it in more than results."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(
@@ -63,6 +78,8 @@ def _commit() -> str | None:
         ).stdout.strip()
 
     try:
-        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain") else "")
+        return git("rev-parse", "--short", "HEAD") + (
+            "+" if git("status", "--porcelain", "--", ".", ":!benchmarks/results") else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -1,7 +1,10 @@
-"""The report's pictures."""
+"""The report's pictures, each as PNG and SVG."""
 
 from __future__ import annotations
 
+import statistics
+import textwrap
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,74 +12,269 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from benchmarks.cases import EAGER, OURS, PEERS
+from benchmarks import accuracy, peers
+from benchmarks.measure import Row
+from benchmarks.peers import EAGER, OURS, PEERS
+from benchmarks.sweeps import SWEEPS, Sweep
+from benchmarks.targets import ratio
 
-_COLOURS = {OURS: "#1b7f5c", EAGER: "#8a8f98", "torch.compile": "#d98032"}
+#: Ours in greens, eager in greys, the compilers in warm colours, JAX blue, the packages violet.
+_COLOURS = {
+    OURS: "#12805c",
+    peers.OURS_MODULES: "#7fbf7b",
+    peers.OURS_ENGINES["fused"]: "#5aa02c",
+    peers.OURS_GRAPH: "#2ca089",
+    peers.OURS_ENGINES["persistent"]: "#0b4f3a",
+    EAGER: "#6b7280",
+    peers.EAGER_FLOAT32: "#b0b5bd",
+    peers.GRAPH: "#374151",
+    peers.COMPILED: "#e08a2e",
+    peers.REDUCED: "#c2571a",
+    peers.AUTOTUNED: "#8c2d04",
+    peers.JAX: "#2f6fd0",
+    peers.TORCH_LINEAR: "#b5838d",
+    peers.LIGER: "#8e5bd0",
+    peers.CUT: "#c77dd8",
+    peers.BOOK: "#9a9034",
+    peers.BOOK_WORKERS: "#c9bf57",
+}
+_MARKERS = "osD^v<>PXphd"
+_TICKS = 6  # on an axis that fit side by side
+_WIDE = 8  # times faster, from which on the axis is logarithmic
 
 
-def _save(figure: Figure, out: Path, name: str) -> None:
-    for kind in ("png", "svg"):
-        figure.savefig(out / f"{name}.{kind}", dpi=150, bbox_inches="tight")
-    plt.close(figure)
-
-
-def _where(report: dict[str, Any]) -> str:
-    machine = report["machine"]
-    return f"{machine['device']}, {machine['threads']} threads, torch {machine['versions']['torch']}"
+def draw(report: dict[str, Any], out: Path) -> None:
+    """Every picture that the report has rows for."""
+    style: Any = {
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "svg.hashsalt": "fastmlp",
+    }
+    with plt.rc_context(style):
+        speedup(report, out)
+        for sweep in SWEEPS:
+            line(report, sweep, out)
+        time_to_accuracy(report, out)
 
 
 def speedup(report: dict[str, Any], out: Path) -> None:
-    """Speed relative to eager PyTorch, a bar for each peer, with the quartiles as whiskers."""
-    rows = [row for row in report["rows"] if EAGER in row["seconds"]]
+    """The headline: how many times faster than eager ours is, a bar a row; the others as marks."""
+    rows = [
+        row
+        for row in report["rows"]
+        if row.get("important") and {OURS, EAGER} <= row.get("seconds", {}).keys()
+    ]
     if not rows:
         return
-    figure, axis = plt.subplots(figsize=(9, 0.55 * len(rows) + 1.2), layout="constrained")
-    for i, row in enumerate(rows):
+    figure, axis = plt.subplots(figsize=(9, 0.3 * len(rows) + 2.0), layout="constrained")
+    most = 1.0
+    for y, row in enumerate(rows):
         seconds = row["seconds"]
-        others = [peer for peer in PEERS if peer != EAGER and peer in seconds]
-        for j, peer in enumerate(others):
-            ratio = seconds[EAGER]["median"] / seconds[peer]["median"]
-            low = seconds[EAGER]["median"] / seconds[peer]["high"]
-            high = seconds[EAGER]["median"] / seconds[peer]["low"]
-            y = i + 0.36 * (j - (len(others) - 1) / 2)
-            axis.barh(y, ratio, height=0.34, color=_COLOURS[peer], label=peer if i == 0 else None)
-            axis.plot([low, high], [y, y], color="black", linewidth=0.8)
-            axis.text(high, y, f" {ratio:.2f}×", va="center", fontsize=7)
-    axis.axvline(1, color=_COLOURS[EAGER], linewidth=1.2, label="eager")
-    axis.set_yticks(range(len(rows)), [f"{r['group']}\n{r['label']}, {r['dtype']}" for r in rows], fontsize=7)
-    axis.invert_yaxis()
-    axis.set_xlim(left=0)
-    axis.margins(x=0.12)
-    axis.set_xlabel("speed relative to eager PyTorch (higher is better)")
-    axis.set_title(_where(report), fontsize=9)
-    axis.legend(fontsize=8, loc="lower right")
-    axis.spines[["top", "right"]].set_visible(False)
-    _save(figure, out, "speedup")
+        base = seconds[EAGER]["median"]
+        speeds = {peer: base / timing["median"] for peer, timing in seconds.items() if peer != EAGER}
+        bar = speeds.pop(OURS)
+        spread = [[bar - base / seconds[OURS]["high"]], [base / seconds[OURS]["low"] - bar]]
+        axis.barh(y, bar, height=0.62, color=_COLOURS[OURS], label=None if y else OURS)
+        axis.errorbar(bar, y, xerr=spread, color="black", linewidth=0.9, capsize=2)
+        for peer, speed in speeds.items():
+            axis.plot(speed, y, _marker(peer), color=_COLOURS[peer], ms=6, mec="white", mew=0.5)
+        axis.annotate(
+            f"{bar:.2f}×",
+            (1.0, y),
+            xycoords=axis.get_yaxis_transform(),
+            ha="right",
+            va="center",
+            weight="bold",
+        )
+        most = max(most, bar, *speeds.values())
+    axis.axvline(1, color=_COLOURS[EAGER], linewidth=1.4)
+    names = [f"{_short(row['group'])}, {_size(row['label'])}, {_precision(row['dtype'])}" for row in rows]
+    axis.set_yticks(range(len(rows)), names)
+    axis.tick_params(axis="y", length=0)
+    axis.set_ylim(len(rows) - 0.4, -0.6)
+    if most > _WIDE:
+        axis.set_xscale("log")
+        axis.set_xlim(0.2, 2 * most)
+        _plain(axis.xaxis)
+    else:
+        axis.set_xlim(0, 1.18 * most)
+    axis.set_xlabel("speed relative to eager PyTorch (the line at 1); higher is better")
+    for peer in PEERS:
+        if peer not in (OURS, EAGER) and any(peer in row["seconds"] for row in rows):
+            axis.plot([], [], _marker(peer), color=_COLOURS[peer], label=peer)
+    _legend(figure, axis, _where(report))
+    _save(figure, out, "speedup", _caption(rows))
 
 
-def inference(report: dict[str, Any], out: Path) -> None:
-    """Latency over the batch size, both logarithmic, one line for each peer and dtype."""
-    rows = [row for row in report["rows"] if row["group"] == "inference"]
+def line(report: dict[str, Any], sweep: Sweep, out: Path) -> None:
+    """Time, the ratio to each peer, and peak memory over what is swept, all logarithmic."""
+    rows = [row for row in report["rows"] if row.get("sweep") == sweep.name and row.get("seconds")]
     if not rows:
         return
-    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
-    for dtype, style in (("float32", "-"), ("bfloat16", "--")):
-        for peer in PEERS:
+    held = any(row.get("memory") for row in rows)
+    figure, axes = plt.subplots(1, 3 if held else 2, figsize=(13 if held else 9, 4.4), layout="constrained")
+    times, ratios = axes[0], axes[1]
+    seen = [peer for peer in PEERS if any(peer in row["seconds"] for row in rows)]
+    for peer in seen:
+        here = [row for row in rows if peer in row["seconds"]]
+        x = [row["x"] for row in here]
+        _line(times, [(row["x"], row["seconds"][peer]["median"] * 1e3) for row in here], peer)
+        low, high = ([row["seconds"][peer][end] * 1e3 for row in here] for end in ("low", "high"))
+        times.fill_between(x, low, high, color=_COLOURS[peer], alpha=0.15, linewidth=0)
+        pairs = [(row["x"], r) for row in here if peer != OURS and (r := ratio(row, peer))]
+        if pairs:
+            _line(ratios, pairs, peer)
+    times.plot(
+        [row["x"] for row in rows], [row["floor"] * 1e3 for row in rows], ":", color="black", label="floor"
+    )
+    ratios.axhline(1, color=_COLOURS[OURS], linewidth=1.4)
+    times.set_title("time, ms (lower is better)", fontsize=9)
+    ratios.set_title("peer's time / fastmlp's (above 1: fastmlp is faster)", fontsize=9)
+    if held:
+        for peer in (OURS, EAGER):
             points = [
-                (int(row["label"].rsplit(" ", 1)[1]), row["seconds"][peer]["median"] * 1e6)
-                for row in rows
-                if row["dtype"] == dtype and peer in row["seconds"]
+                (row["x"], row["memory"][peer] / 2**20) for row in rows if row.get("memory", {}).get(peer)
             ]
             if points:
-                axis.plot(*zip(*points), style, marker="o", color=_COLOURS[peer], label=f"{peer}, {dtype}")
-    axis.set_xscale("log", base=2)
-    axis.set_yscale("log")
-    axis.set_xlabel("batch size")
-    axis.set_ylabel("latency, µs (lower is better)")
-    axis.set_title(f"Inference, {rows[0]['label'].split(',')[0]}\n{_where(report)}", fontsize=9)
-    axis.legend(fontsize=8)
-    axis.grid(alpha=0.3, which="both")
-    axis.spines[["top", "right"]].set_visible(False)
-    _save(figure, out, "inference")
+                _line(axes[2], points, peer)
+        axes[2].set_title("peak memory on top of the inputs, MiB", fontsize=9)
+    for axis in axes:
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        axis.set_xlabel(sweep.axis)
+        axis.grid(alpha=0.25, which="major")
+        axis.set_xticks([row["x"] for row in rows], [_count(row["x"]) for row in rows])
+        axis.xaxis.set_minor_locator(NullLocator())
+        if len(rows) > _TICKS:
+            axis.tick_params(axis="x", rotation=45)
+        _plain(axis.yaxis)
+    title = f"{sweep.title}, {_precision(rows[0]['dtype'])}. {_where(report)}"
+    _legend(figure, times, title, columns=8)
+    stop = report["stops"].get(sweep.name)
+    _save(figure, out, f"sweep-{sweep.name}", _caption(rows) + (f"\nStopped before {stop}." if stop else ""))
+
+
+def time_to_accuracy(report: dict[str, Any], out: Path) -> None:
+    """Test accuracy over seconds of training: the mean of the seeds, and their spread."""
+    rows = [row for row in report["rows"] if row.get("runs")]
+    if not rows:
+        return
+    figure, axis = plt.subplots(figsize=(9, 4.6), layout="constrained")
+    for row, style in zip(rows, ("-", "--", ":")):
+        for peer, runs in row["runs"].items():
+            seconds = [statistics.mean(v) for v in zip(*(run["seconds"] for run in runs))]
+            reached = list(zip(*(run["accuracy"] for run in runs)))
+            name, _, dtype = peer.partition(", ")
+            shade = 0.5 if dtype == "bfloat16" else 1.0
+            label = f"{row['label']}: {peer}"
+            means = [100 * statistics.mean(v) for v in reached]
+            axis.plot(seconds, means, style, marker="o", ms=4, color=_COLOURS[name], alpha=shade, label=label)
+            low, high = ([100 * end(v) for v in reached] for end in (min, max))
+            if dtype == "float32":  # the others' bands lie upon it
+                axis.fill_between(seconds, low, high, color=_COLOURS[name], alpha=0.1, linewidth=0)
+    axis.axhline(100 * accuracy.TARGET, color="black", linewidth=0.8)
+    axis.set_xscale("log")
+    _plain(axis.xaxis)
+    axis.set_xlabel("seconds of training (tests not counted)")
+    axis.set_ylabel("test accuracy, %")
+    axis.grid(alpha=0.25)
+    _legend(figure, axis, f"784-256-10 on Fashion-MNIST. {_where(report)}", columns=2)
+    described = "\n".join(f"{row['label']}: {row['description']}" for row in rows)
+    _save(figure, out, "accuracy", described)
+
+
+def _line(axis: Axes, points: Sequence[tuple[float, float]], peer: str) -> None:
+    x, y = zip(*points)
+    wide = 2.2 if peer == OURS else 1.3
+    axis.plot(x, y, marker=_marker(peer), ms=4, linewidth=wide, color=_COLOURS[peer], label=peer)
+
+
+def _legend(figure: Figure, axis: Axes, title: str, columns: int = 5) -> None:
+    """Above the axes, under the picture's title."""
+    found = sorted(zip(*axis.get_legend_handles_labels()), key=lambda pair: _place(pair[1]))
+    handles, labels = zip(*found)
+    figure.legend(
+        handles,
+        labels,
+        title=title,
+        title_fontsize=10,
+        loc="outside upper center",
+        ncols=min(columns, len(labels)),
+        frameon=False,
+        fontsize=8.5,
+    )
+
+
+def _place(label: str) -> int:
+    """Peers in their order, anything else as it comes after them."""
+    return PEERS.index(label) if label in PEERS else len(PEERS)
+
+
+def _save(figure: Figure, out: Path, name: str, caption: str) -> None:
+    if caption.strip():
+        wide = round(17 * figure.get_figwidth())
+        lines = [part for text in caption.strip().splitlines() for part in textwrap.wrap(text, wide)]
+        figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=7, color="#555555")
+    for kind in ("png", "svg"):
+        # No date, so that the same report gives the same file.
+        metadata = {"Date": None} if kind == "svg" else None
+        figure.savefig(out / f"{name}.{kind}", dpi=150, bbox_inches="tight", metadata=metadata)
+    plt.close(figure)
+
+
+def _caption(rows: Iterable[Row]) -> str:
+    """Which peers are not there, and why, by reason."""
+    whys: dict[str, list[str]] = {}
+    for row in rows:
+        for peer, why in row.get("missing", {}).items():
+            if peer not in whys.setdefault(why, []):
+                whys[why].append(peer)
+    text = "; ".join(f"{', '.join(names)} ({why})" for why, names in whys.items())
+    return f"Missing: {text}." if text else ""
+
+
+def _where(report: dict[str, Any]) -> str:
+    facts = report["machine"]
+    cores = f", {facts['cores']} cores" if facts["kind"] == "cpu" else ""
+    return f"{facts['device']}{cores}, torch {facts['versions']['torch']}"
+
+
+def _marker(peer: str) -> str:
+    return _MARKERS[PEERS.index(peer) % len(_MARKERS)]
+
+
+def _short(group: str) -> str:
+    return group.removesuffix(" (SGD)").replace(" forward + backward", "").replace(", data on the device", "")
+
+
+def _size(label: str) -> str:
+    """Without what goes without saying in the headline."""
+    return label.removesuffix(", batch 256, 60000 images")
+
+
+def _precision(dtype: str) -> str:
+    return {"float32": "fp32", "bfloat16": "bf16"}.get(dtype, dtype)
+
+
+def _count(value: int) -> str:
+    """1Ki for 1024, 1000 as it is."""
+    for size, unit in ((1 << 20, "Mi"), (1 << 10, "Ki")):
+        if value % size == 0:
+            return f"{value // size}{unit}"
+    return str(value)
+
+
+def _plain(axis: Any) -> None:
+    """Ticks of a logarithmic axis in plain digits: even steps, 1-2-5 or powers, as its range asks for."""
+    low, high = axis.axes.get_xlim() if axis.axis_name == "x" else axis.axes.get_ylim()
+    if high < 5 * low:
+        axis.set_major_locator(MaxNLocator(5))
+    else:
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 200 * low else (1.0,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())

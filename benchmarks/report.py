@@ -1,15 +1,17 @@
-"""``python -m benchmarks.report --out DIR``: tests (on a GPU), every case by every peer, table, plots, JSON.
+"""``python -m benchmarks.report --out DIR``: tests (on a GPU), cases, epochs, accuracy and sweeps.
 
-DIR then holds report.json, table.md, speedup.png/.svg and inference.png/.svg. With ``--readme`` the
-table between README.md's markers is replaced by the new one.
+DIR then holds report.json, table.md and the plots. Rows are kept as they come, and what DIR holds of the
+same machine and commit stays: ``--only``, ``--match`` and ``--budget`` split a report over several calls,
+``--resume`` measures only what is not there yet.
 """
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
-from dataclasses import asdict
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,125 +19,191 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks import plots
-from benchmarks.cases import OURS, Plan, plans
+from benchmarks import accuracy, cases, epochs, plots, sweeps, tables, targets
+from benchmarks.cases import Case
+from benchmarks.floors import Ceilings, measure_ceilings
 from benchmarks.machine import describe
-from benchmarks.timing import Timing, interleave
+from benchmarks.measure import QUICK, Effort, Row, measure
+from benchmarks.peers import EAGER, MODES
+from benchmarks.store import Store
+from benchmarks.supervisor import BROKEN, supervise
+from fastmlp.data import Images, load
 
 _ROOT = Path(__file__).resolve().parent.parent
-_BEGIN, _END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+PARTS = ("tests", "cases", "epochs", "accuracy", "sweeps")
+_PATIENCE = 240.0  # seconds; the longest that one row may compile
+console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def main(
     out: Path = typer.Option(..., help="Where the report goes."),
     device: str = typer.Option("", help="cpu or cuda; by default the GPU if there is one."),
-    match: str = typer.Option("", help="Only the cases that have this in their name."),
-    rounds: int = typer.Option(31, help="Interleaved rounds of every peer."),
-    tests: bool = typer.Option(True, help="Run the test suite first, on a GPU."),
-    readme: bool = typer.Option(False, help="Put the table into README.md."),
+    data: Path | None = typer.Option(None, help="Directory that holds FashionMNIST/raw; default: download."),
+    only: list[str] = typer.Option([], help="Only these parts: tests, cases, epochs, accuracy, sweeps."),
+    match: str = typer.Option("", help="Only the rows that have this in their name."),
+    quick: bool = typer.Option(False, help="Few rows, few rounds, nothing compiled: within a minute."),
+    budget: float = typer.Option(1e9, help="Seconds after which no row is started any more."),
+    resume: bool = typer.Option(False, help="Keep the rows that are there, measure the others."),
+    call: float = typer.Option(0.0, hidden=True, help="Of a measuring process: when its report was started."),
 ) -> None:
-    """Measure everything and write the report."""
+    """Measure, and write the report."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    console = Console(stderr=True)
-    out.mkdir(parents=True, exist_ok=True)
-    report: dict[str, Any] = {"machine": describe(device), "rounds": rounds, "rows": []}
-    if device == "cuda" and tests:
-        report["tests"] = run_tests(out)
-        console.print(f"tests: {report['tests']['summary']}")
-    for plan in plans(device):
-        if match in str(plan):
-            report["rows"].append(measure(plan, device, rounds))
-            console.print(_line(report["rows"][-1]), highlight=False)
-            (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")  # so that none is lost
-    table = markdown(report)
-    (out / "table.md").write_text(table)
-    plots.speedup(report, out)
-    plots.inference(report, out)
-    if readme:
-        update_readme(_ROOT / "README.md", table)
+    unknown = set(only) - set(PARTS)
+    if unknown:
+        raise typer.BadParameter(f"--only {', '.join(unknown)}: expected {', '.join(PARTS)}")
+    store = Store(out, describe(device))
+    if store.dropped:
+        console.print(f"{out} held a report of another machine or commit: it is replaced")
+    if device == "cuda" and not call:
+        store.save()
+        command = [sys.executable, "-m", "benchmarks.report", *sys.argv[1:], "--call", str(time.time())]
+        code = supervise(command, store, out, float(command[-1]), _PATIENCE)
+    else:
+        code = Session(store, out, device, quick, match, call or time.time(), budget, resume).run(
+            only or PARTS, data
+        )
+    finish(store, out)
+    raise typer.Exit(code)
+
+
+def finish(store: Store, out: Path) -> None:
+    """Targets, table and plots from what was measured."""
+    store.reload()
+    store.report.pop("now", None)
+    store.report["targets"] = targets.evaluate(store.report)
+    store.save()
+    (out / "table.md").write_text(tables.full(store.report))
+    plots.draw(store.report, out)
     console.print(f"written to {out}")
 
 
-def run_tests(out: Path) -> dict[str, Any]:
-    """The whole suite, natively on the GPU; its log is kept beside the report."""
-    log = out / "tests.log"
-    with log.open("w") as stream:
-        code = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "tests"],
-            cwd=_ROOT,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-        ).returncode
-    return {"exit_code": code, "summary": log.read_text().strip().splitlines()[-1]}
+class Session:
+    """One measuring process."""
 
+    def __init__(
+        self,
+        store: Store,
+        out: Path,
+        device: str,
+        quick: bool,
+        match: str,
+        call: float,
+        budget: float,
+        resume: bool,
+    ) -> None:
+        self._store, self._out, self._device, self._quick = store, out, device, quick
+        self._match, self._call, self._end, self._resume = match, call, call + budget, resume
+        self._effort = QUICK if quick else Effort()
+        self._without = tuple(MODES) if quick else ()
+        self._failed = False
 
-def measure(plan: Plan, device: str, rounds: int) -> dict[str, Any]:
-    """One case by all its peers, interleaved; a peer that cannot run is named with its reason."""
-    case = plan.on(device)
-    runs, missing = {}, {}
-    for name, run in case.runs.items():
+    def run(self, parts: Any, data: Path | None) -> int:
+        """Every part that is asked for; the exit code."""
+        if "tests" in parts and self._device == "cuda" and not self._quick:
+            self._row("tests", "tests", self._tests)
+        self._ceilings = self._measure_ceilings() if set(parts) - {"tests", "accuracy"} else None
+        if "cases" in parts:
+            self._cases("cases", cases.cases(self._device))
+        if {"epochs", "accuracy"} & set(parts):
+            train, test = load(data, console.print)
+            if "epochs" in parts:
+                self._cases("epochs", epochs.cases(train, self._device, data))
+            if "accuracy" in parts:
+                self._accuracy(train, test)
+        if "sweeps" in parts:
+            for sweep in sweeps.SWEEPS:
+                self._sweep(sweep)
+        self._store.save()
+        return int(self._failed)
+
+    def _row(self, part: str, key: str, make: Callable[[], Row]) -> Row | None:
+        """Measure a row unless it is there, or there is no time left."""
+        if self._match not in key:
+            return None
+        there = self._store.get(part, key)
+        if there is not None and (self._resume or there.get("call") == self._call):
+            self._failed |= "error" in there
+            return there
+        if time.time() > self._end:
+            self._store.leave_out(part, key)
+            return None
+        self._store.begin(part, key)
+        row = make() | {"key": key, "call": self._call}
+        self._store.put(part, row)
+        console.print(tables.line(row), markup=False)
+        if "error" in row:
+            self._failed = True
+            self._leave_if_broken()
+        return row
+
+    def _leave_if_broken(self) -> None:
+        """After some CUDA errors nothing works in the process any more."""
         try:
-            run()
-        except Exception as error:
-            if name == OURS:
-                raise
-            missing[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-        else:
-            runs[name] = run
-    timings = interleave(runs, device, rounds)
-    return {
-        "group": plan.group,
-        "label": plan.label,
-        "dtype": str(plan.dtype).removeprefix("torch."),
-        "seconds": {name: asdict(timing) for name, timing in timings.items()},
-        "missing": missing,
-    }
+            if self._device == "cuda":
+                torch.cuda.synchronize()
+        except RuntimeError as error:
+            console.print(f"{error}\ngoing on in a fresh process", markup=False)
+            sys.exit(BROKEN)
+
+    def _measure_ceilings(self) -> Ceilings:
+        ceilings = measure_ceilings(self._device, self._quick)
+        self._store.report["ceilings"] = ceilings.json()
+        self._store.save()
+        return ceilings
+
+    def _cases(self, part: str, found: Iterator[Case]) -> None:
+        effort = Effort(self._effort.rounds, self._effort.seconds, self._without)
+        for case in found:
+            if case.key or not self._quick:
+                self._row(part, str(case), partial(self._measure, case, effort))
+
+    def _measure(self, case: Case, effort: Effort, with_memory: bool = False) -> Row:
+        assert self._ceilings is not None
+        return measure(case, self._device, self._ceilings, effort, with_memory)
+
+    def _sweep(self, sweep: sweeps.Sweep) -> None:
+        bounds = sweeps.limits(self._device, self._quick)
+        effort = Effort(15, self._effort.seconds / 3, self._without)
+        before: tuple[Case, float] | None = None
+        for x, case in sweeps.points(sweep, self._device, self._quick):
+            stop = sweeps.too_much(case, before, bounds)
+            if stop is not None:
+                self._store.report["stops"][sweep.name] = f"{sweep.axis} {x}: {stop}"
+                break
+            # Two lines may cross: the same case is a point of both.
+            row = self._row(
+                "sweeps", f"{sweep.name}: {case}", partial(self._point, sweep.name, x, case, effort)
+            )
+            if row is not None and "error" not in row:
+                before = case, sweeps.slower(row["seconds"], EAGER)
+
+    def _point(self, sweep: str, x: int, case: Case, effort: Effort) -> Row:
+        return self._measure(case, effort, with_memory=True) | {"sweep": sweep, "x": x}
+
+    def _accuracy(self, train: Images, test: Images) -> None:
+        seeds = accuracy.SEEDS[:1] if self._quick else accuracy.SEEDS
+        for recipe in accuracy.RECIPES[:1] if self._quick else accuracy.RECIPES:
+            make = partial(accuracy.measure, recipe, train, test, self._device, seeds)
+            self._row("accuracy", f"{accuracy.GROUP}: {recipe.name}", make)
+
+    def _tests(self) -> Row:
+        """The whole suite, natively on the GPU; its log is kept beside the report."""
+        log = self._out / "tests.log"
+        command = [sys.executable, "-m", "pytest", "-q", "tests"]
+        left = min(max(1.0, self._end - time.time()), 3600)
+        row: Row = {"group": "tests", "label": "", "dtype": "", "seconds": {}, "missing": {}}
+        with log.open("w") as stream:
+            try:
+                done = subprocess.run(
+                    command, cwd=_ROOT, stdout=stream, stderr=subprocess.STDOUT, timeout=left
+                )
+            except subprocess.TimeoutExpired:
+                return row | {"error": f"stopped for want of time at: {_last_line(log)}"}
+        return row | ({"error": _last_line(log)} if done.returncode else {"summary": _last_line(log)})
 
 
-def _line(row: dict[str, Any]) -> str:
-    times = ", ".join(f"{name} {_time(Timing(**t))}" for name, t in row["seconds"].items())
-    return f"{row['group']}, {row['label']}, {row['dtype']}: {times}"
-
-
-def _time(timing: Timing) -> str:
-    """The median with its quartiles, in the unit that suits it."""
-    unit, scale = ("ms", 1e3) if timing.median >= 1e-3 else ("µs", 1e6)
-    return f"{timing.median * scale:.3g} {unit} ({timing.low * scale:.3g}-{timing.high * scale:.3g})"
-
-
-def markdown(report: dict[str, Any]) -> str:
-    """The table, with the machine and the command that makes it again."""
-    machine = report["machine"]
-    versions = machine["versions"]
-    peers = list(dict.fromkeys(name for row in report["rows"] for name in row["seconds"] if name != OURS))
-    head = ["work", "size", "dtype", OURS, *peers, *(f"vs {peer}" for peer in peers)]
-    lines = [
-        f"{machine['device']}, {machine['cores']} cores, {machine['threads']} threads; "
-        f"torch {versions['torch']}, Triton {versions['triton']}, Python {machine['python']}; "
-        f"commit {machine['commit']}, {machine['date']}. Medians (quartiles) of {report['rounds']} "
-        "interleaved rounds; again with `python -m benchmarks.report --out DIR`.",
-        "",
-        "| " + " | ".join(head) + " |",
-        "| " + " | ".join("---" for _ in head) + " |",
-    ]
-    for row in report["rows"]:
-        timings = {name: Timing(**t) for name, t in row["seconds"].items()}
-        cells = [row["group"], row["label"], row["dtype"], _time(timings[OURS])]
-        cells += [_time(timings[p]) if p in timings else "missing" for p in peers]
-        ratios = [timings[p].median / timings[OURS].median if p in timings else None for p in peers]
-        cells += ["-" if ratio is None else f"{ratio:.2f}×" for ratio in ratios]
-        lines.append("| " + " | ".join(cells) + " |")
-    reasons = {f"{name}: {why}" for row in report["rows"] for name, why in row["missing"].items()}
-    lines += ["", *(f"Missing: {reason}" for reason in sorted(reasons))] if reasons else []
-    return "\n".join(lines) + "\n"
-
-
-def update_readme(path: Path, table: str) -> None:
-    """Replace what stands between the markers."""
-    text = path.read_text()
-    before, rest = text.split(_BEGIN)
-    _, after = rest.split(_END)
-    path.write_text(f"{before}{_BEGIN}\n{table}{_END}{after}")
+def _last_line(log: Path) -> str:
+    return (log.read_text().strip().splitlines() or ["no output"])[-1]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""``pytest benchmarks/ --benchmark-only``: every case by every peer, on the GPU if there is one."""
+"""``pytest benchmarks/ --benchmark-only``: every case by every peer, on the GPU if there is one.
+
+An id is the case and the peer; ``-k "not heavy and not max-autotune"`` leaves out what takes long.
+"""
 
 from __future__ import annotations
 
@@ -7,27 +10,39 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.cases import PEERS, Plan, plans
+from benchmarks.cases import Case, cases
+from benchmarks.measure import reason
+from benchmarks.peers import COMPILED, EAGER, JAX, OURS, OURS_MODULES
 from benchmarks.timing import synchronize
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+_PEERS = (OURS, OURS_MODULES, EAGER, COMPILED, JAX)  # the report has them all
 
 
-@pytest.mark.parametrize("peer", PEERS)
-@pytest.mark.parametrize("plan", list(plans(DEVICE)), ids=str)
-def test_case(benchmark: Any, plan: Plan, peer: str) -> None:
-    benchmark.group = str(plan)
+def _id(value: Case | str) -> str:
+    return value if isinstance(value, str) else f"{value}{', heavy' if value.heavy else ''}"
+
+
+@pytest.mark.parametrize("peer", _PEERS)
+@pytest.mark.parametrize("case", list(cases(DEVICE)), ids=_id)
+def test_case(benchmark: Any, case: Case, peer: str) -> None:
+    benchmark.group = str(case)
+    factories = case.on(DEVICE)
+    if peer not in factories:
+        pytest.skip(f"{peer} does not do this")
     try:
-        run = plan.on(DEVICE).runs[peer]
-        run()  # compiles
+        run = factories[peer]()
+        run.call()  # compiles
     except Exception as error:
-        if peer == "torch.compile":
-            pytest.skip(f"torch.compile cannot run here: {str(error).splitlines()[0]}")
+        if peer != OURS:
+            pytest.skip(f"{peer}: {reason(error)}")
         raise
-    synchronize(DEVICE)
 
     def measured() -> None:
-        run()
+        run.call()
+        if run.wait is not None:
+            run.wait()
         synchronize(DEVICE)
 
-    benchmark.pedantic(measured, rounds=30, warmup_rounds=3)
+    benchmark.extra_info["steps in a round"] = run.steps
+    benchmark.pedantic(measured, rounds=5 if case.heavy else 30, warmup_rounds=1)

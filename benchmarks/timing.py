@@ -6,17 +6,33 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+
+_LEAST_ROUNDS = 3  # however slow the row is
+_SLOW = 0.2  # seconds a call from which on the caller's first call was warm-up enough
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is timed: one callable."""
+
+    call: Callable[[], Any]
+    steps: int = 1  # pieces of work that a call does
+    wait: Callable[[], object] | None = None  # after a block, where `synchronize` does not know of it
+    clocked: bool = False  # the call times itself and returns the seconds
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a call: the median, and the quartiles as the spread."""
+    """Seconds a piece of work: the median, and the quartiles as the spread."""
 
     median: float
     low: float
     high: float
+    best: float
+    rounds: int
 
 
 def synchronize(device: str) -> None:
@@ -26,35 +42,54 @@ def synchronize(device: str) -> None:
 
 
 def interleave(
-    runs: dict[str, Callable[[], object]], device: str, rounds: int = 31, at_least: float = 2e-3
+    runs: dict[str, Run], device: str, rounds: int = 31, seconds: float = 60.0, at_least: float = 5e-3
 ) -> dict[str, Timing]:
-    """Time every run, in turns of blocks of calls that each take about ``at_least`` seconds."""
-    calls = {name: _calls(run, device, at_least) for name, run in runs.items()}
-    samples: dict[str, list[float]] = {name: [] for name in runs}
+    """Time every run, which was called once, in turns of blocks of calls of about ``at_least`` seconds.
+
+    There are ``rounds`` turns, or fewer where they would take more than ``seconds``.
+    """
+    calls: dict[str, int] = {}
+    samples: dict[str, list[float]] = {}
+    for name, run in runs.items():
+        calls[name], samples[name] = _warm_up(run, device, at_least)
+    began = time.perf_counter()
     for turn in range(rounds):
+        if min(map(len, samples.values())) >= _LEAST_ROUNDS and time.perf_counter() - began > seconds:
+            break
         names = list(runs) if turn % 2 == 0 else list(runs)[::-1]
         for name in names:
+            if calls[name] > 1:  # the peer before leaves its threads spinning and the caches full
+                runs[name].call()
             samples[name].append(_block(runs[name], calls[name], device))
     return {name: _summary(values) for name, values in samples.items()}
 
 
-def _block(run: Callable[[], object], calls: int, device: str) -> float:
-    synchronize(device)
+def _block(run: Run, calls: int, device: str) -> float:
+    if run.clocked:
+        return sum(run.call() for _ in range(calls)) / (calls * run.steps)
+    _finish(run, device)
     start = time.perf_counter()
     for _ in range(calls):
-        run()
+        run.call()
+    _finish(run, device)
+    return (time.perf_counter() - start) / (calls * run.steps)
+
+
+def _finish(run: Run, device: str) -> None:
+    if run.wait is not None:
+        run.wait()
     synchronize(device)
-    return (time.perf_counter() - start) / calls
 
 
-def _calls(run: Callable[[], object], device: str, at_least: float) -> int:
-    """Warm up, and find how many calls take ``at_least`` seconds."""
-    for _ in range(3):
-        run()
-    once = min(_block(run, 1, device) for _ in range(3))
-    return max(1, min(1000, round(at_least / once)))
+def _warm_up(run: Run, device: str, at_least: float) -> tuple[int, list[float]]:
+    """How many calls take ``at_least`` seconds, and what may already count: a slow call."""
+    once = _block(run, 1, device)
+    if once * run.steps >= _SLOW:
+        return 1, [once]
+    once = min(_block(run, 1, device) * run.steps for _ in range(4))
+    return max(1, min(1000, round(at_least / max(once, 1e-9)))), []
 
 
 def _summary(values: list[float]) -> Timing:
-    low, median, high = statistics.quantiles(values, n=4)
-    return Timing(median, low, high)
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return Timing(median, low, high, min(values), len(values))

@@ -1,0 +1,156 @@
+"""A whole epoch of the book's 784-256-10 at batch 256, tail included, by everybody who can train it."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import fastmlp
+from benchmarks import counts, peers
+from benchmarks.cases import A, Case, eager_step, name, net, seeded
+from benchmarks.peers import EAGER_FLOAT32, JAX, MODES, OURS, Factory, MissingPeerError, Wrap
+from benchmarks.timing import Run
+from fastmlp.data import Images
+from fastmlp.data.fashion_mnist import cache_directory
+
+EPOCH, PIPELINE = "epoch, data on the device", "epoch, from image files"
+BATCH, LR = 256, 0.1
+
+
+def cases(train: Images, device: str, data: Path | None) -> Iterator[Case]:
+    """An epoch over ``train``; and against torchvision's loading of the files in ``data``."""
+    for dtype in (torch.float32, torch.bfloat16):
+        yield _resident(train, dtype)
+    yield _pipeline(train, data)
+
+
+def _case(group: str, train: Images, dtype: torch.dtype, build: Callable[[str], dict[str, Factory]]) -> Case:
+    work = counts.epoch(A, BATCH, len(train), dtype, torch.uint8)
+    return Case(group, f"{name(A)}, batch {BATCH}, {len(train)} images", dtype, work, build, key=True)
+
+
+def _resident(train: Images, dtype: torch.dtype) -> Case:
+    def build(device: str) -> dict[str, Factory]:
+        images, labels = train.images.flatten(1).to(device), train.labels.to(device)
+
+        def make(wrap: Wrap, dtype: torch.dtype = dtype) -> Callable[[], object]:
+            return eager_epoch(images, labels, dtype, device, wrap)
+
+        found: dict[str, Factory] = {OURS: lambda: ours(train, dtype, device)}
+        if device == "cuda":
+            for engine, peer in peers.OURS_ENGINES.items():
+                found[peer] = partial(ours, train, dtype, device, engine)
+        found |= peers.of_torch(make, device, tuple(MODES))
+        found[peers.GRAPH] = lambda: Run(_graphed_epoch(images, labels, dtype, device))
+        if dtype != torch.float32:
+            found[EAGER_FLOAT32] = lambda: Run(make(lambda function: function, torch.float32))
+        found[JAX] = lambda: peers.jax_peer(device).epoch(A, images, labels, BATCH, LR, dtype)
+        return {peer: seeded(factory) for peer, factory in found.items()}
+
+    return _case(EPOCH, train, dtype, build)
+
+
+def ours(train: Images, dtype: torch.dtype, device: str, engine: str = "auto") -> Run:
+    """`fastmlp.fit`'s second epoch, by its own clock: the first one may compile or capture."""
+    model, resident = fastmlp.fuse(net(A)).to(device), train.to(device)
+
+    def call() -> float:
+        history = fastmlp.fit(
+            model, resident, epochs=2, batch_size=BATCH, lr=LR, device=device, dtype=dtype, engine=engine
+        )
+        return history.epochs[1].seconds
+
+    return Run(call, clocked=True)
+
+
+def eager_epoch(
+    images: Tensor, labels: Tensor, dtype: torch.dtype, device: str, wrap: Wrap
+) -> Callable[[], object]:
+    """The textbook's loop over tensors on the device; the loss is read once, at the end."""
+    model = net(A).to(device)
+    step = eager_step(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=LR), dtype, wrap)
+    total = torch.zeros((), device=device)
+
+    def epoch() -> float:
+        total.zero_()
+        for rows in torch.randperm(len(labels), device=device).split(BATCH):
+            total.add_(step(images[rows].float().div_(255), labels[rows]).detach(), alpha=len(rows))
+        return total.item()
+
+    return epoch
+
+
+def _graphed_epoch(images: Tensor, labels: Tensor, dtype: torch.dtype, device: str) -> Callable[[], object]:
+    """The same, with one CUDA graph for the full batches and one for the short last one."""
+    model = net(A).to(device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+    step = eager_step(model, nn.CrossEntropyLoss(), optimizer, dtype, lambda function: function)
+    total = torch.zeros((), device=device)
+
+    def capture(size: int) -> tuple[Tensor, Callable[[], object]]:
+        rows = torch.arange(size, device=device)
+
+        def call() -> None:
+            total.add_(step(images[rows].float().div_(255), labels[rows]).detach(), alpha=size)
+
+        return rows, peers.graphed(call, device)
+
+    sizes = {BATCH, len(labels) % BATCH or BATCH}
+    graphs = {size: capture(size) for size in sizes}
+
+    def epoch() -> float:
+        total.zero_()
+        for chosen in torch.randperm(len(labels), device=device).split(BATCH):
+            rows, replay = graphs[len(chosen)]
+            rows.copy_(chosen)
+            replay()
+        return total.item()
+
+    return epoch
+
+
+def _pipeline(train: Images, data: Path | None) -> Case:
+    files = (data or cache_directory()) if train.name == "Fashion-MNIST" else None
+
+    def build(device: str) -> dict[str, Factory]:
+        return {
+            OURS: lambda: ours(train, torch.float32, device),
+            peers.BOOK: lambda: _book(files, device, 0),
+            peers.BOOK_WORKERS: lambda: _book(files, device, 4),
+        }
+
+    return dataclasses.replace(_case(PIPELINE, train, torch.float32, build), key=False)
+
+
+def _book(files: Path | None, device: str, workers: int) -> Run:
+    """torchvision's FashionMNIST, ToTensor, DataLoader, and the loop in eager PyTorch."""
+    if files is None:
+        raise MissingPeerError("needs Fashion-MNIST: --data DIR")
+    from torchvision import transforms
+    from torchvision.datasets import FashionMNIST
+
+    warnings.filterwarnings("ignore", "This DataLoader will create")  # as many workers as the book has
+    loader = torch.utils.data.DataLoader(
+        FashionMNIST(str(files), train=True, transform=transforms.ToTensor()),
+        batch_size=BATCH,
+        shuffle=True,
+        num_workers=workers,
+        # A favour to this peer: its workers start once. (JAX' threads forbid to fork.)
+        persistent_workers=workers > 0,
+        multiprocessing_context="spawn" if workers else None,
+    )
+    model = nn.Sequential(nn.Flatten(), *net(A)).to(device)
+    loss, optimizer = nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=LR)
+    step = eager_step(model, loss, optimizer, torch.float32, lambda function: function)
+
+    def epoch() -> None:
+        for x, y in loader:
+            step(x.to(device), y.to(device))
+
+    return Run(epoch)

@@ -1,0 +1,98 @@
+"""One case by all its peers becomes one row of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from benchmarks import memory
+from benchmarks.cases import Case
+from benchmarks.floors import Ceilings
+from benchmarks.peers import EAGER, OURS, Factory
+from benchmarks.timing import Run, interleave
+
+_MEASURED_MEMORY = (OURS, EAGER)  # compiling takes more memory than what is compiled
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long a row may take."""
+
+    rounds: int = 101  # interleaved turns
+    seconds: float = 4.0  # after which no further turn starts
+    without: Collection[str] = ()  # peers that are left out
+
+
+QUICK = Effort(rounds=5, seconds=0.25)
+
+
+def measure(case: Case, device: str, ceilings: Ceilings, effort: Effort, with_memory: bool = False) -> Row:
+    """Time the peers in turns; one that cannot run is named with its reason.
+
+    What goes wrong with ours is the row's error: it is no missing peer.
+    """
+    row: Row = {
+        "key": str(case),
+        "group": case.group,
+        "label": case.label,
+        "dtype": case.precision,
+        "important": case.key,
+        "floor": ceilings.floor(case.work, case.precision),
+        "work": asdict(case.work),
+        "seconds": {},
+        "missing": {},
+    }
+    if device == "cuda":
+        torch.cuda.empty_cache()  # JAX allocates from what is left
+    try:
+        factories = case.on(device)
+    except Exception as error:  # such as inputs that do not fit into memory
+        return row | {"error": reason(error)}
+    runs: dict[str, Run] = {}
+    for name, factory in factories.items():
+        if name in effort.without:
+            row["missing"][name] = "left out of a quick report"
+            continue
+        try:
+            runs[name] = factory()
+            runs[name].call()
+        except Exception as error:
+            runs.pop(name, None)
+            row["missing"][name] = reason(error)
+            if name == OURS:
+                row["error"] = f"{OURS}: {reason(error)}"
+    if runs:
+        row |= _timed(runs, device, effort)
+    if with_memory and "error" not in row:
+        row["memory"] = _memory({name: factories[name] for name in _MEASURED_MEMORY if name in runs}, device)
+    return row
+
+
+def _timed(runs: dict[str, Run], device: str, effort: Effort) -> Row:
+    try:
+        timings = interleave(runs, device, effort.rounds, effort.seconds)
+    except Exception as error:
+        return {"error": reason(error)}
+    return {"seconds": {name: asdict(timing) for name, timing in timings.items()}}
+
+
+def _memory(factories: dict[str, Factory], device: str) -> dict[str, int]:
+    found = {}
+    for name, factory in factories.items():
+        try:
+            taken = memory.peak(factory, device)
+        except Exception:  # the row's times are good without it
+            continue
+        if taken is not None:
+            found[name] = taken
+    return found
+
+
+def reason(error: BaseException) -> str:
+    """An exception in one line."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:200]}".removesuffix(": ").removeprefix("MissingPeerError: ")

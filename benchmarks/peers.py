@@ -1,0 +1,110 @@
+"""Who is measured: the names of the peers, and how torch's own are made."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from benchmarks.timing import Run
+
+#: Makes a peer's run; raises `MissingPeerError` where the peer cannot run.
+Factory = Callable[[], Run]
+#: What a function of tensors becomes: itself, or itself compiled.
+Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+OURS = "fastmlp"
+OURS_MODULES = "fastmlp modules"  # the drop-in replacements under torch's autograd and optimizer
+OURS_GRAPH = "fastmlp, CUDA graph"
+OURS_ENGINES = {"fused": "fastmlp, launches", "graph": OURS_GRAPH, "persistent": "fastmlp, persistent"}
+EAGER = "eager"
+EAGER_FLOAT32 = "eager float32"  # beside rows in bfloat16
+GRAPH = "eager, CUDA graph"
+COMPILED = "torch.compile"
+REDUCED = "torch.compile reduce-overhead"
+AUTOTUNED = "torch.compile max-autotune"
+JAX = "JAX"
+LIGER = "Liger-Kernel"
+CUT = "cut-cross-entropy"
+TORCH_LINEAR = "F.linear_cross_entropy"
+BOOK = "book's pipeline"
+BOOK_WORKERS = "book's pipeline, 4 workers"
+
+#: In the order of columns and colours, ours first.
+PEERS = (
+    OURS, OURS_MODULES, *OURS_ENGINES.values(), EAGER, EAGER_FLOAT32, GRAPH, COMPILED, REDUCED, AUTOTUNED,
+    JAX, TORCH_LINEAR, LIGER, CUT, BOOK, BOOK_WORKERS,
+)  # fmt: skip
+MODES = {COMPILED: "default", REDUCED: "reduce-overhead", AUTOTUNED: "max-autotune"}
+
+
+class MissingPeerError(RuntimeError):
+    """This peer cannot run here; the message says why."""
+
+
+def of_torch(
+    make: Callable[[Wrap], Callable[[], object]], device: str, modes: Iterable[str] = (COMPILED,)
+) -> dict[str, Factory]:
+    """Eager PyTorch, the same in a CUDA graph, and compiled in each of ``modes``.
+
+    Args:
+        make: builds model and call anew, with each function that can be compiled put through its argument.
+        device: where it runs.
+        modes: names of compiled peers.
+    """
+    peers: dict[str, Factory] = {
+        EAGER: lambda: Run(make(lambda function: function)),
+        GRAPH: lambda: Run(graphed(make(lambda function: function), device)),
+    }
+    for peer in modes:
+        peers[peer] = partial(_compiled_run, make, peer, device)
+    return peers
+
+
+def _compiled_run(make: Callable[[Wrap], Callable[[], object]], peer: str, device: str) -> Run:
+    return Run(make(lambda function: compiled(function, peer, device)))
+
+
+def compiled(function: Callable[..., Any], peer: str, device: str) -> Callable[..., Any]:
+    """``function`` by ``torch.compile``, for the very shapes it is called with."""
+    if peer == REDUCED and device != "cuda":
+        raise MissingPeerError("needs a GPU: on a CPU the mode is the default one")
+    return torch.compile(function, mode=MODES[peer], dynamic=False)
+
+
+def graphed(call: Callable[[], object], device: str) -> Callable[[], object]:
+    """``call`` captured in a CUDA graph."""
+    if device != "cuda":
+        raise MissingPeerError("needs a GPU")
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # lazy initialisation must not be captured
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def library(module: str, package: str, device: str, gpu: bool = True) -> ModuleType:
+    """The module of a peer that is a package of its own."""
+    if gpu and device != "cuda":
+        raise MissingPeerError("needs a GPU")
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingPeerError(f"cannot be imported ({error}): pip install {package}") from error
+
+
+def jax_peer(device: str) -> ModuleType:
+    """`benchmarks.jax_peer`, which imports JAX."""
+    peer = library("benchmarks.jax_peer", "jax", device, gpu=False)
+    if device == "cuda" and not peer.has_gpu():
+        raise MissingPeerError("this JAX has no GPU: pip install 'jax[cuda13]'")
+    return peer

@@ -1,0 +1,120 @@
+"""Lines over batch, width, depth and classes, each as far as time and memory allow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks.cases import A, Case, cross_entropy, inference, training_step
+from benchmarks.peers import OURS
+
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One line of cases."""
+
+    name: str  # of its files
+    title: str
+    axis: str
+    values: Sequence[int]
+    case: Callable[[int, torch.dtype], Case]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Where a line ends."""
+
+    seconds: float  # of one call of ours or of eager
+    bytes: int  # that the work needs at the same time
+
+
+LIMITS = {"cpu": Limits(2.0, 4 * _GIB), "cuda": Limits(0.5, 24 * _GIB)}
+_QUICK = Limits(0.02, _GIB // 4)
+
+
+def limits(device: str, quick: bool) -> Limits:
+    """The bounds of every line."""
+    return _QUICK if quick else LIMITS[device]
+
+
+def dtype(device: str) -> torch.dtype:
+    """What is swept: on a GPU tensor cores, on a CPU what everybody uses."""
+    return torch.bfloat16 if device == "cuda" else torch.float32
+
+
+_BATCHES = [4**i for i in range(11)]
+SWEEPS = (
+    Sweep(
+        "batch",
+        "training step of 784-256-10 (SGD)",
+        "batch",
+        _BATCHES,
+        lambda batch, dtype: training_step(A, batch, dtype),
+    ),
+    Sweep(
+        "width",
+        "training step of 784-w-w-10 (SGD), batch 256",
+        "width w",
+        [16 << i for i in range(0, 11)],
+        lambda width, dtype: training_step((784, width, width, 10), 256, dtype),
+    ),
+    Sweep(
+        "depth",
+        "training step of 784-256-...-256-10 (SGD), batch 256",
+        "linear layers",
+        [2, 4, 8, 16, 32],
+        lambda depth, dtype: training_step((784, *[256] * (depth - 1), 10), 256, dtype),
+    ),
+    Sweep(
+        "classes",
+        "cross-entropy, 512 rows, forward + backward",
+        "classes",
+        [10, 100, 1000, 4096, 16384, 32000, 65536, 128256, 262144],
+        lambda classes, dtype: cross_entropy(512, classes, dtype),
+    ),
+    Sweep(
+        "inference",
+        "inference of 784-256-10",
+        "batch",
+        _BATCHES,
+        lambda batch, dtype: inference(A, batch, dtype),
+    ),
+)
+
+
+def too_much(case: Case, before: tuple[Case, float] | None, bounds: Limits) -> str | None:
+    """Why the line stops before ``case``; None if it goes on.
+
+    Args:
+        case: the next one.
+        before: the one measured last, with the seconds a call of its slower side took.
+        bounds: the limits.
+    """
+    if case.work.footprint > bounds.bytes:
+        return f"it needs {case.work.footprint / _GIB:.1f} GiB (limit {bounds.bytes / _GIB:g})"
+    if before is None:
+        return None
+    last, seconds = before
+    grown = max(case.work.operations / max(last.work.operations, 1), case.work.bytes / last.work.bytes)
+    # A small call is all overhead, so its time says nothing of the next one's.
+    expected = seconds * grown if seconds > bounds.seconds / 100 else seconds
+    if max(expected, seconds) > bounds.seconds:
+        return f"a call would take about {expected:.2g} s (limit {bounds.seconds:g})"
+    return None
+
+
+def slower(seconds: dict[str, dict[str, float]], eager: str) -> float:
+    """Seconds a call of ours or of eager, whichever is slower."""
+    return max((seconds[name]["median"] for name in (OURS, eager) if name in seconds), default=0.0)
+
+
+def points(sweep: Sweep, device: str, quick: bool) -> Iterator[tuple[int, Case]]:
+    """The line's cases; first, middle and last in a quick report."""
+    all_of_them = sweep.values
+    values = (all_of_them[0], all_of_them[len(all_of_them) // 2], all_of_them[-1]) if quick else all_of_them
+    for value in values:
+        yield value, sweep.case(value, dtype(device))

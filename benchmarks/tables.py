@@ -1,0 +1,287 @@
+"""A report as Markdown: the whole of it for its folder, and the rows that a reader of the README needs."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from benchmarks import accuracy, targets
+from benchmarks.measure import Row
+from benchmarks.peers import EAGER, OURS, OURS_ENGINES, OURS_MODULES, PEERS
+from benchmarks.sweeps import SWEEPS
+
+_OF_OURS = (OURS, OURS_MODULES, *OURS_ENGINES.values())
+
+
+def full(report: dict[str, Any]) -> str:
+    """table.md."""
+    rows = report["rows"]
+    parts = [
+        machine(report["machine"]),
+        "Medians (quartiles) of interleaved rounds. `×` is the peer's time over ours: above 1, fastmlp is "
+        "faster. The floor is explained in `benchmarks/floors.py`.",
+        _tests(rows),
+        "## Targets",
+        _targets(report),
+        "## Ceilings",
+        _ceilings(report.get("ceilings")),
+        "## Cases",
+        _cases([row for row in rows if row["part"] in ("cases", "epochs")]),
+        f"## {accuracy.GROUP[0].upper()}{accuracy.GROUP[1:]} on Fashion-MNIST",
+        _accuracy([row for row in rows if row["part"] == "accuracy"]),
+        "## Sweeps",
+        "Peak memory is what a run adds to its inputs: on a GPU by torch's allocator, on a CPU by the "
+        "process' resident set (`benchmarks/memory.py`).",
+        *_sweeps(report),
+        "## Missing",
+        _missing(report),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def readme(report: dict[str, Any], picture: str, folder: str) -> str:
+    """The short form: the rows that matter, and where the others are."""
+    rows = [row for row in report["rows"] if row.get("important") and OURS in row["seconds"]]
+    lines = []
+    for row in rows:
+        best = _best_peer(row)
+        lines.append(
+            [
+                *_names(row),
+                _time(row["seconds"][OURS]),
+                _time(row["seconds"][EAGER]) if EAGER in row["seconds"] else "-",
+                _ratio(row, EAGER),
+                f"{_ratio(row, best)} ({best})" if best else "-",
+                _share(row),
+            ]
+        )
+    head = ["work", "size", "dtype", OURS, EAGER, f"vs {EAGER}", "vs the fastest other", "floor / time"]
+    tail = f"Every peer, the sweeps and what is missing: [{folder}/table.md]({folder}/table.md)."
+    timed = [row for row in report["rows"] if row["part"] == "accuracy" and row.get("runs")]
+    parts = [
+        machine(report["machine"]),
+        f"![speed relative to eager PyTorch]({picture})",
+        _table(head, lines),
+        _accuracy(timed) if timed else "",
+        _verdicts(report),
+        tail,
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def machine(facts: dict[str, Any]) -> str:
+    """What the numbers were measured on, in a line."""
+    versions = facts["versions"]
+    names = {"torch": "torch", "triton": "Triton", "jax": "JAX"}
+    installed = ", ".join(f"{shown} {versions[name]}" for name, shown in names.items() if versions.get(name))
+    cores = f", {facts['cores']} cores, {facts['threads']} threads" if facts["kind"] == "cpu" else ""
+    return (
+        f"{facts['device']}{cores}; {installed}, Python {facts['python']}; "
+        f"commit {facts['commit']}, {facts['date']}."
+    )
+
+
+def line(row: Row) -> str:
+    """A row as the terminal shows it."""
+    if row.get("skipped"):
+        return f"{row['key']}: skipped, {row['skipped']}"
+    if row.get("error"):
+        return f"{row['key']}: ERROR {row['error']}"
+    if row.get("summary"):
+        return f"{row['key']}: {row['summary']}"
+    if "runs" in row:
+        return f"{row['key']}: " + ", ".join(f"{peer} {_reached(runs)}" for peer, runs in row["runs"].items())
+    times = ", ".join(f"{peer} {_time(timing)}" for peer, timing in row["seconds"].items())
+    return f"{row['key']}: {times}"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _tests(rows: Iterable[Row]) -> str:
+    return "".join(
+        f"Test suite, natively: {row.get('summary') or row.get('error')}."
+        for row in rows
+        if row["part"] == "tests"
+    )
+
+
+def _targets(report: dict[str, Any]) -> str:
+    found = [
+        [
+            t["kind"],
+            t["what"],
+            t["wanted"],
+            "-" if t["measured"] is None else f"{t['measured']:.2f} {t['unit']}".replace(" ×", "×"),
+            t["where"] or "-",
+            t["verdict"],
+        ]
+        for t in targets.evaluate(report)
+    ]
+    return _table(["on a", "target", "wanted", "measured", "where", ""], found)
+
+
+def _verdicts(report: dict[str, Any]) -> str:
+    """The targets that were missed, and how many were not."""
+    here = [t for t in targets.evaluate(report) if t["kind"] == report["machine"]["kind"]]
+    measured = [t for t in here if t["measured"] is not None]
+    missed = [
+        f"{t['what']} ({t['measured']:.2f} {t['unit']}, wanted {t['wanted']})".replace(" ×", "×")
+        for t in measured
+        if t["verdict"] == "missed"
+    ]
+    names = f" Missed: {'; '.join(missed)}." if missed else ""
+    return f"{len(measured) - len(missed)} of the {len(measured)} targets measured here are met.{names}"
+
+
+def _ceilings(ceilings: dict[str, Any] | None) -> str:
+    if ceilings is None:
+        return "Not measured."
+    copies = [
+        [f"copy, {_bytes(int(size))}", f"{rate / 1e9:.3g} GB/s"] for size, rate in ceilings["copy"].items()
+    ]
+    products = [
+        [f"matmul, {dtype}", f"{rate / 1e9:,.0f} GFLOP/s"] for dtype, rate in ceilings["matmul"].items()
+    ]
+    return _table(
+        ["ceiling", "measured"], [*copies, *products, ["empty launch", _seconds(ceilings["launch"])]]
+    )
+
+
+def _cases(rows: Sequence[Row]) -> str:
+    """A line for each peer of each case: so many columns would fit nowhere."""
+    lines = []
+    for row in rows:
+        if row.get("error"):
+            lines.append([*_names(row), "-", f"error: {row['error']}", "-", "-"])
+        for i, peer in enumerate(_in_order(row["seconds"])):
+            names = _names(row) if i == 0 else ["", "", ""]
+            share = _share(row) if i == 0 else ""
+            lines.append([*names, peer, _time(row["seconds"][peer]), _ratio(row, peer), share])
+    return _table(["work", "size", "dtype", "by", "time", "×", "floor / time"], lines)
+
+
+def _sweeps(report: dict[str, Any]) -> list[str]:
+    parts = []
+    for sweep in SWEEPS:
+        rows = [row for row in report["rows"] if row["part"] == "sweeps" and row.get("sweep") == sweep.name]
+        if not rows:
+            continue
+        peers = _in_order({peer for row in rows for peer in row["seconds"]})
+        held = _in_order({peer for row in rows for peer in row.get("memory", {})})
+        head = [sweep.axis, *peers, *(f"vs {peer}" for peer in peers if peer != OURS), "floor / time"]
+        lines = [
+            [
+                str(row["x"]),
+                *(_time(row["seconds"][p]) if p in row["seconds"] else "missing" for p in peers),
+                *(_ratio(row, p) for p in peers if p != OURS),
+                _share(row),
+                *(_bytes(row["memory"][p]) if p in row.get("memory", {}) else "-" for p in held),
+            ]
+            for row in rows
+        ]
+        stop = report["stops"].get(sweep.name)
+        parts += [
+            f"### {sweep.title}, {rows[0]['dtype']}",
+            _table([*head, *(f"{peer}, peak memory" for peer in held)], lines),
+            f"Stopped before {stop}." if stop else "",
+        ]
+    return parts or ["Not measured."]
+
+
+def _accuracy(rows: Sequence[Row]) -> str:
+    if not rows:
+        return "Not measured."
+    if all(row.get("skipped") for row in rows):
+        return f"Skipped: {rows[0]['skipped']}."
+    lines = []
+    for row in rows:
+        for peer, runs in row.get("runs", {}).items():
+            last = [run["accuracy"][-1] for run in runs]
+            lines.append(
+                [
+                    f"{row['label']}: {row['description']}",
+                    peer,
+                    _reached(runs),
+                    _seconds(statistics.mean(run["seconds"][-1] for run in runs)),
+                    f"{statistics.mean(last):.4f} ({min(last):.4f}-{max(last):.4f})",
+                ]
+            )
+    head = ["recipe", "by", f"time to {accuracy.TARGET:.0%}", "time of all epochs", "test accuracy"]
+    return _table(head, lines)
+
+
+def _reached(runs: Sequence[Row]) -> str:
+    times = [accuracy.reached(run) for run in runs]
+    found = [t for t in times if t is not None]
+    if len(found) < len(times):
+        return f"reached by {len(found)} of {len(times)} seeds"
+    return f"{_seconds(statistics.mean(found))} ({_seconds(min(found))}-{_seconds(max(found))})"
+
+
+def _missing(report: dict[str, Any]) -> str:
+    """Each peer that did not run with its reason, and every row that there was no time for."""
+    lines = list(reasons(report["rows"]))
+    lines += [f"not measured for want of time: {name}" for name in report["left_out"]]
+    return "\n".join(f"- {text}" for text in lines) or "Nothing."
+
+
+def reasons(rows: Iterable[Row]) -> list[str]:
+    """``peer: why (in how many rows)``, each once."""
+    found: dict[tuple[str, str], int] = {}
+    for row in rows:
+        for peer, why in row.get("missing", {}).items():
+            found[peer, why] = found.get((peer, why), 0) + 1
+    return [f"{peer}: {why} ({count} row{'s' * (count > 1)})" for (peer, why), count in sorted(found.items())]
+
+
+def _in_order(peers: Iterable[str]) -> list[str]:
+    return sorted(peers, key=lambda peer: PEERS.index(peer) if peer in PEERS else len(PEERS))
+
+
+def _names(row: Row) -> list[str]:
+    return [row["group"], row["label"], row["dtype"]]
+
+
+def _best_peer(row: Row) -> str | None:
+    """The fastest of the others."""
+    others = {peer: timing["median"] for peer, timing in row["seconds"].items() if peer not in _OF_OURS}
+    return min(others, key=lambda peer: others[peer], default=None)
+
+
+def _ratio(row: Row, peer: str) -> str:
+    value = targets.ratio(row, peer)
+    return "-" if value is None or peer == OURS else f"{value:.2f}×"
+
+
+def _share(row: Row) -> str:
+    """How much of our time the floor is."""
+    if OURS not in row["seconds"]:
+        return "-"
+    return f"{row['floor'] / row['seconds'][OURS]['median']:.0%}"
+
+
+def _time(timing: dict[str, float]) -> str:
+    """The median with its quartiles, in the median's unit."""
+    unit, scale = _unit(timing["median"])
+    return f"{timing['median'] * scale:.3g} {unit} ({timing['low'] * scale:.3g}-{timing['high'] * scale:.3g})"
+
+
+def _seconds(value: float) -> str:
+    unit, scale = _unit(value)
+    return f"{value * scale:.3g} {unit}"
+
+
+def _unit(seconds: float) -> tuple[str, float]:
+    return ("s", 1.0) if seconds >= 1 else ("ms", 1e3) if seconds >= 1e-3 else ("µs", 1e6)
+
+
+def _bytes(count: int) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.4g} {unit}"
+        count /= 1024  # type: ignore[assignment]
+    return f"{count:.3g} GiB"

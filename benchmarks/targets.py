@@ -1,0 +1,192 @@
+"""What the project set out to reach, as data, and what a report says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks import cases, epochs
+from benchmarks.measure import Row
+from benchmarks.peers import (
+    AUTOTUNED,
+    BOOK,
+    BOOK_WORKERS,
+    EAGER,
+    EAGER_FLOAT32,
+    GRAPH,
+    JAX,
+    OURS,
+    OURS_ENGINES,
+)
+
+Rows = Sequence[Row]
+#: The number that a target is about, and where it was measured; None where it was not.
+Measured = tuple[float, str] | None
+
+_A, _B = f"{cases.name(cases.A)}, batch 256", f"{cases.name(cases.B)}, batch 1024"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A bound on one number."""
+
+    kind: str  # of machine: cpu or gpu
+    what: str
+    bound: float
+    value: Callable[[Rows], Measured]
+    unit: str = "×"
+    at_most: bool = False
+
+    def verdict(self, measured: Measured) -> str:
+        """Met or missed, by the digits that are shown."""
+        if measured is None:
+            return "not measured here"
+        shown = round(measured[0], 2)
+        return "met" if (shown <= self.bound if self.at_most else shown >= self.bound) else "missed"
+
+
+def ratio(row: Row, peer: str) -> float | None:
+    """How many times faster ours is than ``peer``, by their medians."""
+    seconds = row.get("seconds", {})
+    if OURS not in seconds or peer not in seconds:
+        return None
+    return seconds[peer]["median"] / seconds[OURS]["median"]
+
+
+def _named(rows: Rows, group: str, label: str, dtype: str) -> Rows:
+    return [
+        row
+        for row in rows
+        if row["group"] == group
+        and row.get("dtype") == dtype
+        and row["label"].startswith(label)
+        and row["part"] != "sweeps"
+    ]
+
+
+def _speedup(group: str, label: str, dtype: str, *against: str) -> Callable[[Rows], Measured]:
+    """Over the fastest of ``against``, in the slowest of the rows."""
+
+    def value(rows: Rows) -> Measured:
+        found = [
+            (r, f"over {peer}")
+            for row in _named(rows, group, label, dtype)
+            for peer in against
+            if (r := ratio(row, peer))
+        ]
+        return min(found, default=None)
+
+    return value
+
+
+def _epoch(*against: str) -> Callable[[Rows], Measured]:
+    """The step's speed-up in an epoch, in the dtype where it is smaller."""
+
+    def value(rows: Rows) -> Measured:
+        found = [
+            m for dtype in ("float32", "bfloat16") if (m := _speedup(epochs.EPOCH, "", dtype, *against)(rows))
+        ]
+        return min(found, default=None)
+
+    return value
+
+
+def _ten_epochs(rows: Rows) -> Measured:
+    """Milliseconds, by the fastest engine in the faster dtype."""
+    found = [
+        (10e3 * row["seconds"][peer]["median"], f"{peer}, {row['dtype']}")
+        for row in rows
+        if row["group"] == epochs.EPOCH
+        for peer in (OURS, *OURS_ENGINES.values())
+        if peer in row["seconds"]
+    ]
+    return min(found, default=None)
+
+
+def _worst_of_sweeps(rows: Rows) -> Measured:
+    found = [
+        (r, f"{row['group']}, {row['label']}")
+        for row in rows
+        if row["part"] == "sweeps" and (r := ratio(row, EAGER))
+    ]
+    return min(found, default=None)
+
+
+def _share_of_floor(group: str, label: str, dtype: str) -> Callable[[Rows], Measured]:
+    def value(rows: Rows) -> Measured:
+        found = [
+            (100 * row["floor"] / row["seconds"][OURS]["median"], "of the floor")
+            for row in _named(rows, group, label, dtype)
+            if OURS in row["seconds"]
+        ]
+        return min(found, default=None)
+
+    return value
+
+
+_INFERENCE = [(256, 1.1), (4096, 1.2), (1, 1.0), (32, 1.0)]
+_LOSSES = [("2048 x 32000", 2.5), ("4096 x 1000", 1.3), ("256 x 10", 1.0)]
+
+TARGETS: tuple[Target, ...] = (
+    Target("cpu", f"step {_A}, float32", 1.25, _speedup(cases.STEP, _A, "float32", EAGER)),
+    Target("cpu", f"step {_A}, bfloat16", 1.9, _speedup(cases.STEP, _A, "bfloat16", EAGER_FLOAT32)),
+    Target("cpu", f"step {_B}, float32", 1.07, _speedup(cases.STEP, _B, "float32", EAGER)),
+    Target("cpu", f"step {_B}, bfloat16", 2.0, _speedup(cases.STEP, _B, "bfloat16", EAGER_FLOAT32)),
+    Target(
+        "cpu", "epoch beside the book's pipeline", 6.0,
+        _speedup(epochs.PIPELINE, "", "float32", BOOK, BOOK_WORKERS),
+    ),
+    *(
+        Target(
+            "cpu", f"inference, batch {batch}, float32", bound,
+            _speedup(cases.INFERENCE, f"{cases.name(cases.A)}, batch {batch}", "float32", EAGER),
+        )
+        for batch, bound in _INFERENCE
+    ),
+    Target(
+        "cpu", "inference, batch 4096, bfloat16", 1.9,
+        _speedup(cases.INFERENCE, f"{cases.name(cases.A)}, batch 4096", "bfloat16", EAGER_FLOAT32),
+    ),
+    *(
+        Target("cpu", f"cross-entropy {label}", bound, _speedup(cases.CROSS_ENTROPY, label, "float32", EAGER))
+        for label, bound in _LOSSES
+    ),
+    Target("cpu", "every point of the sweeps", 1.0, _worst_of_sweeps),
+    Target("gpu", "10 epochs of 784-256-10", 25.0, _ten_epochs, "ms", at_most=True),
+    Target("gpu", "10 epochs of 784-256-10 (stretch)", 12.0, _ten_epochs, "ms", at_most=True),
+    Target("gpu", "a step of an epoch over eager", 15.0, _epoch(EAGER)),
+    Target("gpu", "a step of an epoch over eager in a CUDA graph", 3.0, _epoch(GRAPH)),
+    Target("gpu", "a step of an epoch over torch.compile max-autotune", 3.0, _epoch(AUTOTUNED)),
+    Target("gpu", "a step of an epoch over JAX", 2.0, _epoch(JAX)),
+    Target(
+        "gpu", "linear + bias + ReLU, 8192 x 8192 -> 8192, bfloat16", 1.0,
+        _speedup(cases.LINEAR, "8192 x", "bfloat16", EAGER),
+    ),
+    Target(
+        "gpu", "cross-entropy 4096 x 128256, bfloat16", 90.0,
+        _share_of_floor(cases.CROSS_ENTROPY, "4096 x 128256", "bfloat16"), "%",
+    ),
+    Target("gpu", "every point of the sweeps", 1.0, _worst_of_sweeps),
+)  # fmt: skip
+
+
+def evaluate(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every target with what was measured; those of the other kind of machine are not measured here."""
+    found = []
+    for target in TARGETS:
+        here = target.kind == report["machine"]["kind"]
+        measured = target.value(report["rows"]) if here else None
+        sign = "<=" if target.at_most else ">="
+        found.append(
+            {
+                "kind": target.kind,
+                "what": target.what,
+                "wanted": f"{sign} {target.bound:g} {target.unit}".replace(" ×", "×").replace(" %", "%"),
+                "measured": None if measured is None else round(measured[0], 4),
+                "unit": target.unit,
+                "where": None if measured is None else measured[1],
+                "verdict": target.verdict(measured),
+            }
+        )
+    return found

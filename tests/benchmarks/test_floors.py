@@ -1,0 +1,45 @@
+"""The floor's formula, and ceilings that are measured."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks import floors, memory
+from benchmarks.counts import Work
+from benchmarks.floors import Ceilings
+from benchmarks.timing import Run
+
+_CEILINGS = Ceilings(copy={100: 50.0, 1000: 10.0}, matmul={"float32": 4.0}, launch=0.5)
+
+
+def test_memory_or_products_and_launches_on_top() -> None:
+    assert _CEILINGS.floor(Work(8, 0, 0, 0), "float32") == 2.0
+    assert _CEILINGS.floor(Work(8, 1000, 0, 1000), "float32") == 100.0
+    assert _CEILINGS.floor(Work(8, 1000, 4, 1000), "float32") == 102.0
+    assert _CEILINGS.floor(Work(0, 10, 1, 10), "int8") == 10 / 50 + 0.5  # no products, no rate needed
+
+
+@pytest.mark.parametrize(("size", "rate"), [(1, 50.0), (100, 50.0), (101, 10.0), (5000, 10.0)])
+def test_bandwidth_is_that_of_a_copy_as_large(size: int, rate: float) -> None:
+    """What fits in a cache is copied faster; what is larger than any copy, as the largest."""
+    assert _CEILINGS.bandwidth(size) == rate
+
+
+def test_ceilings_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(floors, "_COPIES", (1 << 16, 1 << 18, 1 << 20))
+    found = floors.measure_ceilings("cpu", quick=True)
+    assert set(found.copy) == {1 << 16, 1 << 18}
+    assert set(found.matmul) == {"float32", "bfloat16"}
+    assert 0 < found.launch < 1e-3
+
+
+def test_peak_memory_is_what_a_run_takes() -> None:
+    def factory() -> Run:
+        kept = torch.ones(16 << 20, dtype=torch.uint8)
+        return Run(lambda: kept + 1)
+
+    found = memory.peak(factory, "cpu")
+    if found is None:
+        pytest.skip("no /proc/self/clear_refs here")
+    assert 30 << 20 < found < 80 << 20

@@ -1,0 +1,132 @@
+"""A row: who ran, who did not and why, and what is ours to answer for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from benchmarks import cases, epochs, peers
+from benchmarks.cases import Case
+from benchmarks.counts import Work
+from benchmarks.floors import Ceilings
+from benchmarks.measure import Effort, Row, measure
+from benchmarks.peers import EAGER, OURS, Factory, MissingPeerError
+from benchmarks.timing import Run
+from fastmlp.data import synthetic
+
+_CEILINGS = Ceilings(copy={1000: 1e9}, matmul={"float32": 1e12, "bfloat16": 1e12}, launch=1e-6)
+
+
+def _fails(error: Exception) -> Factory:
+    def factory() -> Run:
+        raise error
+
+    return factory
+
+
+def _row(**found: Factory) -> Row:
+    named = {{"ours": OURS}.get(name, name): factory for name, factory in found.items()}
+    case = Case("work", "small", torch.float32, Work(1, 1, 1, 1), lambda device: named)
+    return measure(case, "cpu", _CEILINGS, Effort(rounds=3, seconds=0.1))
+
+
+def _works() -> Run:
+    return Run(lambda: None)
+
+
+def test_a_missing_peer_is_named_with_its_reason() -> None:
+    row = _row(
+        ours=_works,
+        packaged=_fails(MissingPeerError("needs a GPU")),
+        broken=_fails(RuntimeError("no C++\nx")),
+    )
+    assert set(row["seconds"]) == {OURS}
+    assert row["missing"] == {"packaged": "needs a GPU", "broken": "RuntimeError: no C++"}
+    assert "error" not in row
+
+
+def test_a_peer_that_fails_when_called_is_missing() -> None:
+    row = _row(ours=_works, late=lambda: Run(lambda: 1 / 0))
+    assert row["missing"] == {"late": "ZeroDivisionError: division by zero"}
+
+
+def test_ours_that_fails_is_an_error_and_the_peers_are_timed() -> None:
+    row = _row(ours=_fails(RuntimeError("broken")), other=_works)
+    assert row["error"] == "fastmlp: RuntimeError: broken"
+    assert set(row["seconds"]) == {"other"}
+
+
+def test_inputs_that_cannot_be_made_are_an_error() -> None:
+    def build(device: str) -> dict[str, Factory]:
+        raise MemoryError
+
+    case = Case("work", "large", torch.float32, Work(1, 1, 1, 1), build)
+    assert measure(case, "cpu", _CEILINGS, Effort())["error"] == "MemoryError"
+
+
+def test_cases_cover_the_issue() -> None:
+    groups = {case.group for case in cases.cases("cpu")}
+    assert groups == {
+        cases.STEP, cases.INFERENCE, cases.CROSS_ENTROPY, cases.HEAD, cases.LINEAR, cases.LINEAR_BACKWARD,
+    }  # fmt: skip
+    names = [str(case) for device in ("cpu", "cuda") for case in cases.cases(device)]
+    assert "linear + bias + ReLU forward, 8192 x 8192 -> 8192, bfloat16" in names
+    assert "cross-entropy forward + backward, 4096 x 128256, bfloat16" in names
+    assert len(set(names[: len(list(cases.cases("cpu")))])) == len(list(cases.cases("cpu")))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: cases.training_step((6, 5, 4), 8, torch.float32),
+        lambda: cases.training_step((6, 5, 4), 8, torch.bfloat16),
+        lambda: cases.inference((6, 5, 4), 8, torch.float32),
+        lambda: cases.cross_entropy(8, 5, torch.float32),
+        lambda: cases.linear_cross_entropy(8, 6, 5, torch.float32),
+        lambda: cases.linear_relu((8, 6, 5), torch.float32, backward=False),
+        lambda: cases.linear_relu((8, 6, 5), torch.float32, backward=True),
+        lambda: next(epochs.cases(synthetic(train=300, test=10)[0], "cpu", None)),
+    ],
+)
+def test_every_peer_runs_or_says_why_not(make: Callable[[], Case]) -> None:
+    """All but the compiled ones, which take too long for a test."""
+    row = measure(make(), "cpu", _CEILINGS, Effort(rounds=3, seconds=0.05, without=tuple(peers.MODES)))
+    assert "error" not in row
+    assert {OURS, EAGER} <= set(row["seconds"])
+    assert row["floor"] > 0
+    allowed = ("needs a GPU", "left out", "cannot be imported", "has none")
+    for peer, why in row["missing"].items():
+        assert any(text in why for text in allowed), (peer, why)
+
+
+def test_peers_train_alike() -> None:
+    """Ours, eager and JAX take the same steps from the same weights."""
+    jax = pytest.importorskip("jax", reason="JAX is no requirement")
+    from benchmarks import jax_peer
+
+    widths, lr = (6, 5, 4), 0.5
+    x, y = torch.rand(8, 6), torch.randint(4, (8,))
+    torch.manual_seed(0)
+    model = cases.net(widths)
+    step = cases.eager_step(
+        model,
+        torch.nn.CrossEntropyLoss(),
+        torch.optim.SGD(model.parameters(), lr),
+        torch.float32,
+        lambda f: f,
+    )
+    torch.manual_seed(0)
+    params = jax_peer._params(widths, "cpu")
+    for _ in range(3):
+        ours = step(x, y).item()
+        params, theirs = jax_peer._step(params, x.numpy(), y.int().numpy(), lr, jax.numpy.float32)
+        assert float(theirs) == pytest.approx(ours, rel=1e-5)
+
+
+def test_a_jax_without_gpu_is_no_peer_on_one() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there may be one here")
+    with pytest.raises(MissingPeerError, match=r"no GPU|cannot be imported"):
+        peers.jax_peer("cuda")

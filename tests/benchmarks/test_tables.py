@@ -1,0 +1,106 @@
+"""Tables, targets and pictures of a stored report; the README's section."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import cases, plots, readme, tables, targets
+from benchmarks.machine import describe, folder
+from tests.benchmarks.stored import report, row
+
+
+def test_the_full_table_has_every_row_peer_and_reason() -> None:
+    text = tables.full(report())
+    size = f"{cases.name(cases.A)}, batch 256"
+    assert f"| {cases.STEP} | {size} | float32 | fastmlp | 1 ms (0.9-1.1) | - | 40% |" in text
+    assert "|  |  |  | eager | 2 ms (1.8-2.2) | 2.00× |  |" in text
+    assert "|  |  |  | JAX | 500 µs (450-550) | 0.50× |  |" in text
+    assert "error: fastmlp: RuntimeError: no" in text
+    assert "eager, CUDA graph: needs a GPU (6 rows)" in text
+    assert "Stopped before batch 64: a call would take about 4 s (limit 2)." in text
+    assert "not measured for want of time: sweeps: depth" in text
+    assert "| 1.05 s (1 s-1.1 s) |" in text
+    assert "| copy, 64 KiB | 50 GB/s |" in text
+    assert "1 MiB" in text
+
+
+def test_the_readme_has_the_rows_that_matter() -> None:
+    text = tables.readme(report(), "x/speedup.png", "x")
+    assert "![speed relative to eager PyTorch](x/speedup.png)" in text
+    assert "| 2.00× | 0.50× (JAX) | 40% |" in text
+    assert "batch 16 " not in text
+    assert "1 of the 3 targets" not in text  # the sweep's counts as well
+    assert "Missed: cross-entropy 256 x 10 (0.50×, wanted >= 1×)." in text
+
+
+def test_targets_are_met_missed_or_not_measured() -> None:
+    found = {(t["kind"], t["what"]): t for t in targets.evaluate(report())}
+    met = found["cpu", f"step {cases.name(cases.A)}, batch 256, float32"]
+    assert (met["measured"], met["verdict"], met["where"]) == (2.0, "met", "over eager")
+    missed = found["cpu", "cross-entropy 256 x 10"]
+    assert (missed["measured"], missed["verdict"]) == (0.5, "missed")
+    assert found["cpu", "every point of the sweeps"]["verdict"] == "met"
+    assert found["cpu", "cross-entropy 4096 x 1000"]["verdict"] == "not measured here"
+    assert {t["verdict"] for (kind, _), t in found.items() if kind == "gpu"} == {"not measured here"}
+
+
+@pytest.mark.parametrize(("value", "verdict"), [(0.996, "met"), (0.994, "missed")])
+def test_a_target_goes_by_the_digits_that_are_shown(value: float, verdict: str) -> None:
+    target = targets.Target("cpu", "x", 1.0, lambda rows: (value, ""))
+    assert target.verdict(target.value([])) == verdict
+
+
+def test_a_gpus_targets() -> None:
+    from benchmarks.epochs import EPOCH
+    from benchmarks.peers import EAGER, GRAPH, JAX, OURS
+    from tests.benchmarks.stored import timing
+
+    stored = report()
+    stored["machine"]["kind"] = "gpu"
+    seconds = {OURS: 2e-3, EAGER: 40e-3, GRAPH: 5e-3, JAX: 4e-3}
+    stored["rows"] = [
+        row("epochs", EPOCH, "784-256-10", dtype, seconds={k: timing(v) for k, v in seconds.items()})
+        for dtype in ("float32", "bfloat16")
+    ]
+    found = {t["what"]: t for t in targets.evaluate(stored) if t["kind"] == "gpu"}
+    assert found["10 epochs of 784-256-10"]["measured"] == 20.0
+    assert found["10 epochs of 784-256-10"]["verdict"] == "met"
+    assert found["10 epochs of 784-256-10 (stretch)"]["verdict"] == "missed"
+    assert found["a step of an epoch over eager"]["measured"] == 20.0
+    assert found["a step of an epoch over eager in a CUDA graph"]["verdict"] == "missed"
+
+
+def test_pictures_of_every_part(tmp_path: Path) -> None:
+    plots.draw(report(), tmp_path)
+    for name in ("speedup", "sweep-batch", "accuracy"):
+        for kind in ("png", "svg"):
+            assert (tmp_path / f"{name}.{kind}").stat().st_size > 1000
+    text = (tmp_path / "sweep-batch.svg").read_text()
+    assert text.startswith("<?xml")
+
+
+def test_an_empty_report_draws_nothing(tmp_path: Path) -> None:
+    plots.draw(report() | {"rows": []}, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_readme_is_made_from_what_is_stored(tmp_path: Path) -> None:
+    """A GPU's report comes first; nothing outside the markers changes."""
+    for name in ("cpu-small", "gpu-large"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "report.json").write_text(json.dumps(report()))
+    text = readme.section(tmp_path)
+    assert text.index("benchmarks/results/gpu-large") < text.index("benchmarks/results/cpu-small")
+    path = tmp_path / "README.md"
+    path.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n")
+    readme.update(path, text)
+    assert path.read_text() == f"before\n{readme.BEGIN}\n{text}{readme.END}\nafter\n"
+
+
+def test_a_machines_folder() -> None:
+    assert folder({"kind": "cpu", "device": "AMD EPYC", "cores": 2}) == "cpu-amd-epyc-2"
+    assert folder({"kind": "gpu", "device": "NVIDIA H200", "cores": 16}) == "gpu-nvidia-h200"
+    assert describe("cpu")["versions"]["torch"]

@@ -11,7 +11,6 @@ it. Where programs run one after another (the interpreter) every phase is a laun
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -290,9 +289,10 @@ def epoch(
 ) -> None:
     """The steps of a whole epoch over x (N, K) and y (N,) in the given order (N,). One launch.
 
-    All layers have a bias or none has, all hidden layers have the first one's activation, and there are
-    two layers at least. hypers (steps, groups, HYPERS), contiguous; partial and ``tile`` as in
-    `train_step`; barrier () int64, zeroed before. ``programs`` of them must fit on the chip at once.
+    All layers have a bias or none has, all hidden layers have the first one's activation, there are two
+    layers at least, and 16-bit products read copies. hypers (steps, groups, HYPERS), contiguous; partial
+    and ``tile`` as in `train_step`; barrier () int64, zeroed before. ``programs`` of them must fit on the
+    chip at once.
     """
     steps = cdiv(len(order), batch)
     classes = net.layers[-1].weight.shape[0]
@@ -322,7 +322,7 @@ def epoch(
             HAS_WEIGHT=class_weight is not None,
             MEAN=task.reduction == "mean",
             RULE=task.rule,
-            HAS_COPY=task.dtype != torch.float32,
+            HAS_COPY=net.has_copies,
             ALIGNED=net.aligned,
             EVEN_K=net.even_k,
             RESIDENT=resident,

@@ -29,7 +29,7 @@ DZ = tl.constexpr(8)  # (M, N)
 STRIDE_DZ = tl.constexpr(9)
 W = tl.constexpr(10)  # (N, K) float32, contiguous
 B = tl.constexpr(11)  # (N,) float32, or 0
-COPY = tl.constexpr(12)  # W in the dtype of the products; W itself for float32
+COPY = tl.constexpr(12)  # W in the dtype of the products, or W itself
 W_FIRST = tl.constexpr(13)  # the optimizer's state of W: momentum, or Adam's first moment
 W_SECOND = tl.constexpr(14)  # Adam's second moment
 B_FIRST = tl.constexpr(15)
@@ -47,7 +47,7 @@ class LayerMemory:
 
     weight: Tensor
     bias: Tensor | None
-    copy: Tensor  # the weight in the compute dtype; the weight itself for float32
+    copy: Tensor  # what products read: the weight, or a copy in the compute dtype
     x: Tensor | None  # (M, K); None for the first layer
     y: Tensor | None  # (M, N); None for the last layer
     saved: Tensor | None
@@ -85,6 +85,11 @@ class Table:
     tiles: int  # of all weights, BLOCK_M x BLOCK_N each
     aligned: bool  # every K is a multiple of ALIGNMENT
     even_k: bool  # BLOCK_K divides every K
+
+    @property
+    def has_copies(self) -> bool:
+        """Whether the weights stand in the products' dtype too."""
+        return any(layer.copy is not layer.weight for layer in self.layers)
 
     @property
     def depth(self) -> int:

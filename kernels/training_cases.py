@@ -36,6 +36,11 @@ class Problem:
     _tables: dict[configs.Tile, tuple[Table, Accumulators]] = field(default_factory=dict)
 
     @property
+    def copies(self) -> bool:
+        """Whether products read what they multiply in their own dtype, as an epoch's must."""
+        return all(layer.copy.dtype == self.task.dtype for layer in self.layers)
+
+    @property
     def scale(self) -> float:
         """Of uint8 pixels."""
         return 1 / 255 if self.x.dtype == torch.uint8 else 1.0
@@ -113,6 +118,7 @@ def problem(
     reduction: str = "mean",
     pixels: bool = True,
     pdl: bool = False,
+    copies: bool = True,
     device: str = "meta",
     examples: int = 60000,
 ) -> Problem:
@@ -135,7 +141,7 @@ def problem(
             LayerMemory(
                 weight,
                 random(n) if bias else None,
-                weight if compute == torch.float32 else random(n, k, dtype=compute),
+                random(n, k, dtype=compute) if copies and compute != torch.float32 else weight,
                 layers[-1].y if layers else None,
                 y,
                 padded(n) if keep_z and hidden else y,
@@ -209,3 +215,5 @@ def problems() -> Iterator[tuple[str, str, Problem]]:
     every: dict[str, Any] = {"rule": "nesterov", "class_weight": True, "smoothing": 0.1, "reduction": "sum"}
     yield "book weight smoothing floats", "bf16", problem(BOOK, *bf16, pixels=False, **every)
     yield "book programmatic launch", "bf16", problem(BOOK, *bf16, pdl=True)
+    yield "book no copies", "bf16", problem(BOOK, *bf16, copies=False)
+    yield "deep no copies", "bf16", problem(DEEP, *bf16, copies=False, batch=1024)

@@ -312,7 +312,7 @@ def update(
         SCALE_X=x_scale != 1,
         MEAN=mean,
         RULE=rule,
-        HAS_COPY=dtype != torch.float32,
+        HAS_COPY=net.has_copies,
         ALIGNED=net.aligned,
         PDL=pdl,
         LAYERS=next_power_of_2(net.depth),

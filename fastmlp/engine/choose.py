@@ -140,12 +140,14 @@ def _variants(found: Network, optimizer: torch.optim.Optimizer, dtype: torch.dty
     if not INTERPRETED:
         from fastmlp.engine.graph import GraphLoop
 
-        made["graph"] = lambda *a: GraphLoop(FusedExecutor(found, rule(), dtype), *a)
+        made["graph"] = lambda *a: GraphLoop(FusedExecutor(found, rule(), dtype, copies=True), *a)
         if has_dependent_launch(arch_of(found.layers[0].weight)):
-            made["graph+pdl"] = lambda *a: GraphLoop(FusedExecutor(found, rule(), dtype, pdl=True), *a)
+            made["graph+pdl"] = lambda *a: GraphLoop(
+                FusedExecutor(found, rule(), dtype, pdl=True, copies=True), *a
+            )
     if persistent.problem(found) is None:
         made["persistent"] = lambda *a: persistent.PersistentLoop(
-            FusedExecutor(found, rule(), dtype, family="epoch"), *a
+            FusedExecutor(found, rule(), dtype, family="epoch", copies=True), *a
         )
     return made
 

@@ -38,8 +38,10 @@ def problem(network: Network) -> str | None:
 class FusedExecutor(Executor):
     """Steps whose gradients never reach memory: the optimizer is the epilogue of dW.
 
-    Parameters and optimizer state are torch's own tensors, float32. With bfloat16 or float16 the
-    products read copies of the weights in that dtype, which the update writes beside them.
+    Parameters and optimizer state are torch's own tensors, float32, and 16-bit products round them as they
+    are loaded. With ``copies`` they read copies in that dtype instead, half the bytes, which the update
+    writes beside the weights. Only for steps with nobody in between: `prepare` makes the copies anew, since
+    not every write to a parameter leaves a trace (``.data``).
     """
 
     name = "fused"
@@ -51,6 +53,7 @@ class FusedExecutor(Executor):
         dtype: torch.dtype,
         pdl: bool = False,
         family: Literal["update", "epoch"] = "update",
+        copies: bool = False,
     ) -> None:
         """``family`` is the kernel whose tiles the table of the layers is for."""
         self.network, self.rule, self.dtype, self.pdl = network, rule, dtype, pdl
@@ -58,12 +61,10 @@ class FusedExecutor(Executor):
         self.device = network.layers[0].weight.device
         self.sums = torch.zeros(2, device=self.device, dtype=torch.float64)
         weights = [layer.weight for layer in network.layers]
-        self.copies = (
-            weights if dtype == torch.float32 else [torch.empty_like(w, dtype=dtype) for w in weights]
-        )
+        self._has_copies = copies and dtype != torch.float32
+        self.copies = [torch.empty_like(w, dtype=dtype) for w in weights] if self._has_copies else weights
         self._rows = 0
         self._known: object = None  # what the task, the tile and the table were made of
-        self._versions: list[int] = []
         self._chunk: tuple[object, int, Tensor] | None = None
 
     def step(self, x: Tensor, y: Tensor, rows: Tensor | None = None, *, count: bool = True) -> Tensor:
@@ -75,7 +76,7 @@ class FusedExecutor(Executor):
         return loss
 
     def prepare(self, rows: int) -> bool:
-        """See to it that the buffers hold so many rows, and that the copies are the weights'.
+        """See to it that the buffers hold so many rows, and that copies are the weights'.
 
         Returns:
             Whether there are new buffers, which no graph knows.
@@ -87,18 +88,14 @@ class FusedExecutor(Executor):
             self._allocate(max(rows, self._rows))
             self._known = self._facts()
         self.rule.refresh()
-        versions = [p._version for p in self.network.parameters]
-        if versions != self._versions:
-            if self.dtype != torch.float32:
-                torch._foreach_copy_(self.copies, [layer.weight.detach() for layer in self.network.layers])
-            self._versions = versions
+        if self._has_copies:
+            torch._foreach_copy_(self.copies, [layer.weight.detach() for layer in self.network.layers])
         return new
 
     def stepped(self, steps: int) -> None:
         """Account for steps that were launched: the optimizer's state, and that the parameters changed."""
         self.rule.advance(steps)
         torch.autograd.graph.increment_version(self.network.parameters)
-        self._versions = [p._version for p in self.network.parameters]
 
     def written(self) -> list[Tensor]:
         """Everything that a step changes and a later one reads."""
@@ -174,7 +171,7 @@ class FusedExecutor(Executor):
                 LayerMemory(
                     weight,
                     bias,
-                    weight if self.dtype == torch.float32 else copy,
+                    copy,
                     layers[-1].y if layers else None,
                     y,
                     y if act.saves_output or y is None else matrix(n),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -180,17 +180,39 @@ def test_changed_settings_are_seen(device: str) -> None:
     assert all(error(p, q) < 1e-5 for p, q in zip(run.parameters(), reference.parameters()))
 
 
-def test_changed_weights_reach_the_copies(device: str) -> None:
-    """With 16-bit products the kernels read copies: a write to the weights must reach them."""
+def write_data(weight: Tensor) -> None:
+    weight.data.mul_(3.0)  # which leaves no trace
+
+
+def write(weight: Tensor) -> None:
+    with torch.no_grad():
+        weight.mul_(3.0)
+
+
+@pytest.mark.parametrize("change", [write, write_data])
+@pytest.mark.parametrize("copies", [False, True])
+def test_changed_weights_are_read(copies: bool, change: Callable[[Tensor], None], device: str) -> None:
+    """16-bit products may read copies of the weights: whatever is written to those must count."""
     run = book(device)
     x, y = batch_of(run, 64, device)
-    engine = executor(run, torch.bfloat16)
+    engine = executor(run, torch.bfloat16, copies=copies)
     engine.step(x, y)
-    with torch.no_grad():
-        run.net[0].weight.mul_(3.0)
+    change(run.net[0].weight)
     fresh = run.copy()
     value = engine.step(x, y)
     assert torch.equal(value, executor(fresh, torch.bfloat16).step(x, y))
+
+
+def test_copies_give_the_same_bits(device: str) -> None:
+    """A weight that is rounded as it is stored, or as it is loaded, is the same number."""
+    run = book(device, (20, 33, 17, 10), "adamw")
+    again = run.copy()
+    x, y = batch_of(run, 64, device)
+    for which, copies in ((run, False), (again, True)):
+        engine = executor(which, torch.bfloat16, copies=copies)
+        for _ in range(3):
+            engine.step(x, y)
+    assert all(torch.equal(p, q) for p, q in zip(run.parameters(), again.parameters()))
 
 
 def test_a_step_bumps_the_versions(device: str) -> None:

@@ -50,7 +50,9 @@ def test_programmatic_dependent_launch_gives_the_same_bits() -> None:
         torch.manual_seed(0)
         x = torch.randint(256, (1000, 784), dtype=torch.uint8, device="cuda")
         y = torch.randint(10, (1000,), device="cuda")
-        loop = GraphLoop(executor(run, pdl=early), x, y, 256, torch.Generator("cuda").manual_seed(0))
+        loop = GraphLoop(
+            executor(run, pdl=early, copies=True), x, y, 256, torch.Generator("cuda").manual_seed(0)
+        )
         for p in run.net.parameters():
             torch.nn.init.constant_(p, 0.01)
         loop.epoch(torch.ones(4, dtype=torch.float64))

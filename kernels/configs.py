@@ -101,13 +101,15 @@ def _rows() -> Iterator[tuple[Key, Tile]]:
             ("epoch", arch, "half", "narrow"),
             Tile(64, 32, 32, 8, 8, 3)
             if arch == "sm_90"
-            else Tile(64, 32, 16, 8, 8, 2 if arch == "sm_80" else stages),
+            else Tile(64, 32, 16, 8, 8, 1 if arch == "sm_80" else stages),
         )
         yield ("epoch", arch, "half", "wide"), Tile(64, 32, 32, 8, 8, stages)
         yield ("epoch", arch, "tf32", "narrow"), Tile(64, 32, 16, 8, 8, 2)
         yield (
             ("epoch", arch, "ieee", "narrow"),
-            Tile(32, 16, 16, 8, 4, 2) if arch == "sm_80" else Tile(32, 32, 32, 8, 8, 2),
+            {"sm_80": Tile(32, 16, 16, 8, 4, 2), "sm_90": Tile(32, 16, 32, 8, 8, 2)}.get(
+                arch, Tile(32, 32, 32, 8, 8, 2)
+            ),
         )
         for precision in ("tf32", "ieee"):
             yield ("update", arch, precision, "wide"), Tile(64, 64, 16, 8, 8, 2)

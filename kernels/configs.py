@@ -41,15 +41,20 @@ class Tile:
 # persistent kernel, all of whose phases have one tile.
 Key = tuple[str, str, str, str]
 
-FAMILIES = ("linear", "linear_backward", "linear_backward_prologue", "head", "update", "epoch")
+FAMILIES = (
+    "linear", "linear_backward", "linear_backward_prologue", "head", "update", "epoch",
+    "mlp", "mlp_backward", "mlp_wide", "mlp_wide_backward", "mlp_gradients",
+)  # fmt: skip
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
 PRECISIONS = ("half", "tf32", "ieee")  # half: fp16 and bf16 operands
-BUCKETS = ("narrow", "wide")  # of a weight: at most 2¹⁹ elements, or more
+BUCKETS = ("narrow", "wide")
+#: The most elements of a narrow weight; of a net that runs whole, of its widest hidden layer's square.
+_NARROW = {"mlp": 64 * 64, "mlp_backward": 64 * 64}
 
 
-def bucket(n: int, k: int) -> str:
+def bucket(n: int, k: int, family: str = "") -> str:
     """The shape bucket of a weight of ``n`` rows and ``k`` columns."""
-    return "narrow" if n * k <= 1 << 19 else "wide"
+    return "narrow" if n * k <= _NARROW.get(family, 1 << 19) else "wide"
 
 
 def precision_class(dtype: torch.dtype, precision: str) -> str:
@@ -114,6 +119,15 @@ def _rows() -> Iterator[tuple[Key, Tile]]:
         for precision in ("tf32", "ieee"):
             yield ("update", arch, precision, "wide"), Tile(64, 64, 16, 8, 8, 2)
             yield ("epoch", arch, precision, "wide"), Tile(64, 32, 16, 8, 8, 2)
+        # Whole nets: BLOCK_N is a block of features, BLOCK_K one of the input's (in mlp_gradients: of examples).
+        for bucket in BUCKETS:
+            for family in ("mlp", "mlp_backward", "mlp_wide", "mlp_wide_backward"):
+                yield (family, arch, "half", bucket), Tile(64, 64, 32, 1, 4, 2)
+                yield (family, arch, "tf32", bucket), Tile(64, 64, 32, 1, 4, 2)
+                yield (family, arch, "ieee", bucket), Tile(32, 32, 16, 1, 4, 2)
+            yield ("mlp_gradients", arch, "half", bucket), Tile(64, 64, 64, 1, 4, stages)
+            yield ("mlp_gradients", arch, "tf32", bucket), Tile(64, 64, 32, 1, 4, 2)
+            yield ("mlp_gradients", arch, "ieee", bucket), Tile(32, 32, 16, 1, 4, 2)
     # With the tiles above these spilled in the compiler's report.
     yield ("linear_backward_prologue", "sm_120", "half", "wide"), Tile(128, 64, 32, 8, 8, 3)
     for bucket in BUCKETS:
@@ -137,7 +151,7 @@ def lookup(family: str, arch: str, precision: str, n: int, k: int) -> Tile:
     """The tile for ``family`` on ``arch``: from the tuner's cache, else from the table."""
     if _override is not None and _override[0] == family:
         return _override[1]
-    return _lookup(family, arch, precision, bucket(n, k))
+    return _lookup(family, arch, precision, bucket(n, k, family))
 
 
 _override: tuple[str, Tile] | None = None

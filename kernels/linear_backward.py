@@ -20,8 +20,9 @@ import triton.language as tl
 from torch import Tensor
 
 from fastmlp.kernels import configs
-from fastmlp.kernels.activations import undo
+from fastmlp.kernels.activations import activate, undo
 from fastmlp.kernels.device import (
+    cast,
     dot,
     gathered,
     load_slopes,
@@ -86,13 +87,14 @@ def input_tile(
 def weight_gradient(
     rows, cols, first, last, sum_rows,
     grad_ptr, stride_gm, stride_gn, saved_ptr, stride_sm, stride_sn,
-    x_ptr, stride_xm, stride_xk, index_ptr, slopes, N, K,
-    ACT: tl.constexpr, GATHER: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    x_ptr, stride_xm, stride_xk, index_ptr, slopes, x_slopes, N, K,
+    ACT: tl.constexpr, X_ACT: tl.constexpr, GATHER: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """A tile of dZᵀ X over the examples from ``first`` to ``last``, with dZ's sums and the slopes'.
 
-    dZ is summed over the examples only if ``sum_rows``: one column of tiles does that for all.
+    dZ is summed over the examples only if ``sum_rows``: one column of tiles does that for all. X is X_ACT
+    of what is loaded: the layer before may have kept its Z alone.
     """
     row_ok = rows[:, None] < N
     col_ok = cols[None, :] < K
@@ -117,6 +119,8 @@ def weight_gradient(
                 slope_grad += tl.sum(tl.where(s > 0, 0.0, d.to(tl.float32) * s), 1)
             d = mask_gradient(d, s, slopes[:, None], DTYPE, ACT)
             saved += BLOCK_K * stride_sm
+        if X_ACT != "none":
+            x_tile = cast(activate(x_tile.to(tl.float32), x_slopes[None, :], X_ACT), DTYPE)
         if sum_rows:
             bias += tl.sum(d.to(tl.float32), 1)
         acc = dot(d, x_tile, acc, DTYPE, PRECISION)
@@ -147,8 +151,8 @@ def _weight_tile(
     acc, bias, slope_grad = weight_gradient(
         rows, cols, first, last, HAS_BIAS and pid_k == 0,
         grad_ptr, stride_gm, stride_gn, saved_ptr, stride_sm, stride_sn,
-        x_ptr, stride_xm, stride_xk, x_ptr, slopes, N, K,
-        ACT, False, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+        x_ptr, stride_xm, stride_xk, x_ptr, slopes, slopes, N, K,
+        ACT, "none", False, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip
 
     offsets = rows[:, None].to(tl.int64) * K + cols[None, :]

@@ -157,16 +157,16 @@ def tile_gradient(
     if layer == 0:
         acc, bias, _ = weight_gradient(
             rows, cols, begin, end, first_column, dz_ptr, stride_dz, 1, dz_ptr, 0, 0,
-            x_ptr, stride_xm, stride_xk, index_ptr, slopes, n, k,
-            "none", GATHER, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+            x_ptr, stride_xm, stride_xk, index_ptr, slopes, slopes, n, k,
+            "none", "none", GATHER, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
         if SCALE_X:
             acc *= x_scale
     else:
         acc, bias, _ = weight_gradient(
             rows, cols, begin, end, first_column, dz_ptr, stride_dz, 1, dz_ptr, 0, 0,
-            load_pointer(row, X, DTYPE), load_stride(row, STRIDE_X), 1, index_ptr, slopes, n, k,
-            "none", False, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+            load_pointer(row, X, DTYPE), load_stride(row, STRIDE_X), 1, index_ptr, slopes, slopes, n, k,
+            "none", "none", False, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
     return acc, bias
 

@@ -1,6 +1,6 @@
 """What is measured: each case is one piece of work, done by fastmlp and by its peers.
 
-A case says what the work needs (`benchmarks.counts`) and makes the peers' runs; all do the same work
+A case says what the work needs (`fastmlp.work`) and makes the peers' runs; all do the same work
 on the same inputs, and start from the same weights. Nothing here times anything.
 """
 
@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastmlp
-from benchmarks import counts, peers
-from benchmarks.counts import Work
+from benchmarks import peers
 from benchmarks.peers import (
     AUTOTUNED,
     COMPILED,
@@ -30,6 +29,9 @@ from benchmarks.peers import (
 )
 from benchmarks.timing import Run
 from fastmlp import functional
+from fastmlp import work as counts
+from fastmlp.plans import name
+from fastmlp.work import Work
 
 A, B = (784, 256, 10), (784, 1024, 1024, 1024, 10)
 STEP, INFERENCE = "training step (SGD)", "inference"
@@ -96,14 +98,6 @@ def net(widths: Sequence[int], sequential: type[nn.Sequential] = nn.Sequential) 
     for k, n in itertools.pairwise(widths):
         layers += [nn.Linear(k, n), nn.ReLU()]
     return sequential(*layers[:-1])
-
-
-def name(widths: Sequence[int]) -> str:
-    """Such as 784-256-10; equal widths in a row are counted."""
-    groups = [(width, len(list(same))) for width, same in itertools.groupby(widths)]
-    return "-".join(
-        f"{width} (x {times})" if times > 3 else "-".join([str(width)] * times) for width, times in groups
-    )
 
 
 def seeded(factory: Callable[[], Run]) -> Factory:

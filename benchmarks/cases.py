@@ -51,6 +51,8 @@ class Case:
     work: Work
     build: Callable[[str], dict[str, Factory]] = field(repr=False)
     key: bool = False  # in the README's table, and in a quick report
+    plans: dict[str, Work] = field(default_factory=dict)  # what it takes by each plan (`fastmlp.plans`)
+    memory: bool = False  # the peak is measured too
 
     @property
     def precision(self) -> str:
@@ -85,7 +87,7 @@ def cases(device: str) -> Iterator[Case]:
             continue  # a CPU has no bfloat16 target but these
         for rows, classes in [(256, 10), (4096, 1000), (2048, 32000)] + half * [(4096, 128256)]:
             yield cross_entropy(rows, classes, dtype, key=True)
-        yield linear_cross_entropy(*((4096, 4096, 128256) if half else (512, 512, 32000)), dtype)
+        yield linear_cross_entropy(*((8192, 4096, 128256) if half else (512, 512, 32000)), dtype)
         for shape in [(256, 784, 256), (4096, 1024, 1024)] + half * [(8192, 8192, 8192)]:
             modes = (COMPILED, AUTOTUNED) if shape[0] == 8192 else (COMPILED,)
             yield linear_relu(shape, dtype, backward=False, modes=modes, key=shape[0] == 8192)
@@ -284,7 +286,7 @@ def linear_cross_entropy(rows: int, features: int, classes: int, dtype: torch.dt
         }
 
     work = counts.linear_cross_entropy(rows, features, classes, dtype)
-    return Case(HEAD, f"{rows} x {features} -> {classes}", dtype, work, build)
+    return Case(HEAD, f"{rows} x {features} -> {classes}", dtype, work, build, memory=True)
 
 
 def linear_relu(

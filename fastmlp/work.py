@@ -51,6 +51,14 @@ def linear(m: int, k: int, n: int, dtype: torch.dtype, backward: bool = False) -
     return Work(3 * product, moved + back, 2, 2 * moved)
 
 
+def gathered_linear(m: int, k: int, n: int, dtype: torch.dtype, input_dtype: torch.dtype) -> Work:
+    """Y = f(X Wᵀ + b) with its dW and db; X (M, K) are rows of a data set, gathered by their index."""
+    e, source = dtype.itemsize, m * k * input_dtype.itemsize + m * _LABEL
+    params, outputs = e * (n * k + n), e * m * n
+    # Forward: X, W and b in, Y out. Backward: X, dY and Y in, dW and db out.
+    return Work(2 * 2 * m * k * n, 2 * source + 2 * params + 3 * outputs, 2, source + 2 * (params + outputs))
+
+
 def cross_entropy(rows: int, classes: int, dtype: torch.dtype) -> Work:
     """Loss and gradient of logits (N, C).
 

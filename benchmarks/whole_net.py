@@ -18,7 +18,7 @@ from benchmarks import peers
 from benchmarks.cases import Case, net, seeded
 from benchmarks.peers import JAX, OURS, OURS_PLANS, TCNN, Factory, MissingPeerError
 from benchmarks.timing import Run
-from fastmlp import devices, functional, plans
+from fastmlp import choice, devices, functional, plans
 from fastmlp import work as counts
 
 FORWARD, TRAINING = "fused MLP forward", "fused MLP forward + backward"
@@ -104,7 +104,7 @@ def count(
     """Every plan that takes the net on ``gpu``."""
     layers = plans.chain(widths)
     names = ["eager", "layers"]
-    if plans.whole_misfit(layers, dtype.itemsize, gpu.shared) is None:
+    if choice.whole_misfit(layers, dtype.itemsize, gpu.shared) is None:
         names += ["whole", "recompute"] if training else ["whole"]
     return {
         name: plans.count(name, layers, batch, dtype, gpu.sms, training, input_grad=training)

@@ -9,7 +9,7 @@ from numbers import Integral
 import torch
 from torch import nn
 
-from fastmlp import plans
+from fastmlp import choice, plans
 from fastmlp.activations import from_module, resolve
 from fastmlp.devices import Device, find, operand_kind
 from fastmlp.functional.linear import Layer
@@ -202,7 +202,7 @@ class _Walk:
     def chain(self, layers: list[Dense]) -> None:
         """Count a chain of layers by every plan, and choose one."""
         by_plan = {name: self._count(name, layers) for name in ("eager", "layers")}
-        misfit = plans.whole_misfit(layers, self.dtype.itemsize, self.device.shared)
+        misfit = choice.whole_misfit(layers, self.dtype.itemsize, self.device.shared)
         if misfit is None:
             names = ("whole", "recompute") if self.training else ("whole",)
             by_plan |= {name: self._count(name, layers) for name in names}
@@ -216,11 +216,11 @@ class _Walk:
             return Choice(name, "eager", "off the GPU torch's own ops are the fastest")
         if misfit is not None:
             return Choice(name, "layers", f"the whole-network kernels do not take it: {misfit}")
-        chosen = plans.choose_plan(widths, self.batch, self.dtype, self.device.name, self.training)
+        chosen = choice.choose_plan(widths, self.batch, self.dtype, self.device.name, self.training)
         floors = ", ".join(
             f"{plan} {_time(by_plan[plan].floor(self.device, self.kind))}" for plan in ("layers", "whole")
         )
-        return Choice(name, chosen, f"the smaller floor of {floors}")
+        return Choice(name, chosen, f"floors: {floors}")
 
     def _alone(self, layer: Dense) -> None:
         """A linear layer that no Sequential runs: torch's own op in every plan."""

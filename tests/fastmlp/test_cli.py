@@ -129,7 +129,7 @@ def test_info_prints_what_a_net_costs() -> None:
     assert ["eager", "5", "+", "10"] in [row[:4] for row in rows]
     assert ["whole", "1", "+", "3"] in [row[:4] for row in rows]
     assert "64 (x 4): forward + backward, batch 4096, bfloat16 (half) on h100" in result.output
-    assert "64 (x 4): whole, the smaller floor of" in result.output
+    assert "64 (x 4): whole, floors:" in result.output
     assert "kept" not in run("info", "--inference").output
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import random
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastmlp import backends, plans, work
+from fastmlp import backends, functional, plans, work
 from fastmlp.activations import NAMES, from_module
 from fastmlp.devices import DEVICES
 from fastmlp.functional.linear import Layer, chain
@@ -233,6 +236,50 @@ def test_layers_are_what_our_kernels_take(seed: int, act: str, device: str) -> N
     assert plan.kept == kept.bytes(x, y, *net.parameters())
 
 
+@pytest.mark.skipif(
+    "plan" not in inspect.signature(functional.mlp).parameters, reason="no whole-network kernels here"
+)
+@pytest.mark.parametrize("input_grad", [True, False])
+@pytest.mark.parametrize("act", ["relu", "gelu"])
+@pytest.mark.parametrize("plan", ["whole", "recompute"])
+def test_whole_is_what_our_kernels_take(plan: str, act: str, input_grad: bool, device: str) -> None:
+    """Every launch with the bytes of the tensors that it reads or writes."""
+    widths = (20, 33, 33, 7)
+    weights, biases = (
+        [torch.randn(*shape, device=device).requires_grad_() for shape in shapes]
+        for shapes in ([(n, k) for k, n in itertools.pairwise(widths)], [(n,) for n in widths[1:]])
+    )
+    x = torch.randn(100, 20, device=device).requires_grad_(input_grad)
+    with backends.use("triton"), record_launches() as launches:
+        y = functional.mlp(x, weights, biases, act, plan=plan)  # type: ignore[call-arg]
+        y.backward(torch.randn_like(y))
+    counted = plans.count(
+        plan, plans.chain(widths, act, keeps_z=act == "gelu"), 100, _FP32, _SMS, input_grad=input_grad
+    )
+    # A kernel takes what others of its switches read, and any pointer where there is no slope.
+    taken_only = {
+        "mlp_forward_kernel": [],
+        "mlp_gradients_kernel": weights,
+        "mlp_backward_kernel": [biases[-1]],
+    }
+    if plan == "whole":
+        taken_only["mlp_backward_kernel"] = [x, *biases, *([] if input_grad else weights[:1])]
+    assert [f"{one.name}_kernel" for one in counted.launches] == [one.name for one in launches]
+    for one, launch in zip(counted.launches, launches):
+        found = storages([t for t in flat(launch.args) if t.numel()])
+        for tensor in taken_only[launch.name]:
+            found.pop(tensor.data_ptr(), None)
+        assert one.bytes == sum(found.values()), one.name
+
+
+def flat(arguments: Iterable[Any]) -> Iterator[Tensor]:
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            yield argument
+        elif isinstance(argument, (tuple, list)):
+            yield from flat(argument)
+
+
 def test_a_long_batch_is_split_as_the_kernels_split_it(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(0)
     for _ in range(200):
@@ -255,44 +302,6 @@ def test_tiles_are_the_tables(shape: tuple[int, int]) -> None:
     for family in ("linear", "linear_backward"):
         tile = configs.TABLE[family, "sm_90", "half", configs.bucket(*shape)]
         assert plans.tile(*shape) == (tile.BLOCK_M, tile.BLOCK_N)
-
-
-# --- which plan
-
-
-def test_narrow_deep_nets_are_whole_and_wide_ones_are_not() -> None:
-    for batch in (256, 1 << 12, 1 << 18):
-        for training in (True, False):
-            for width, depth, dtype in ((16, 4, _BF16), (64, 8, _BF16), (64, 8, _FP32), (128, 8, _BF16)):
-                widths = (width,) * (depth + 1)
-                assert plans.choose_plan(widths, batch, dtype, "h200", training) == "whole"
-            for widths in ((784, 1024, 1024, 10), (64, 64, 512, 64), (784, 10)):
-                assert plans.choose_plan(widths, batch, _BF16, "h200", training) == "layers"
-    # In the interpreter, on CPU tensors, as on the GPU that stands in.
-    assert plans.choose_plan(NARROW, 256, _FP32, torch.device("cpu")) == "whole"
-    # A few programs would do all the work of a wide input.
-    assert plans.choose_plan(TEXTBOOK, 256, _BF16, "h200") == "layers"
-
-
-def test_what_fits() -> None:
-    assert plans.whole_fits((3, 128, 128, 1), 4, "h200")
-    assert not plans.whole_fits((3, 256, 1), 4, "h200")
-    assert plans.whole_fits((3, 256, 1), 2, "h200")
-    assert plans.whole_fits((3, 256, 1), 2, "rtx4090")
-    assert not plans.whole_fits((3, 256, 1), 2, "mi300x")
-    assert plans.whole_fits((3, 128, 1), 4, "mi300x")
-    assert not plans.whole_fits((3, 257, 1), 2, "h200")
-    assert not plans.whole_fits((64, 64), 2, "h200")
-    assert plans.whole_fits((5000, 16, 5000), 2, "h200")
-    mixed = [Dense(8, 8, act="relu"), Dense(8, 8, act="tanh"), Dense(8, 8)]
-    assert "different activations" in str(plans.whole_misfit(mixed, 2, 1 << 20))
-
-
-def test_the_choice_is_looked_up() -> None:
-    plans._chosen.cache_clear()
-    for batch in range(1025, 2049, 64):
-        plans.choose_plan(NARROW, batch, _BF16, "h200")
-    assert plans._chosen.cache_info().misses == 1
 
 
 @pytest.mark.parametrize("plan", plans.PLANS)

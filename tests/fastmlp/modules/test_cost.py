@@ -48,7 +48,7 @@ def test_the_issues_net() -> None:
     assert (len(found.plans["whole"].forward), len(found.plans["whole"].backward)) == (1, 3)
     (choice,) = found.choices
     assert (choice.chain, choice.plan) == ("64 (x 9)", "whole")
-    assert choice.why.startswith("the smaller floor of layers ")
+    assert choice.why.startswith("floors: layers ")
 
 
 def test_what_the_input_needs() -> None:

@@ -1,6 +1,6 @@
 """What is measured: each case is one piece of work, done by fastmlp and by its peers.
 
-A case says what the work needs (`benchmarks.counts`) and makes the peers' runs; all do the same work
+A case says what the work needs (`fastmlp.work`) and makes the peers' runs; all do the same work
 on the same inputs, and start from the same weights. Nothing here times anything.
 """
 
@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastmlp
-from benchmarks import counts, peers
-from benchmarks.counts import Work
+from benchmarks import peers
 from benchmarks.peers import (
     AUTOTUNED,
     COMPILED,
@@ -30,6 +29,9 @@ from benchmarks.peers import (
 )
 from benchmarks.timing import Run
 from fastmlp import functional
+from fastmlp import work as counts
+from fastmlp.plans import name
+from fastmlp.work import Work
 
 A, B = (784, 256, 10), (784, 1024, 1024, 1024, 10)
 STEP, INFERENCE = "training step (SGD)", "inference"
@@ -49,6 +51,8 @@ class Case:
     work: Work
     build: Callable[[str], dict[str, Factory]] = field(repr=False)
     key: bool = False  # in the README's table, and in a quick report
+    plans: dict[str, Work] = field(default_factory=dict)  # what it takes by each plan (`fastmlp.plans`)
+    memory: bool = False  # the peak is measured too
 
     @property
     def precision(self) -> str:
@@ -83,7 +87,7 @@ def cases(device: str) -> Iterator[Case]:
             continue  # a CPU has no bfloat16 target but these
         for rows, classes in [(256, 10), (4096, 1000), (2048, 32000)] + half * [(4096, 128256)]:
             yield cross_entropy(rows, classes, dtype, key=True)
-        yield linear_cross_entropy(*((4096, 4096, 128256) if half else (512, 512, 32000)), dtype)
+        yield linear_cross_entropy(*((8192, 4096, 128256) if half else (512, 512, 32000)), dtype)
         for shape in [(256, 784, 256), (4096, 1024, 1024)] + half * [(8192, 8192, 8192)]:
             modes = (COMPILED, AUTOTUNED) if shape[0] == 8192 else (COMPILED,)
             yield linear_relu(shape, dtype, backward=False, modes=modes, key=shape[0] == 8192)
@@ -96,14 +100,6 @@ def net(widths: Sequence[int], sequential: type[nn.Sequential] = nn.Sequential) 
     for k, n in itertools.pairwise(widths):
         layers += [nn.Linear(k, n), nn.ReLU()]
     return sequential(*layers[:-1])
-
-
-def name(widths: Sequence[int]) -> str:
-    """Such as 784-256-10; equal widths in a row are counted."""
-    groups = [(width, len(list(same))) for width, same in itertools.groupby(widths)]
-    return "-".join(
-        f"{width} (x {times})" if times > 3 else "-".join([str(width)] * times) for width, times in groups
-    )
 
 
 def seeded(factory: Callable[[], Run]) -> Factory:
@@ -290,7 +286,7 @@ def linear_cross_entropy(rows: int, features: int, classes: int, dtype: torch.dt
         }
 
     work = counts.linear_cross_entropy(rows, features, classes, dtype)
-    return Case(HEAD, f"{rows} x {features} -> {classes}", dtype, work, build)
+    return Case(HEAD, f"{rows} x {features} -> {classes}", dtype, work, build, memory=True)
 
 
 def linear_relu(

@@ -134,6 +134,14 @@ def inference(widths: Sequence[int], x: torch.Tensor) -> Run:
     return _run(_Call(_jit(lambda p, x: _forward(p, x, dtype)), params, _put(x, device)))
 
 
+def gradients(widths: Sequence[int], x: torch.Tensor, grad: torch.Tensor) -> Run:
+    """Forward, and from ``grad`` the gradients of parameters and input, all in ``x``'s dtype."""
+    device, dtype = x.device.type, _dtype(x.dtype)
+    params = [(w.astype(dtype), b.astype(dtype)) for w, b in _params(widths, device)]
+    both = _jit(lambda grad, p, x: jax.vjp(lambda p, x: _forward(p, x, dtype), p, x)[1](grad))
+    return _run(_Call(both, _put(grad, device), params, _put(x, device)))
+
+
 def training_step(
     widths: Sequence[int], x: torch.Tensor, y: torch.Tensor, lr: float, dtype: torch.dtype, operations: int
 ) -> Run:

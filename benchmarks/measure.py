@@ -43,6 +43,10 @@ def measure(case: Case, device: str, ceilings: Ceilings, effort: Effort, with_me
         "important": case.key,
         "floor": ceilings.floor(case.work, case.precision),
         "work": asdict(case.work),
+        "plans": {
+            plan: asdict(work) | {"floor": ceilings.floor(work, case.precision)}
+            for plan, work in case.plans.items()
+        },
         "seconds": {},
         "missing": {},
     }
@@ -67,7 +71,7 @@ def measure(case: Case, device: str, ceilings: Ceilings, effort: Effort, with_me
                 row["error"] = f"{OURS}: {reason(error)}"
     if runs:
         row |= _timed(runs, device, effort)
-    if with_memory and "error" not in row:
+    if (with_memory or case.memory) and "error" not in row:
         row["memory"] = _memory({name: factories[name] for name in _MEASURED_MEMORY if name in runs}, device)
     return row
 

@@ -21,6 +21,8 @@ OURS = "fastmlp"
 OURS_MODULES = "fastmlp modules"  # the drop-in replacements under torch's autograd and optimizer
 OURS_GRAPH = "fastmlp, CUDA graph"
 OURS_ENGINES = {"fused": "fastmlp, launches", "graph": OURS_GRAPH, "persistent": "fastmlp, persistent"}
+#: The net by one plan, whatever the chooser would take (`fastmlp.plans`).
+OURS_PLANS = {plan: f"fastmlp, {plan}" for plan in ("layers", "whole", "recompute")}
 EAGER = "eager"
 EAGER_FLOAT32 = "eager float32"  # beside rows in bfloat16
 GRAPH = "eager, CUDA graph"
@@ -31,14 +33,16 @@ JAX = "JAX"
 LIGER = "Liger-Kernel"
 CUT = "cut-cross-entropy"
 TORCH_LINEAR = "F.linear_cross_entropy"
+TCNN = "tiny-cuda-nn"  # in fp16 without biases: it has neither bf16 nor a bias
 BOOK = "book's pipeline"
 BOOK_WORKERS = "book's pipeline, 4 workers"
 
 #: In the order of columns and colours, ours first.
 PEERS = (
-    OURS, OURS_MODULES, *OURS_ENGINES.values(), EAGER, EAGER_FLOAT32, GRAPH, COMPILED, REDUCED, AUTOTUNED,
-    JAX, TORCH_LINEAR, LIGER, CUT, BOOK, BOOK_WORKERS,
+    OURS, OURS_MODULES, *OURS_ENGINES.values(), *OURS_PLANS.values(), EAGER, EAGER_FLOAT32, GRAPH, COMPILED,
+    REDUCED, AUTOTUNED, JAX, TORCH_LINEAR, LIGER, CUT, TCNN, BOOK, BOOK_WORKERS,
 )  # fmt: skip
+OF_OURS = (OURS, OURS_MODULES, *OURS_ENGINES.values(), *OURS_PLANS.values())
 MODES = {COMPILED: "default", REDUCED: "reduce-overhead", AUTOTUNED: "max-autotune"}
 
 

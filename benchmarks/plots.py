@@ -29,6 +29,9 @@ _COLOURS = {
     peers.OURS_ENGINES["fused"]: "#5aa02c",
     peers.OURS_GRAPH: "#2ca089",
     peers.OURS_ENGINES["persistent"]: "#0b4f3a",
+    peers.OURS_PLANS["layers"]: "#9fd8b4",
+    peers.OURS_PLANS["whole"]: "#0f6b6b",
+    peers.OURS_PLANS["recompute"]: "#57c4c4",
     EAGER: "#6b7280",
     peers.EAGER_FLOAT32: "#b0b5bd",
     peers.GRAPH: "#374151",
@@ -39,6 +42,7 @@ _COLOURS = {
     peers.TORCH_LINEAR: "#b5838d",
     peers.LIGER: "#8e5bd0",
     peers.CUT: "#c77dd8",
+    peers.TCNN: "#d6336c",
     peers.BOOK: "#9a9034",
     peers.BOOK_WORKERS: "#c9bf57",
 }

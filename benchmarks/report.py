@@ -7,6 +7,7 @@ same machine and commit stays: ``--only``, ``--match`` and ``--budget`` split a 
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks import accuracy, cases, epochs, plots, sweeps, tables, targets
+from benchmarks import accuracy, cases, epochs, plots, sweeps, tables, targets, whole_net
 from benchmarks.cases import Case
 from benchmarks.floors import Ceilings, measure_ceilings
 from benchmarks.machine import describe
@@ -103,7 +104,9 @@ class Session:
             self._row("tests", "tests", self._tests)
         self._ceilings = self._measure_ceilings() if set(parts) - {"tests", "accuracy"} else None
         if "cases" in parts:
-            self._cases("cases", cases.cases(self._device))
+            seconds = sweeps.limits(self._device, self._quick).seconds
+            small_nets = whole_net.cases(self._device, seconds)
+            self._cases("cases", itertools.chain(cases.cases(self._device), small_nets))
         if {"epochs", "accuracy"} & set(parts):
             train, test = load(data, console.print)
             if "epochs" in parts:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from benchmarks.cases import A, Case, cross_entropy, inference, training_step
 from benchmarks.peers import OURS
+from benchmarks.whole_net import mlp
 
 _GIB = 1 << 30
 
@@ -44,6 +46,14 @@ def limits(device: str, quick: bool) -> Limits:
 def dtype(device: str) -> torch.dtype:
     """What is swept: on a GPU tensor cores, on a CPU what everybody uses."""
     return torch.bfloat16 if device == "cuda" else torch.float32
+
+
+def _narrow(name: str, what: str, axis: str, values: Sequence[int], case: Callable[..., Case]) -> list[Sweep]:
+    """A small net's line, backward included and not; ``case`` is `mlp` with what the value stands for."""
+    return [
+        Sweep(f"mlp-{name}", f"{what}, forward + backward", axis, values, partial(case, training=True)),
+        Sweep(f"mlp-{name}-forward", f"{what}, forward", axis, values, partial(case, training=False)),
+    ]
 
 
 _BATCHES = [4**i for i in range(11)]
@@ -82,6 +92,27 @@ SWEEPS = (
         "batch",
         _BATCHES,
         lambda batch, dtype: inference(A, batch, dtype),
+    ),
+    *_narrow(
+        "batch",
+        "8 layers of width 64",
+        "batch",
+        [1 << power for power in (8, 10, 12, 14, 16, 18, 20, 21)],
+        lambda batch, dtype, training: mlp((64,) * 9, batch, dtype, training),
+    ),
+    *_narrow(
+        "width",
+        "8 layers of one width, batch 65536",
+        "width",
+        [16, 32, 64, 128, 256],
+        lambda width, dtype, training: mlp((width,) * 9, 1 << 16, dtype, training),
+    ),
+    *_narrow(
+        "depth",
+        "layers of width 64, batch 65536",
+        "linear layers",
+        [2, 3, 4, 6, 8],
+        lambda depth, dtype, training: mlp((64,) * (depth + 1), 1 << 16, dtype, training),
     ),
 )
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from benchmarks import accuracy, targets
 from benchmarks.measure import Row
-from benchmarks.peers import EAGER, OURS, OURS_ENGINES, OURS_MODULES, PEERS
+from benchmarks.peers import EAGER, OF_OURS, OURS, OURS_PLANS, PEERS
 from benchmarks.sweeps import SWEEPS
 
-_OF_OURS = (OURS, OURS_MODULES, *OURS_ENGINES.values())
+_BY_PLAN = {"eager": EAGER, **OURS_PLANS}
 
 
 def full(report: dict[str, Any]) -> str:
@@ -28,6 +28,7 @@ def full(report: dict[str, Any]) -> str:
         _ceilings(report.get("ceilings")),
         "## Cases",
         _cases([row for row in rows if row["part"] in ("cases", "epochs")]),
+        _plans([row for row in rows if row.get("plans")]),
         f"## {accuracy.GROUP[0].upper()}{accuracy.GROUP[1:]} on Fashion-MNIST",
         _accuracy([row for row in rows if row["part"] == "accuracy"]),
         "## Sweeps",
@@ -164,6 +165,28 @@ def _cases(rows: Sequence[Row]) -> str:
     return _table(["work", "size", "dtype", "by", "time", "×", "floor / time"], lines)
 
 
+def _plans(rows: Sequence[Row]) -> str:
+    """What each plan takes by the cost model, beside the time of the peer that runs it."""
+    lines = []
+    for row in rows:
+        for i, (plan, work) in enumerate(row["plans"].items()):
+            timing = row["seconds"].get(_BY_PLAN[plan])
+            lines.append(
+                [
+                    *(_names(row) if i == 0 else ["", "", ""]),
+                    plan,
+                    str(work["launches"]),
+                    f"{work['operations'] / 1e9:.3g}",
+                    _bytes(work["bytes"]),
+                    _seconds(work["floor"]),
+                    _time(timing) if timing else "not measured here",
+                ]
+            )
+    head = ["work", "size", "dtype", "plan", "launches", "GFLOP", "through memory", "floor", "time"]
+    text = "Counted by the cost model (docs/cost.md), with the ceilings measured above."
+    return f"## Plans of small nets\n\n{text}\n\n{_table(head, lines)}" if rows else ""
+
+
 def _sweeps(report: dict[str, Any]) -> list[str]:
     parts = []
     for sweep in SWEEPS:
@@ -248,7 +271,7 @@ def _names(row: Row) -> list[str]:
 
 def _best_peer(row: Row) -> str | None:
     """The fastest of the others."""
-    others = {peer: timing["median"] for peer, timing in row["seconds"].items() if peer not in _OF_OURS}
+    others = {peer: timing["median"] for peer, timing in row["seconds"].items() if peer not in OF_OURS}
     return min(others, key=lambda peer: others[peer], default=None)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks import cases, epochs
+from benchmarks import cases, epochs, whole_net
 from benchmarks.measure import Row
 from benchmarks.peers import (
     AUTOTUNED,
@@ -16,8 +16,12 @@ from benchmarks.peers import (
     EAGER_FLOAT32,
     GRAPH,
     JAX,
+    LIGER,
+    OF_OURS,
     OURS,
     OURS_ENGINES,
+    OURS_GRAPH,
+    TORCH_LINEAR,
 )
 
 Rows = Sequence[Row]
@@ -80,6 +84,38 @@ def _speedup(group: str, label: str, dtype: str, *against: str) -> Callable[[Row
     return value
 
 
+def _over_everybody(*groups: str) -> Callable[[Rows], Measured]:
+    """Over the fastest of the others, in the worst row; ours may be in a CUDA graph as theirs may."""
+
+    def value(rows: Rows) -> Measured:
+        found = []
+        for row in rows:
+            seconds = row.get("seconds", {}) if row["group"] in groups and row["part"] != "sweeps" else {}
+            others = {peer: timing["median"] for peer, timing in seconds.items() if peer not in OF_OURS}
+            if OURS not in seconds or not others:
+                continue
+            best = min(others, key=lambda peer: others[peer])
+            ours = min(seconds[peer]["median"] for peer in (OURS, OURS_GRAPH) if peer in seconds)
+            found.append((others[best] / ours, f"over {best}, {row['label']}, {row['dtype']}"))
+        return min(found, default=None)
+
+    return value
+
+
+def _memory(group: str, label: str, dtype: str) -> Callable[[Rows], Measured]:
+    """The peak of ours in percent of eager's."""
+
+    def value(rows: Rows) -> Measured:
+        found = [
+            (100 * memory[OURS] / memory[EAGER], "of eager")
+            for row in _named(rows, group, label, dtype)
+            if {OURS, EAGER} <= (memory := row.get("memory", {})).keys() and memory[EAGER]
+        ]
+        return max(found, default=None)
+
+    return value
+
+
 def _epoch(*against: str) -> Callable[[Rows], Measured]:
     """The step's speed-up in an epoch, in the dtype where it is smaller."""
 
@@ -125,6 +161,8 @@ def _share_of_floor(group: str, label: str, dtype: str) -> Callable[[Rows], Meas
     return value
 
 
+_LANGUAGE = "8192 x 4096 -> 128256"  # tokens, features and vocabulary of a language model's head
+_LAYER = "8192 x 8192 -> 8192"
 _INFERENCE = [(256, 1.1), (4096, 1.2), (1, 1.0), (32, 1.0)]
 _LOSSES = [("2048 x 32000", 2.5), ("4096 x 1000", 1.3), ("256 x 10", 1.0)]
 
@@ -159,9 +197,26 @@ TARGETS: tuple[Target, ...] = (
     Target("gpu", "a step of an epoch over eager in a CUDA graph", 3.0, _epoch(GRAPH)),
     Target("gpu", "a step of an epoch over torch.compile max-autotune", 3.0, _epoch(AUTOTUNED)),
     Target("gpu", "a step of an epoch over JAX", 2.0, _epoch(JAX)),
+    *(
+        Target("gpu", f"{group}, {_LAYER}, bfloat16", 1.0, _speedup(group, _LAYER, "bfloat16", EAGER))
+        for group in (cases.LINEAR, cases.LINEAR_BACKWARD)
+    ),
     Target(
-        "gpu", "linear + bias + ReLU, 8192 x 8192 -> 8192, bfloat16", 1.0,
-        _speedup(cases.LINEAR, "8192 x", "bfloat16", EAGER),
+        "gpu", f"linear + cross-entropy {_LANGUAGE}, bfloat16, over torch, Liger and eager", 1.0,
+        _speedup(cases.HEAD, _LANGUAGE, "bfloat16", TORCH_LINEAR, LIGER, EAGER),
+    ),
+    Target(
+        "gpu", f"peak memory of linear + cross-entropy {_LANGUAGE}, bfloat16", 10.0,
+        _memory(cases.HEAD, _LANGUAGE, "bfloat16"), "%", at_most=True,
+    ),
+    *(
+        Target("gpu", f"{group}, over every peer", 1.0, _over_everybody(group))
+        for group in (whole_net.FORWARD, whole_net.TRAINING)
+    ),
+    *(
+        Target("gpu", f"{group}, {dtype}", 1.0, _speedup(group, "", dtype, EAGER))
+        for group in (whole_net.DROPOUT, whole_net.QUANTIZED)
+        for dtype in ("float32", "bfloat16")
     ),
     Target(
         "gpu", "cross-entropy 4096 x 128256, bfloat16", 90.0,

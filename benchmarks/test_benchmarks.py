@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import whole_net
 from benchmarks.cases import Case, cases
 from benchmarks.measure import reason
 from benchmarks.peers import COMPILED, EAGER, JAX, OURS, OURS_MODULES
+from benchmarks.sweeps import LIMITS
 from benchmarks.timing import synchronize
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -24,7 +26,7 @@ def _id(value: Case | str) -> str:
 
 
 @pytest.mark.parametrize("peer", _PEERS)
-@pytest.mark.parametrize("case", list(cases(DEVICE)), ids=_id)
+@pytest.mark.parametrize("case", [*cases(DEVICE), *whole_net.cases(DEVICE, LIMITS[DEVICE].seconds)], ids=_id)
 def test_case(benchmark: Any, case: Case, peer: str) -> None:
     benchmark.group = str(case)
     factories = case.on(DEVICE)

@@ -6,16 +6,18 @@ GPU they run fused Triton kernels, on a CPU plain torch.
 
 from fastmlp import data, functional
 from fastmlp.engine import TrainStep
-from fastmlp.modules import MLP, CrossEntropyLoss, LinearAct, Sequential, fuse
+from fastmlp.modules import MLP, Cost, CrossEntropyLoss, LinearAct, Sequential, cost, fuse
 from fastmlp.training import fit
 
 __version__ = "0.1.0"
 __all__ = [
     "MLP",
+    "Cost",
     "CrossEntropyLoss",
     "LinearAct",
     "Sequential",
     "TrainStep",
+    "cost",
     "data",
     "fit",
     "functional",

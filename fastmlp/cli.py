@@ -23,8 +23,9 @@ import torch
 from torch import nn
 
 import fastmlp
-from fastmlp import activations, backends
+from fastmlp import activations, backends, plans
 from fastmlp.data import DataError, Images, load, synthetic
+from fastmlp.devices import DEVICES
 from fastmlp.training import Epoch, TrainingError, fit, save
 
 app = typer.Typer(
@@ -175,13 +176,13 @@ def _check_writable(out: Path) -> None:
         fail(f"--out {out}: {'a directory' if out.is_dir() else 'its directory is read-only'}")
 
 
-def _widths(text: str) -> list[int]:
+def _widths(text: str, option: str = "--hidden") -> list[int]:
     try:
         widths = [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
         widths = [0]
     if any(width < 1 for width in widths):
-        fail(f"--hidden {text}: expected positive widths with commas between them, such as 512,256", 2)
+        fail(f"{option} {text}: expected positive widths with commas between them, such as 512,256", 2)
     return widths
 
 
@@ -249,9 +250,38 @@ def _fit(
         )
 
 
-@app.command(epilog="Example: FASTMLP_BACKEND=torch fastmlp info")
-def info() -> None:
-    """Versions, the device, and which backend would run and why."""
+@app.command(epilog="Example: fastmlp info --widths 32,64,64,64,4 --batch 65536 --dtype bfloat16 --on h100")
+def info(
+    widths: str = typer.Option("784,256,10", help="Of the net whose cost is shown: input and every layer."),
+    batch: int = typer.Option(256, min=1, help="Rows."),
+    dtype: Dtype = typer.Option(Dtype.float32, help="That everything is in."),
+    on: str = typer.Option("", help="One of " + ", ".join(DEVICES) + "; default: the GPU here, else h200."),
+    inference: bool = typer.Option(False, "--inference", help="The forward alone, without a backward."),
+) -> None:
+    """Versions, the device, which backend would run and why; and what a net costs by each plan."""
+    sizes = _widths(widths, "--widths")
+    if len(sizes) < 2:
+        fail(f"--widths {widths}: expected two at least, such as 784,256,10", 2)
+    if on and on not in DEVICES:
+        fail(f"--on {on}: expected one of {', '.join(DEVICES)}", 2)
+    _print_versions()
+    found = fastmlp.cost(
+        sizes, batch, dtype=getattr(torch, dtype.value), device=on or None, training=not inference
+    )
+    head, *rows = found.rows()
+    table = Table(*head, title=f"{plans.name(sizes)}: {found.title}", title_justify="left", box=None)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        table.add_row(*row)
+    console.print()
+    console.print(table)
+    for note in found.notes():
+        console.print(note)
+    console.print(f"{found.device.name}: {found.device.source}", style="dim")
+
+
+def _print_versions() -> None:
     table = Table(show_header=False, box=None)
     table.add_row("fastmlp", fastmlp.__version__)
     table.add_row("python", platform.python_version())

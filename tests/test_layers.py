@@ -10,8 +10,14 @@ import pytest
 
 _ROOT = Path(__file__).resolve().parent.parent
 _LAYERS = ["cli", "training", "engine", "modules", "functional", "autograd", "backends", "kernels"]
-#: What every layer may use: the table of activations, and (above the modules) data.
-_SHARED = {"activations": "backends", "data": "training"}
+#: What every layer may use: the table of activations, what work costs, and (above the modules) data.
+_SHARED = {
+    "activations": "backends",
+    "devices": "backends",
+    "plans": "backends",
+    "work": "backends",
+    "data": "training",
+}
 _FILES = sorted([*(_ROOT / "fastmlp").rglob("*.py"), *(_ROOT / "kernels").glob("*.py")])
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from benchmarks import floors, memory
-from benchmarks.counts import Work
 from benchmarks.floors import Ceilings
 from benchmarks.timing import Run
+from fastmlp.work import Work
 
 _CEILINGS = Ceilings(copy={100: 50.0, 1000: 10.0}, matmul={"float32": 4.0}, launch=0.5)
 

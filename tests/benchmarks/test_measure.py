@@ -9,12 +9,12 @@ import torch
 
 from benchmarks import cases, epochs, peers
 from benchmarks.cases import Case
-from benchmarks.counts import Work
 from benchmarks.floors import Ceilings
 from benchmarks.measure import Effort, Row, measure
 from benchmarks.peers import EAGER, OURS, Factory, MissingPeerError
 from benchmarks.timing import Run
 from fastmlp.data import synthetic
+from fastmlp.work import Work
 
 _CEILINGS = Ceilings(copy={1000: 1e9}, matmul={"float32": 1e12, "bfloat16": 1e12}, launch=1e-6)
 

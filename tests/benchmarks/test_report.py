@@ -88,7 +88,7 @@ def test_sweeps_stop_and_accuracy_needs_the_real_data(
     data = _run(tmp_path, only=["sweeps", "accuracy"], match="")
     assert "GiB" in data["stops"]["batch"]
     assert {row["sweep"] for row in data["rows"] if row["part"] == "sweeps"} == {
-        "batch", "width", "depth", "classes", "inference",
+        "batch", "width", "depth", "classes", "inference", "mlp-batch", "mlp-batch-forward",
     }  # fmt: skip
     (skipped,) = (row for row in data["rows"] if row["part"] == "accuracy")
     assert skipped["skipped"].startswith("needs Fashion-MNIST")

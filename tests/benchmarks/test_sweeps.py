@@ -40,6 +40,10 @@ def test_sweeps_cover_the_issue() -> None:
     assert (values["width"][0], values["width"][-1]) == (16, 16384)
     assert (values["depth"][0], values["depth"][-1]) == (2, 32)
     assert (values["classes"][0], values["classes"][-1]) == (10, 262144)
+    for end in ("", "-forward"):
+        assert (values[f"mlp-batch{end}"][0], values[f"mlp-batch{end}"][-1]) == (1 << 8, 1 << 21)
+        assert (values[f"mlp-width{end}"][0], values[f"mlp-width{end}"][-1]) == (16, 256)
+        assert (values[f"mlp-depth{end}"][0], values[f"mlp-depth{end}"][-1]) == (2, 8)
     for sweep in sweeps.SWEEPS:
         assert len(list(sweeps.points(sweep, "cpu", quick=True))) == 3
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cases, plots, readme, tables, targets
+from benchmarks import cases, peers, plots, readme, tables, targets, whole_net
 from benchmarks.machine import describe, folder
-from tests.benchmarks.stored import report, row
+from benchmarks.peers import EAGER, GRAPH, OURS, PEERS
+from tests.benchmarks.stored import report, row, timing
 
 
 def test_the_full_table_has_every_row_peer_and_reason() -> None:
@@ -25,6 +26,22 @@ def test_the_full_table_has_every_row_peer_and_reason() -> None:
     assert "| 1.05 s (1 s-1.1 s) |" in text
     assert "| copy, 64 KiB | 50 GB/s |" in text
     assert "1 MiB" in text
+
+
+def test_a_small_nets_plans_stand_beside_its_times() -> None:
+    seconds = {OURS: timing(1e-3), EAGER: timing(3e-3), peers.OURS_PLANS["whole"]: timing(0.9e-3)}
+    work = {"operations": 2_000_000_000, "bytes": 3 << 20, "launches": 4, "floor": 0.5e-3}
+    plans = {"eager": work | {"launches": 45}, "layers": work, "whole": work}
+    stored = report()
+    stored["rows"].append(row("cases", whole_net.TRAINING, "policy", seconds=seconds, plans=plans))
+    text = tables.full(stored)
+    assert (
+        f"| {whole_net.TRAINING} | policy | float32 | eager | 45 | 2 | 3 MiB | 500 µs | 3 ms (2.7-3.3) |"
+        in text
+    )
+    assert "|  |  |  | layers | 4 | 2 | 3 MiB | 500 µs | not measured here |" in text
+    assert "|  |  |  | whole | 4 | 2 | 3 MiB | 500 µs | 900 µs (810-990) |" in text
+    assert "## Plans of small nets" not in tables.full(report())
 
 
 def test_the_readme_has_the_rows_that_matter() -> None:
@@ -73,6 +90,36 @@ def test_a_gpus_targets() -> None:
     assert found["a step of an epoch over eager in a CUDA graph"]["verdict"] == "missed"
 
 
+def test_a_gpus_targets_of_this_kind_of_net_and_loss() -> None:
+    stored = report()
+    stored["machine"]["kind"] = "gpu"
+    head = {OURS: timing(2e-3), EAGER: timing(3e-3), peers.TORCH_LINEAR: timing(1.8e-3)}
+    graphs = {OURS: timing(5e-3), peers.OURS_GRAPH: timing(1e-3), GRAPH: timing(2e-3), EAGER: timing(9e-3)}
+    plans = {OURS: timing(5e-3), peers.OURS_PLANS["whole"]: timing(1e-3), peers.TCNN: timing(4e-3)}
+    stored["rows"] = [
+        row(
+            "cases", cases.HEAD, "8192 x 4096 -> 128256", "bfloat16", seconds=head,
+            memory={OURS: 200, EAGER: 4000},
+        ),
+        row("cases", whole_net.FORWARD, "policy", seconds=graphs),
+        row("cases", whole_net.TRAINING, "policy", seconds=graphs),
+        row("cases", whole_net.TRAINING, "table", seconds=plans),
+        row("sweeps", whole_net.FORWARD, "policy", seconds={OURS: timing(2.0), EAGER: timing(1.0)}),
+    ]  # fmt: skip
+    found = {t["what"]: t for t in targets.evaluate(stored) if t["kind"] == "gpu"}
+    size = "linear + cross-entropy 8192 x 4096 -> 128256, bfloat16"
+    loss = found[f"{size}, over torch, Liger and eager"]
+    assert (loss["measured"], loss["verdict"]) == (0.9, "missed")
+    assert loss["where"] == f"over {peers.TORCH_LINEAR}"
+    held = found[f"peak memory of {size}"]
+    assert (held["measured"], held["wanted"], held["verdict"]) == (5.0, "<= 10%", "met")
+    assert found[f"{whole_net.FORWARD}, over every peer"]["measured"] == 2.0
+    worst = found[f"{whole_net.TRAINING}, over every peer"]
+    assert (worst["measured"], worst["verdict"]) == (0.8, "missed")  # another plan of ours is no peer of ours
+    assert worst["where"] == "over tiny-cuda-nn, table, float32"
+    assert found[f"{whole_net.DROPOUT}, bfloat16"]["verdict"] == "not measured here"
+
+
 def test_pictures_of_every_part(tmp_path: Path) -> None:
     plots.draw(report(), tmp_path)
     for name in ("speedup", "sweep-batch", "accuracy"):
@@ -80,6 +127,11 @@ def test_pictures_of_every_part(tmp_path: Path) -> None:
             assert (tmp_path / f"{name}.{kind}").stat().st_size > 1000
     text = (tmp_path / "sweep-batch.svg").read_text()
     assert text.startswith("<?xml")
+
+
+def test_every_peer_has_a_colour_of_its_own() -> None:
+    assert set(plots._COLOURS) == set(PEERS)
+    assert len(set(plots._COLOURS.values())) == len(PEERS)
 
 
 def test_an_empty_report_draws_nothing(tmp_path: Path) -> None:

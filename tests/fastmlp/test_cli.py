@@ -122,6 +122,31 @@ def test_the_fallback_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert issubclass(DataError, Exception)
 
 
+def test_info_prints_what_a_net_costs() -> None:
+    result = run("info", "--widths", "64,64,64,64", "--batch", "4096", "--dtype", "bfloat16", "--on", "h100")
+    assert result.exit_code == 0, result.output
+    rows = [line.split() for line in result.output.splitlines()]
+    assert ["eager", "5", "+", "10"] in [row[:4] for row in rows]
+    assert ["whole", "1", "+", "3"] in [row[:4] for row in rows]
+    assert "64 (x 4): forward + backward, batch 4096, bfloat16 (half) on h100" in result.output
+    assert "64 (x 4): whole, floors:" in result.output
+    assert "kept" not in run("info", "--inference").output
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (("--widths", "784"), "--widths 784: expected two at least"),
+        (("--widths", "784,0"), "--widths 784,0: expected positive widths"),
+        (("--on", "h300"), "--on h300: expected one of a100,"),
+    ],
+)
+def test_info_with_a_bad_option(options: tuple[str, ...], text: str) -> None:
+    result = run("info", *options)
+    assert result.exit_code == 2
+    assert text in result.output
+
+
 def test_info() -> None:
     result = run("info")
     assert result.exit_code == 0

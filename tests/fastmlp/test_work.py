@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks import counts
+from fastmlp import work as counts
 
 _FP32, _BF16 = torch.float32, torch.bfloat16
 

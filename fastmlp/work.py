@@ -2,6 +2,7 @@
 
 A launch reads each operand from memory once and writes each result once; what one launch hands to
 the next goes through memory. Sums and pointwise functions are not counted beside the products.
+What a network takes by each of its plans is counted in `fastmlp.plans`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ class Work:
     bytes: int  # read and written
     launches: int
     footprint: int  # bytes that live at the same time
+    cached: int = 0  # bytes through the cache, what several programs read counted for each; 0: not counted
 
     def times(self, count: float) -> Work:
         """The same work, done ``count`` times over the same memory."""
@@ -32,6 +34,7 @@ class Work:
             round(self.bytes * count),
             round(self.launches * count),
             self.footprint,
+            round(self.cached * count),
         )
 
 
@@ -48,6 +51,14 @@ def linear(m: int, k: int, n: int, dtype: torch.dtype, backward: bool = False) -
     return Work(3 * product, moved + back, 2, 2 * moved)
 
 
+def gathered_linear(m: int, k: int, n: int, dtype: torch.dtype, input_dtype: torch.dtype) -> Work:
+    """Y = f(X Wᵀ + b) with its dW and db; X (M, K) are rows of a data set, gathered by their index."""
+    e, source = dtype.itemsize, m * k * input_dtype.itemsize + m * _LABEL
+    params, outputs = e * (n * k + n), e * m * n
+    # Forward: X, W and b in, Y out. Backward: X, dY and Y in, dW and db out.
+    return Work(2 * 2 * m * k * n, 2 * source + 2 * params + 3 * outputs, 2, source + 2 * (params + outputs))
+
+
 def cross_entropy(rows: int, classes: int, dtype: torch.dtype) -> Work:
     """Loss and gradient of logits (N, C).
 
@@ -56,6 +67,14 @@ def cross_entropy(rows: int, classes: int, dtype: torch.dtype) -> Work:
     """
     logits = rows * classes * dtype.itemsize
     return Work(0, 3 * logits + 2 * rows * _LABEL, 2, 2 * logits)
+
+
+def eager_cross_entropy(rows: int, classes: int, dtype: torch.dtype) -> Work:
+    """The same by torch's ops: log_softmax, nll_loss, a fill, and the backwards of the two."""
+    logits = rows * classes * dtype.itemsize
+    # The logits in, their log-softmax out; a matrix of zeros and -1 / N out; that and the log-softmax in, the
+    # gradient out.
+    return Work(0, 6 * logits + 2 * rows * _LABEL, 5, 4 * logits)
 
 
 def linear_cross_entropy(rows: int, features: int, classes: int, dtype: torch.dtype) -> Work:

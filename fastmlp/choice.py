@@ -1,0 +1,89 @@
+"""Which plan a chain of linear layers takes: of those that fit, the one with the smaller floor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+
+from fastmlp.devices import DEFAULT, DEVICES, Device, find, operand_kind
+from fastmlp.plans import WHOLE_ROWS, Dense, chain, count
+
+#: The widest hidden layer of the whole-network kernels, by bytes of an element.
+WHOLE_WIDTHS = {4: 128, 2: 256}
+
+
+def whole_misfit(layers: Sequence[Dense], itemsize: int, shared: int) -> str | None:
+    """Why the whole-network kernels do not take ``layers``; None if they do.
+
+    Args:
+        layers: the chain.
+        itemsize: bytes of an element.
+        shared: bytes of shared memory that a program may take.
+    """
+    if len(layers) < 2:
+        return "one layer leaves nothing to keep on the chip"
+    hidden = layers[:-1]
+    if len({(layer.act, layer.keeps_z) for layer in hidden}) > 1:
+        return "the hidden layers have different activations"
+    widest, most = max(layer.n for layer in hidden), WHOLE_WIDTHS.get(itemsize, 0)
+    if widest > most:
+        return f"a hidden width of {widest}: at most {most} in {8 * itemsize}-bit elements"
+    # The rows' activations and two blocks of a weight; the reduction's step is 128 bytes.
+    needed = itemsize * widest * (WHOLE_ROWS + 2 * 128 // itemsize)
+    if needed > shared:
+        return f"{needed >> 10} KiB of shared memory, of {shared >> 10}"
+    return None
+
+
+def whole_fits(widths: Sequence[int], itemsize: int, device: str | torch.device | None = None) -> bool:
+    """Whether the whole-network kernels take a net of these widths on ``device``."""
+    return whole_misfit(chain(widths), itemsize, _of_kernels(device).shared) is None
+
+
+def _of_kernels(device: str | torch.device | None) -> Device:
+    """The device; kernels that run on a CPU are interpreted, in the place of a GPU."""
+    found = find(device)
+    return DEVICES[DEFAULT] if found.name == "cpu" else found
+
+
+def choose_plan(
+    widths: tuple[int, ...],
+    batch: int,
+    dtype: torch.dtype,
+    device: str | torch.device | None = None,
+    training: bool = True,
+) -> str:
+    """``"whole"`` or ``"layers"``: of what fits, the plan with the smaller floor.
+
+    Asked at every forward: a look into a cache, keyed by ``batch`` rounded up to a power of two. A bias and a
+    ReLU a layer are assumed: they hardly weigh.
+
+    Args:
+        widths: of the input and of every layer.
+        batch: rows, at least 1.
+        dtype: of the products: float32, float16 or bfloat16.
+        device: see `fastmlp.devices.find`.
+        training: whether a backward will follow.
+    """
+    return _chosen(widths, (batch - 1).bit_length(), operand_kind(dtype), dtype, device, training)
+
+
+@lru_cache(maxsize=4096)
+def _chosen(
+    widths: tuple[int, ...],
+    power: int,
+    kind: str,
+    dtype: torch.dtype,
+    device: str | torch.device | None,
+    training: bool,
+) -> str:
+    layers, where = chain(widths), _of_kernels(device)
+    if whole_misfit(layers, dtype.itemsize, where.shared) is not None:
+        return "layers"
+    whole, single = (
+        count(plan, layers, 1 << power, dtype, where.sms, training).floor(where, kind)
+        for plan in ("whole", "layers")
+    )
+    return "whole" if whole <= single else "layers"

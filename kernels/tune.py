@@ -23,7 +23,7 @@ from torch import Tensor
 from fastmlp.kernels import configs
 from fastmlp.kernels.cases import MATRIX_PROBLEMS, NUMERICS, Run, Shape
 from fastmlp.kernels.compile import align
-from fastmlp.kernels.configs import Key, Tile
+from fastmlp.kernels.configs import Key, Tile, TmaTile
 from fastmlp.kernels.head import MAX_CLASSES
 from fastmlp.kernels.launch import INTERPRETED, arch_of
 from fastmlp.kernels.resources import ARCHITECTURES
@@ -63,6 +63,8 @@ class Trial:
 
 def candidates(family: str, arch: str, precision: str, bucket: str) -> list[Tile]:
     """Tiles worth a try: nearly square, accumulators fit the registers, operands the shared memory."""
+    if family in configs.TMA_FAMILIES:
+        return _tma_candidates(arch, precision, bucket)
     architecture = ARCHITECTURES[configs.nearest(arch)]
     itemsize = 2 if precision == "half" else 4
     lanes = architecture.target.warp_size
@@ -79,6 +81,24 @@ def candidates(family: str, arch: str, precision: str, bucket: str) -> list[Tile
         sensible = max(m, n) <= 2 * min(m, n) and (warps == 4 or m * n >= 64 * 64)
         if fits and (head or sensible):
             found.append(Tile(m, n, k, 1 if head else 8, warps, depth))
+    return found
+
+
+def _tma_candidates(arch: str, precision: str, bucket: str) -> list[Tile]:
+    """Tiles for the kernel that TMA feeds: 128-byte rows, so that the copies meet no bank twice."""
+    limit = ARCHITECTURES[configs.nearest(arch)].shared_limit
+    itemsize = 2 if precision == "half" else 4
+    sides = (64, 128) if bucket == "narrow" else (64, 128, 256)
+    specialized = (False, True) if configs.nearest(arch) == "sm_100" else (False,)
+    found: list[Tile] = []
+    for m, n, k, warps, depth, parts, specialize in itertools.product(
+        (64, 128), sides, (64 // itemsize, 128 // itemsize), (4, 8), (2, 3, 4), (1, 2, 4), specialized
+    ):
+        operands, result = depth * (m + n) * k * itemsize, m * n // parts * itemsize
+        full = k * itemsize == 128 or configs.nearest(arch) == "sm_120"
+        fits = operands + result <= limit and m * n // (warps * 32) <= 128
+        if fits and full and n >= m and parts * 64 <= n and (warps == 4) == (m * n < 128 * 128):
+            found.append(TmaTile(m, n, k, 8, warps, depth, parts, specialize))
     return found
 
 
@@ -101,6 +121,8 @@ def problems(
         make, products = MATRIX_PROBLEMS[family]
         numerics, (m, n, k) = NUMERICS[dtype], shape
         precision = configs.precision_class(numerics.compute, numerics.precision)
+        if not configs.exists(family, arch, precision):
+            continue
         problem = Problem(make(numerics, shape, device=device), 2.0 * m * n * k * products)
         found.setdefault((family, arch, precision, configs.bucket(n, k)), []).append(problem)
     return found

@@ -140,7 +140,7 @@ def measure(
     for trial in trials:
         try:
             with configs.override(family, trial.tile):
-                results = [_tensors(problem.run()) for problem in todo]
+                results = [tensors_of(problem.run()) for problem in todo]
         except Exception as error:  # out of registers or shared memory, or the compiler gave up
             trial.skipped = f"{type(error).__name__}: {error}".split("\n")[0]
             continue
@@ -157,14 +157,20 @@ def measure(
     return trials
 
 
-def _tensors(result: Any) -> list[Tensor]:
+def tensors_of(result: Any) -> list[Tensor]:
+    """The tensors among what a call returned."""
     return [t for t in result or () if isinstance(t, Tensor)]
 
 
 def _alike(results: list[list[Tensor]], reference: list[list[Tensor]]) -> bool:
-    pairs = zip(itertools.chain(*results), itertools.chain(*reference))
+    return all(alike(*pair) for pair in zip(results, reference))
+
+
+def alike(result: list[Tensor], reference: list[Tensor]) -> bool:
+    """Whether two ways gave the same, up to the order in which they add."""
     return all(
-        (a.float() - b.float()).norm().item() <= _TOLERANCE * b.float().norm().item() for a, b in pairs
+        (a.float() - b.float()).norm().item() <= _TOLERANCE * b.float().norm().item()
+        for a, b in zip(result, reference)
     )
 
 
@@ -220,7 +226,8 @@ def report(key: Key, trials: Sequence[Trial], todo: Sequence[Problem]) -> str:
     )
 
 
-def _shape(text: str) -> Shape:
+def parse_shape(text: str) -> Shape:
+    """M,N,K of the command line."""
     try:
         m, n, k = (int(number) for number in text.split(","))
     except ValueError:
@@ -243,7 +250,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--family", nargs="+", choices=families, default=families)
     parser.add_argument("--dtype", nargs="+", choices=list(NUMERICS), default=["bf16", "tf32", "fp32"])
     parser.add_argument(
-        "--shape", nargs="+", type=_shape, metavar="M,N,K", help="rows, output and input features of a layer"
+        "--shape",
+        nargs="+",
+        type=parse_shape,
+        metavar="M,N,K",
+        help="rows, output and input features of a layer",
     )
     arguments = parser.parse_args(argv)
     if "head" in arguments.family and any(n > MAX_CLASSES for _, n, _ in arguments.shape or ()):

@@ -4,8 +4,8 @@
 ``tma``      `linear_tma`: large products on sm_90 and later
 ``library``  cuBLAS, and pointwise kernels after it
 
-A row of the table is one measurement of all three. The rows that ship with the package and those that
-``python -m fastmlp.backends.decide`` measured on this machine are JSON of one form; the machine's own come first.
+A row of the table is one measurement of all three. Rows ship with the package, as JSON (none so far: none
+was measured), and ``python -m fastmlp.backends.decide`` adds this machine's own, which come first.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Machine(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """The ways to go, best first. The first that can take the arguments does; of the three, TMA may not."""
+    """The ways to go, best first. TMA may not be able to take the arguments: then the next one runs."""
 
     order: tuple[str, ...]
     row: Row | None  # the measurement that made it; None where the rule for unmeasured shapes did
@@ -89,7 +89,7 @@ class Choice(NamedTuple):
 def order(
     op: str, x: Tensor, weight: Tensor, dtype: torch.dtype, precision: str, rows: int
 ) -> tuple[str, ...]:
-    """The ways to go for ``rows`` examples through ``weight`` (N, K), computed in ``dtype``: a cached answer."""
+    """The ways to go, best first, for ``rows`` examples through ``weight`` (N, K): a cached answer."""
     if _forced is not None:
         return _forced
     n, k = weight.shape
@@ -158,7 +158,7 @@ def _power(size: int) -> int:
 
 
 def _large(machine: Machine, op: str, dtype: str, m: int, n: int, k: int) -> bool:
-    """Whether TMA runs unmeasured: a wide weight, and tiles for half of the multiprocessors in each product."""
+    """Whether TMA runs unmeasured: a wide weight, and in each product tiles for half of the machine."""
     precision = {"tf32": "tf32", "fp32": "ieee"}.get(dtype, "half")
     family = "matmul" if op == "forward" else "matmul_backward"
     if op == "backward_prologue" or dtype == "autocast" or configs.bucket(n, k) == "narrow":

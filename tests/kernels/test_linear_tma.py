@@ -190,10 +190,11 @@ def test_architectures_and_compilations() -> None:
     """Who has the kernel; and that a new batch size compiles nothing, nor do new widths."""
     told = natively("""
 from fastmlp.kernels.linear_tma import forward_misfit
+from fastmlp.kernels.resources import ARCHITECTURES
 half, meta = torch.bfloat16, {"device": "meta"}
 misfits = {}
-for name, target in (("sm_90", SM_90), ("sm_80", GPUTarget("cuda", 80, 32)), ("gfx942", GPUTarget("hip", "gfx942", 64))):
-    with dry_run(target):
+for name in ("sm_90", "sm_80", "gfx942"):
+    with dry_run(ARCHITECTURES[name].target):
         for dtype, precision in ((half, "ieee"), (torch.float32, "tf32"), (torch.float32, "ieee")):
             x, w = torch.empty(64, 64, dtype=dtype, **meta), torch.empty(64, 64, dtype=dtype, **meta)
             misfits[f"{name} {dtype} {precision}"] = forward_misfit(x, w, dtype, precision)

@@ -91,7 +91,7 @@ def cases(device: str) -> Iterator[Case]:
         for shape in [(256, 784, 256), (4096, 1024, 1024)] + half * [(8192, 8192, 8192)]:
             modes = (COMPILED, AUTOTUNED) if shape[0] == 8192 else (COMPILED,)
             yield linear_relu(shape, dtype, backward=False, modes=modes, key=shape[0] == 8192)
-            yield linear_relu(shape, dtype, backward=True)
+            yield linear_relu(shape, dtype, backward=True, key=shape[0] == 8192)
 
 
 def net(widths: Sequence[int], sequential: type[nn.Sequential] = nn.Sequential) -> nn.Sequential:

@@ -9,6 +9,8 @@ kernel family, and what the families share in one place:
 ``activations``    f and f', on the chip
 ``linear``         Y = f(X Wᵀ + b)
 ``linear_backward`` dX, dW, db in one launch
+``linear_tma``     the same for wide weights on sm_90 and later, by TMA
+``decisions``      which way a layer's products go, from measurements
 ``softmax``        device functions shared by the losses
 ``cross_entropy``  softmax-cross-entropy over any number of classes
 ``head``           the classifier head: logits, loss, dlogits and dZ in one kernel

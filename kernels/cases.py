@@ -20,9 +20,10 @@ from fastmlp.kernels import training_cases
 from fastmlp.kernels.epoch import runs_on
 from fastmlp.kernels.head import MAX_CLASSES
 from fastmlp.kernels.head import head as head_kernels
-from fastmlp.kernels.launch import arch_of, has_dependent_launch
+from fastmlp.kernels.launch import arch_of, has_dependent_launch, has_tma
 from fastmlp.kernels.linear import linear_act
 from fastmlp.kernels.linear_backward import linear_backward
+from fastmlp.kernels.linear_tma import linear_act_tma, linear_backward_tma
 
 
 class Numerics(NamedTuple):
@@ -66,7 +67,14 @@ class Case:
 
 def cases() -> Iterator[Case]:
     """Every kernel in every precision, and every branch of it at least once."""
-    for family in (_linear_cases, _linear_backward_cases, _head_cases, _cross_entropy_cases, _training_cases):
+    for family in (
+        _linear_cases,
+        _linear_backward_cases,
+        _tma_cases,
+        _head_cases,
+        _cross_entropy_cases,
+        _training_cases,
+    ):
         yield from family()
 
 
@@ -79,6 +87,7 @@ def linear(
     keep_z: bool = False,
     bias: bool = True,
     transposed: bool = False,
+    launcher: Callable[..., Any] = linear_act,
 ) -> Run:
     """The forward of one layer."""
     m, n, k = shape
@@ -86,7 +95,7 @@ def linear(
     weight = _matrix(n, k, numerics.storage, device)
     b = _vector(n, numerics.storage, device) if bias else None
     slope = _vector(n, numerics.storage, device) if act == "prelu" else None
-    return lambda: linear_act(x, weight, b, act, 0.01, slope, keep_z, numerics.compute, numerics.precision)
+    return lambda: launcher(x, weight, b, act, 0.01, slope, keep_z, numerics.compute, numerics.precision)
 
 
 def _linear_cases() -> Iterator[Case]:
@@ -119,6 +128,7 @@ def backward(
     need_input: bool = True,
     need_params: bool = True,
     transposed: bool = False,
+    by_tma: bool = False,
 ) -> Run:
     """The backward of one layer; ``act`` is undone as dY is read, ``previous_act`` in dX's epilogue."""
     m, n, k = shape
@@ -143,6 +153,10 @@ def backward(
         "dtype": dtype,
         "precision": precision,
     }
+    if by_tma:
+        for name in ("act", "saved", "slope", "slope_weight"):
+            del arguments[name]
+        return lambda: linear_backward_tma(grad, x, weight, **arguments)
     return lambda: linear_backward(grad, x, weight, **arguments)
 
 
@@ -174,6 +188,41 @@ def _linear_backward_cases() -> Iterator[Case]:
     yield case("single epilogue=tanh", "bf16", (1, 1, 1), "none", "tanh", scale=True)
     yield case("long no-bias", "bf16", LONG, bias=False)
     yield case("long scale prelu", "bf16", LONG, "prelu", "none", scale=True)
+
+
+def backward_tma(
+    numerics: Numerics,
+    shape: Shape,
+    previous_act: str = "relu",
+    device: str = "meta",
+    **options: Any,
+) -> Run:
+    """The same by TMA: two launches, and no ``act`` to undo as dY is read."""
+    return backward(numerics, shape, "none", previous_act, device, by_tma=True, **options)
+
+
+def _tma_cases() -> Iterator[Case]:
+    if not has_tma(arch_of(_scalar("meta"))):
+        return
+    for size, shape in (("narrow", NARROW), ("wide", WIDE)):
+        for dtype in ("bf16", "tf32"):
+            numerics = NUMERICS[dtype]
+            keeps = linear(numerics, shape, "gelu", keep_z=True, launcher=linear_act_tma)
+            yield Case("matmul", f"{size} gelu keep_z", dtype, keeps)
+            yield Case("matmul_backward", f"{size} gelu", dtype, backward_tma(numerics, shape, "gelu"))
+    for act in (*_LIGHT, "silu", "gelu_tanh", "prelu"):
+        keep_z = act in _HEAVY
+        run = linear(NUMERICS["bf16"], WIDE, act, keep_z=keep_z, launcher=linear_act_tma)
+        yield Case("matmul", f"wide {act}", "bf16", run)
+    for act in (*_LIGHT, "silu", "gelu_tanh"):  # a PReLU is never undone in the epilogue
+        run = backward_tma(NUMERICS["bf16"], WIDE, act, need_params=False)
+        yield Case("matmul_backward", f"wide {act} input-only", "bf16", run)
+    half = NUMERICS["fp16"]
+    yield Case(
+        "matmul", "wide none no-bias", "fp16", linear(half, WIDE, "none", bias=False, launcher=linear_act_tma)
+    )
+    scaled = backward_tma(half, WIDE, "none", scale=True, scale_input=True, bias=False)
+    yield Case("matmul_backward", "wide scale no-bias", "fp16", scaled)
 
 
 def head(
@@ -244,6 +293,8 @@ MATRIX_PROBLEMS: dict[str, tuple[Callable[..., Run], int]] = {
     "linear": (linear, 1),
     "linear_backward": (backward, 2),
     "linear_backward_prologue": (partial(backward, act="relu"), 2),
+    "matmul": (partial(linear, launcher=linear_act_tma), 1),
+    "matmul_backward": (backward_tma, 2),
     "head": (head, 2),
     "update": (partial(training_cases.timed, "update"), 1),
     "epoch": (partial(training_cases.timed, "epoch"), 3),  # a step's products

@@ -4,8 +4,8 @@
 
 The real launchers run on tensors without memory, so what is compiled is what production would
 launch: its tiles (a tuner's cache included) and its specializations. The exit code is 1 if a
-kernel does not compile, spills registers, needs more shared memory than there is, or multiplies
-16-bit or TF32 matrices without tensor cores.
+kernel does not compile, spills registers, needs more shared memory than there is, multiplies 16-bit or
+TF32 matrices without tensor cores, or lacks the TMA or the specialized warps that its launch asks for.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from typing import Any
 import torch
 import triton
 from triton import knobs
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastmlp.kernels import configs
 from fastmlp.kernels.launch import INTERPRETED, Launch, dry_run, record_launches
@@ -47,6 +48,8 @@ class Row:
     needs_tensor_cores: bool
     resources: Resources | None = None
     error: str = ""
+    needs_tma: bool = False
+    needs_specialization: bool = False
 
     def problems(self) -> list[str]:
         """What is wrong with the kernel; empty if nothing is."""
@@ -59,6 +62,10 @@ class Row:
             found.append(f"{self.resources.shared} bytes of shared memory, the limit is {limit}")
         if self.needs_tensor_cores and not self.resources.tensor_cores:
             found.append("no tensor-core instruction")
+        if self.needs_tma and not self.resources.tma:
+            found.append("no TMA instruction")
+        if self.needs_specialization and not self.resources.warp_specialized:
+            found.append("no specialized warps")
         return found
 
 
@@ -105,6 +112,8 @@ def tasks(arch: str) -> list[tuple[Row, Launch]]:
                     case.dtype,
                     _tile(one),
                     _needs_tensor_cores(one),
+                    needs_tma=any(isinstance(argument, TensorDescriptor) for argument in one.args),
+                    needs_specialization=bool(one.options.get("WARP_SPECIALIZE")),
                 )
                 found.setdefault(keys[0], (row, one))
     return list(found.values())
@@ -177,6 +186,10 @@ def _cells(row: Row) -> tuple[str, ...]:
     cores = [f"{kind} {count}" for kind, count in used.tensor_cores.items()]
     if used.tensor_memory:
         cores.append(f"tmem {used.tensor_memory}")
+    if used.tma:
+        cores.append(f"TMA {used.tma}")
+    if used.warp_specialized:
+        cores.append("specialized warps")
     percent = round(100 * used.shared / ARCHITECTURES[row.arch].shared_limit)
     return (
         *name,

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from fastmlp.kernels import cache as cache_files
+from fastmlp.kernels.launch import has_tma
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,27 @@ class Tile:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class TmaTile(Tile):
+    """The tile of the kernel that TMA feeds."""
+
+    SUBTILES: int = 1  # its epilogue's parts, a power of two
+    WARP_SPECIALIZE: bool = False  # loads, products and epilogue by warps of their own; Triton: sm_100 alone
+
+
 # (family, architecture, precision, bucket). A family is a kernel: "linear" is the forward, the
 # tiles of dX and dW in "linear_backward" are alike (f' in its prologue takes registers, so that has a
 # family of its own), "head" is the classifier head, "update" dW with the optimizer behind it, "epoch" the
-# persistent kernel, all of whose phases have one tile.
+# persistent kernel, all of whose phases have one tile. "matmul" is the forward by TMA and "matmul_backward"
+# dX and dW alike; they are there where TMA and tensor cores are.
 Key = tuple[str, str, str, str]
 
+TMA_FAMILIES = ("matmul", "matmul_backward")
+#: Of nets that run whole: up to 128 wide, or wider.
+MLP_FAMILIES = ("mlp", "mlp_backward", "mlp_wide", "mlp_wide_backward", "mlp_gradients")
 FAMILIES = (
     "linear", "linear_backward", "linear_backward_prologue", "head", "update", "epoch",
-    "mlp", "mlp_backward", "mlp_wide", "mlp_wide_backward", "mlp_gradients",
+    *TMA_FAMILIES, *MLP_FAMILIES,
 )  # fmt: skip
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
 PRECISIONS = ("half", "tf32", "ieee")  # half: fp16 and bf16 operands
@@ -119,15 +132,6 @@ def _rows() -> Iterator[tuple[Key, Tile]]:
         for precision in ("tf32", "ieee"):
             yield ("update", arch, precision, "wide"), Tile(64, 64, 16, 8, 8, 2)
             yield ("epoch", arch, precision, "wide"), Tile(64, 32, 16, 8, 8, 2)
-        # Whole nets: BLOCK_N is a block of features, BLOCK_K one of the input's (in mlp_gradients: of examples).
-        for bucket in BUCKETS:
-            for family in ("mlp", "mlp_backward", "mlp_wide", "mlp_wide_backward"):
-                yield (family, arch, "half", bucket), Tile(64, 64, 32, 1, 4, 2)
-                yield (family, arch, "tf32", bucket), Tile(64, 64, 32, 1, 4, 2)
-                yield (family, arch, "ieee", bucket), Tile(32, 32, 16, 1, 4, 2)
-            yield ("mlp_gradients", arch, "half", bucket), Tile(64, 64, 64, 1, 4, stages)
-            yield ("mlp_gradients", arch, "tf32", bucket), Tile(64, 64, 32, 1, 4, 2)
-            yield ("mlp_gradients", arch, "ieee", bucket), Tile(32, 32, 16, 1, 4, 2)
     # With the tiles above these spilled in the compiler's report.
     yield ("linear_backward_prologue", "sm_120", "half", "wide"), Tile(128, 64, 32, 8, 8, 3)
     for bucket in BUCKETS:
@@ -141,10 +145,50 @@ def _rows() -> Iterator[tuple[Key, Tile]]:
         yield (family, "sm_120", "half", "narrow"), Tile(32, 32, 32, 8, 4, 4)
 
 
-# In the interpreter a program costs far more than its arithmetic: few, larger tiles.
-_INTERPRETED = Tile(64, 64, 64, 2, 4, 1)
+def _tma_rows() -> Iterator[tuple[Key, TmaTile]]:
+    """The largest tiles that the compiler's report passes.
 
-TABLE: dict[Key, Tile] = dict(_rows())
+    On sm_90 two warp groups share 128 x 256 accumulators. On sm_100 tensor memory holds two such tiles: one
+    is finished and stored while the next is computed. An epilogue in quarters leaves registers for every
+    activation, and shared memory for a fourth stage. sm_120 has 99 KB of it.
+    """
+    for family in TMA_FAMILIES:
+        for arch, specialize in (("sm_90", False), ("sm_100", True)):
+            yield (family, arch, "half", "narrow"), TmaTile(128, 128, 64, 8, 8, 3, 2, specialize)
+            yield (family, arch, "half", "wide"), TmaTile(128, 256, 64, 8, 8, 4, 4, specialize)
+            for bucket in BUCKETS:
+                yield (family, arch, "tf32", bucket), TmaTile(128, 128, 32, 8, 8, 3, 2, specialize)
+        for bucket in BUCKETS:
+            yield (family, "sm_120", "half", bucket), TmaTile(128, 128, 32, 8, 8, 3, 2)
+            yield (family, "sm_120", "tf32", bucket), TmaTile(128, 64, 32, 8, 8, 2, 2)
+
+
+def _mlp_rows() -> Iterator[tuple[Key, Tile]]:
+    """Whole nets. BLOCK_N is a block of features, BLOCK_K one of the input's; in mlp_gradients of examples."""
+    for arch in ARCHITECTURES:
+        for bucket in BUCKETS:
+            for family in MLP_FAMILIES:
+                yield (family, arch, "half", bucket), Tile(64, 64, 32, 1, 4, 2)
+                yield (family, arch, "tf32", bucket), Tile(64, 64, 32, 1, 4, 2)
+                yield (family, arch, "ieee", bucket), Tile(32, 32, 16, 1, 4, 2)
+
+
+def tile_type(family: str) -> type[Tile]:
+    """What tiles of ``family`` are made of."""
+    return TmaTile if family in TMA_FAMILIES else Tile
+
+
+# In the interpreter a program costs far more than its arithmetic: few, larger tiles.
+_INTERPRETED = (64, 64, 64, 2, 4, 1)
+
+TABLE: dict[Key, Tile] = dict(_rows()) | dict(_tma_rows()) | dict(_mlp_rows())
+
+
+def exists(family: str, arch: str, precision: str) -> bool:
+    """Whether ``arch`` has such a kernel: all but those that TMA feeds are everywhere."""
+    return family not in TMA_FAMILIES or (
+        has_tma(arch) and (family, nearest(arch), precision, BUCKETS[0]) in TABLE
+    )
 
 
 def lookup(family: str, arch: str, precision: str, n: int, k: int) -> Tile:
@@ -171,7 +215,7 @@ def override(family: str, tile: Tile) -> Iterator[None]:
 @cache
 def _lookup(family: str, arch: str, precision: str, bucket: str) -> Tile:
     if arch == "interpret":
-        return _INTERPRETED
+        return TmaTile(*_INTERPRETED, SUBTILES=4) if family in TMA_FAMILIES else Tile(*_INTERPRETED)
     tuned = read_cache().get((family, arch, precision, bucket))
     return tuned or TABLE[family, nearest(arch), precision, bucket]
 
@@ -197,7 +241,10 @@ def cache_file() -> Path:
 def read_cache() -> dict[Key, Tile]:
     """The tuned tiles; empty where nothing was tuned, and, with a warning, where the file is damaged."""
     try:
-        return {tuple(key.split("/")): Tile(**tile) for key, tile in cache_files.read(_FILE).items()}  # type: ignore[misc]
+        return {
+            tuple(key.split("/")): tile_type(key.split("/")[0])(**tile)
+            for key, tile in cache_files.read(_FILE).items()
+        }  # type: ignore[misc]
     except TypeError as error:
         warnings.warn(f"{cache_file()}: ignored, not a file of tiles ({error}); delete it", stacklevel=2)
         return {}

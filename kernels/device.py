@@ -97,6 +97,16 @@ def load_slopes(slope_ptr, slope, stride_slope, features, num_features, ACT: tl.
 
 
 @triton.jit
+def load_scale(scale_ptr, denominator_ptr, HAS_SCALE: tl.constexpr):
+    """scale / denominator, two scalars; 1 if there is none."""
+    if HAS_SCALE:  # a mean over no rows at all is NaN, but its gradient is 0
+        denominator = tl.load(denominator_ptr).to(tl.float32)
+        return tl.where(denominator == 0, 0.0, tl.load(scale_ptr).to(tl.float32) / denominator)
+    else:
+        return 1.0
+
+
+@triton.jit
 def mask_gradient(grad, saved, slopes, DTYPE: tl.constexpr, ACT: tl.constexpr):
     """dZ = dY * f'(saved), rounded to DTYPE as a stored dZ would be; float32."""
     if ACT == "none":

@@ -80,9 +80,9 @@ def launch_if(needed: bool, kernel: Any, grid: tuple[int, ...], *args: Any, **op
 _compiled: set[tuple[Any, ...]] = set()
 
 
-def on_device(tensor: torch.Tensor) -> Any:
-    """A context in which Triton launches on ``tensor``'s GPU rather than the current one."""
-    return torch.cuda.device_of(tensor)
+def on_device(argument: Any) -> Any:
+    """A context in which Triton launches on the GPU of a tensor or descriptor, not on the current one."""
+    return torch.cuda.device_of(argument if isinstance(argument, torch.Tensor) else argument.base)
 
 
 @contextmanager
@@ -149,6 +149,11 @@ def arch_of(tensor: torch.Tensor) -> str:
 def has_dependent_launch(arch: str) -> bool:
     """Whether ``arch`` has programmatic dependent launch: sm_90 and later."""
     return arch.startswith("sm_") and int("".join(c for c in arch if c.isdigit())) >= 90
+
+
+def has_tma(arch: str) -> bool:
+    """Whether ``arch`` has the tensor memory accelerator: sm_90 and later."""
+    return has_dependent_launch(arch)
 
 
 @cache

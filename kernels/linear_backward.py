@@ -25,6 +25,7 @@ from fastmlp.kernels.device import (
     cast,
     dot,
     gathered,
+    load_scale,
     load_slopes,
     mask_gradient,
     pointers,
@@ -172,15 +173,6 @@ def _weight_tile(
         store(tail + N, slope_grad, once)
 
 
-@triton.jit
-def _scale(scale_ptr, denominator_ptr, HAS_SCALE: tl.constexpr):
-    if HAS_SCALE:  # a mean over no rows at all is NaN, but its gradient is 0
-        denominator = tl.load(denominator_ptr).to(tl.float32)
-        return tl.where(denominator == 0, 0.0, tl.load(scale_ptr).to(tl.float32) / denominator)
-    else:
-        return 1.0
-
-
 @triton.jit(do_not_specialize=["M", "num_splits", "rows_per_split"])
 def linear_backward_kernel(
     grad_ptr, stride_gm, stride_gn,  # dZ, or dY where ACT is to be undone (M, N)
@@ -220,7 +212,7 @@ def linear_backward_kernel(
                 grad_ptr, stride_gm, stride_gn, saved_ptr, stride_sm, stride_sn,
                 w_ptr, stride_wn, stride_wk, slope_ptr, stride_slope, slope,
                 previous_ptr, stride_pm, stride_pk, previous_slope,
-                _scale(scale_ptr, denominator_ptr, SCALE_INPUT), dx_ptr, stride_dm, M, N, K,
+                load_scale(scale_ptr, denominator_ptr, SCALE_INPUT), dx_ptr, stride_dm, M, N, K,
                 ACT, PREVIOUS_ACT, EVEN_N, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
             )  # fmt: skip
     if NEED_PARAMS:
@@ -229,7 +221,7 @@ def linear_backward_kernel(
                 pid - input_tiles,
                 grad_ptr, stride_gm, stride_gn, saved_ptr, stride_sm, stride_sn,
                 x_ptr, stride_xm, stride_xk, slope_ptr, stride_slope, slope,
-                _scale(scale_ptr, denominator_ptr, SCALE_PARAMS), dw_ptr, db_ptr, dslope_ptr,
+                load_scale(scale_ptr, denominator_ptr, SCALE_PARAMS), dw_ptr, db_ptr, dslope_ptr,
                 workspace_ptr, num_splits, rows_per_split, M, N, K,
                 ACT, HAS_BIAS, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
             )  # fmt: skip
@@ -252,7 +244,7 @@ def sum_splits_kernel(
     acc = tl.zeros((BLOCK,), tl.float32)
     for split in range(0, num_splits):
         acc += tl.load(workspace_ptr + split * row + offsets, mask=offsets < row, other=0.0)
-    acc *= _scale(scale_ptr, denominator_ptr, HAS_SCALE)
+    acc *= load_scale(scale_ptr, denominator_ptr, HAS_SCALE)
     store(dw_ptr + offsets, acc, offsets < size)
     n = offsets - size
     if HAS_BIAS:

@@ -44,6 +44,8 @@ class Resources:
     shared: int
     tensor_cores: dict[str, int]  # instructions by kind
     tensor_memory: int | None = None  # columns of Blackwell's tensor memory
+    tma: int = 0  # instructions that move a block by TMA
+    warp_specialized: bool = False
 
 
 def read(compiled: Any) -> Resources:
@@ -64,17 +66,26 @@ def read(compiled: Any) -> Resources:
         compiled.metadata.shared,
         tensor_cores(assembly),
         getattr(compiled.metadata, "tmem_size", None),
+        tma(assembly),
+        # Triton's last form before LLVM; by its own warps or not, the PTX looks alike.
+        "ttg.warp_specialize(" in compiled.asm["ttgir"],
     )
 
 
 def tensor_cores(assembly: str) -> dict[str, int]:
     """How many tensor-core instructions of each kind there are; kinds that are not there are left out."""
-    # At a line's start or after a predicate: not inside a longer name, a comment or a directive.
-    counts = {
-        kind: len(re.findall(rf"^\s*(?:@\S+\s+)?{re.escape(kind)}[._]", assembly, re.MULTILINE))
-        for kind in TENSOR_CORES
-    }
+    counts = {kind: _count(kind, assembly) for kind in TENSOR_CORES}
     return {kind: count for kind, count in counts.items() if count}
+
+
+def tma(assembly: str) -> int:
+    """How many instructions move blocks between global and shared memory by TMA."""
+    return _count("cp.async.bulk.tensor", assembly)
+
+
+def _count(instruction: str, assembly: str) -> int:
+    # At a line's start or after a predicate: not inside a longer name, a comment or a directive.
+    return len(re.findall(rf"^\s*(?:@\S+\s+)?{re.escape(instruction)}[._]", assembly, re.MULTILINE))
 
 
 def of_amdgcn(assembly: str) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from torch import Tensor
 from fastmlp.kernels import configs
 from fastmlp.kernels.cases import MATRIX_PROBLEMS, NUMERICS, Run, Shape
 from fastmlp.kernels.compile import align
-from fastmlp.kernels.configs import Key, Tile
+from fastmlp.kernels.configs import Key, Tile, TmaTile
 from fastmlp.kernels.head import MAX_CLASSES
 from fastmlp.kernels.launch import INTERPRETED, arch_of
 from fastmlp.kernels.resources import ARCHITECTURES
@@ -63,6 +63,8 @@ class Trial:
 
 def candidates(family: str, arch: str, precision: str, bucket: str) -> list[Tile]:
     """Tiles worth a try: nearly square, accumulators fit the registers, operands the shared memory."""
+    if family in configs.TMA_FAMILIES:
+        return _tma_candidates(arch, precision, bucket)
     architecture = ARCHITECTURES[configs.nearest(arch)]
     itemsize = 2 if precision == "half" else 4
     lanes = architecture.target.warp_size
@@ -79,6 +81,24 @@ def candidates(family: str, arch: str, precision: str, bucket: str) -> list[Tile
         sensible = max(m, n) <= 2 * min(m, n) and (warps == 4 or m * n >= 64 * 64)
         if fits and (head or sensible):
             found.append(Tile(m, n, k, 1 if head else 8, warps, depth))
+    return found
+
+
+def _tma_candidates(arch: str, precision: str, bucket: str) -> list[Tile]:
+    """Tiles for the kernel that TMA feeds: 128-byte rows, so that the copies meet no bank twice."""
+    limit = ARCHITECTURES[configs.nearest(arch)].shared_limit
+    itemsize = 2 if precision == "half" else 4
+    sides = (64, 128) if bucket == "narrow" else (64, 128, 256)
+    specialized = (False, True) if configs.nearest(arch) == "sm_100" else (False,)
+    found: list[Tile] = []
+    for m, n, k, warps, depth, parts, specialize in itertools.product(
+        (64, 128), sides, (64 // itemsize, 128 // itemsize), (4, 8), (2, 3, 4), (1, 2, 4), specialized
+    ):
+        operands, result = depth * (m + n) * k * itemsize, m * n // parts * itemsize
+        full = k * itemsize == 128 or configs.nearest(arch) == "sm_120"
+        fits = operands + result <= limit and m * n // (warps * 32) <= 128
+        if fits and full and n >= m and parts * 64 <= n and (warps == 4) == (m * n < 128 * 128):
+            found.append(TmaTile(m, n, k, 8, warps, depth, parts, specialize))
     return found
 
 
@@ -101,6 +121,8 @@ def problems(
         make, products = MATRIX_PROBLEMS[family]
         numerics, (m, n, k) = NUMERICS[dtype], shape
         precision = configs.precision_class(numerics.compute, numerics.precision)
+        if not configs.exists(family, arch, precision):
+            continue
         problem = Problem(make(numerics, shape, device=device), 2.0 * m * n * k * products)
         found.setdefault((family, arch, precision, configs.bucket(n, k)), []).append(problem)
     return found
@@ -118,7 +140,7 @@ def measure(
     for trial in trials:
         try:
             with configs.override(family, trial.tile):
-                results = [_tensors(problem.run()) for problem in todo]
+                results = [tensors_of(problem.run()) for problem in todo]
         except Exception as error:  # out of registers or shared memory, or the compiler gave up
             trial.skipped = f"{type(error).__name__}: {error}".split("\n")[0]
             continue
@@ -135,14 +157,20 @@ def measure(
     return trials
 
 
-def _tensors(result: Any) -> list[Tensor]:
+def tensors_of(result: Any) -> list[Tensor]:
+    """The tensors among what a call returned."""
     return [t for t in result or () if isinstance(t, Tensor)]
 
 
 def _alike(results: list[list[Tensor]], reference: list[list[Tensor]]) -> bool:
-    pairs = zip(itertools.chain(*results), itertools.chain(*reference))
+    return all(alike(*pair) for pair in zip(results, reference))
+
+
+def alike(result: list[Tensor], reference: list[Tensor]) -> bool:
+    """Whether two ways gave the same, up to the order in which they add."""
     return all(
-        (a.float() - b.float()).norm().item() <= _TOLERANCE * b.float().norm().item() for a, b in pairs
+        (a.float() - b.float()).norm().item() <= _TOLERANCE * b.float().norm().item()
+        for a, b in zip(result, reference)
     )
 
 
@@ -198,7 +226,8 @@ def report(key: Key, trials: Sequence[Trial], todo: Sequence[Problem]) -> str:
     )
 
 
-def _shape(text: str) -> Shape:
+def parse_shape(text: str) -> Shape:
+    """M,N,K of the command line."""
     try:
         m, n, k = (int(number) for number in text.split(","))
     except ValueError:
@@ -221,7 +250,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--family", nargs="+", choices=families, default=families)
     parser.add_argument("--dtype", nargs="+", choices=list(NUMERICS), default=["bf16", "tf32", "fp32"])
     parser.add_argument(
-        "--shape", nargs="+", type=_shape, metavar="M,N,K", help="rows, output and input features of a layer"
+        "--shape",
+        nargs="+",
+        type=parse_shape,
+        metavar="M,N,K",
+        help="rows, output and input features of a layer",
     )
     arguments = parser.parse_args(argv)
     if "head" in arguments.family and any(n > MAX_CLASSES for _, n, _ in arguments.shape or ()):

@@ -1,16 +1,27 @@
-"""The Triton backend: chooses precision and hands tensors to the kernels' launchers."""
+"""The Triton backend: chooses precision and the way, and hands tensors to the kernels' launchers."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastmlp.activations import NONE, Act
 from fastmlp.backends.base import Backend, HeadResult, LinearGrads, LossOptions, Scale
+from fastmlp.backends.torch_backend import TorchBackend
 from fastmlp.kernels import cross_entropy as loss_kernels
+from fastmlp.kernels import decisions
+from fastmlp.kernels.decisions import LIBRARY, TMA
 from fastmlp.kernels.head import MAX_CLASSES, head
 from fastmlp.kernels.linear import linear_act
 from fastmlp.kernels.linear_backward import linear_backward
+from fastmlp.kernels.linear_tma import (
+    backward_misfit,
+    forward_misfit,
+    linear_act_tma,
+    linear_backward_tma,
+)
 
 
 def fp32_precision() -> str:
@@ -18,8 +29,11 @@ def fp32_precision() -> str:
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
+_library = TorchBackend()  # on a GPU its products are cuBLAS'
+
+
 class TritonBackend(Backend):
-    """Fused kernels, on a GPU or in Triton's interpreter."""
+    """Fused kernels, on a GPU or in Triton's interpreter, and cuBLAS where that measured faster."""
 
     name = "triton"
     head_classes = MAX_CLASSES
@@ -28,7 +42,16 @@ class TritonBackend(Backend):
         self, x: Tensor, weight: Tensor, bias: Tensor | None, act: Act, keep_z: bool, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor | None]:
         """See `Backend.linear_act`."""
-        return linear_act(x, weight, bias, act.name, act.slope, act.weight, keep_z, dtype, _precision(dtype))
+        precision = _precision(dtype)
+        ways = decisions.order("forward", x, weight, dtype, precision, x.shape[0])
+        way = ways[0]
+        if way == TMA:
+            way = _instead(ways, forward_misfit(x, weight, dtype, precision))
+        if way == LIBRARY:
+            with torch.autocast(x.device.type, enabled=False):  # the dtype is chosen
+                return _library.linear_act(x, weight, bias, act, keep_z, dtype)
+        launcher = linear_act_tma if way == TMA else linear_act
+        return launcher(x, weight, bias, act.name, act.slope, act.weight, keep_z, dtype, precision)
 
     def linear_backward(
         self,
@@ -48,27 +71,33 @@ class TritonBackend(Backend):
         dtype: torch.dtype,
     ) -> LinearGrads:
         """See `Backend.linear_backward`."""
-        return LinearGrads(
-            *linear_backward(
-                grad,
-                x,
-                weight,
-                act=act.name,
-                saved=saved,
-                slope=act.slope,
-                slope_weight=act.weight,
-                previous_act=previous_act.name,
-                previous_saved=previous_saved,
-                previous_slope=previous_act.slope,
-                scale=scale,
-                scale_input=scale_input,
-                need_input=need_input,
-                need_params=need_params,
-                bias_dtype=bias_dtype,
-                dtype=dtype,
-                precision=_precision(dtype),
-            )
-        )
+        precision = _precision(dtype)
+        op = "backward" if act.name == "none" else "backward_prologue"
+        ways = decisions.order(op, x, weight, dtype, precision, x.shape[0])
+        way = ways[0]
+        if way == TMA:
+            misfit = backward_misfit(grad, x, weight, previous_saved, dtype, precision, act.name)
+            way = _instead(ways, misfit)
+        asked: dict[str, Any] = {
+            "previous_saved": previous_saved,
+            "scale": scale,
+            "scale_input": scale_input,
+            "need_input": need_input,
+            "need_params": need_params,
+            "bias_dtype": bias_dtype,
+            "dtype": dtype,
+        }
+        if way == LIBRARY:
+            with torch.autocast(x.device.type, enabled=False):
+                return _library.linear_backward(
+                    grad, x, weight, act=act, saved=saved, previous_act=previous_act, **asked
+                )
+        asked["precision"] = precision
+        asked["previous_act"], asked["previous_slope"] = previous_act.name, previous_act.slope
+        if way == TMA:
+            return LinearGrads(*linear_backward_tma(grad, x, weight, **asked))
+        asked |= {"act": act.name, "saved": saved, "slope": act.slope, "slope_weight": act.weight}
+        return LinearGrads(*linear_backward(grad, x, weight, **asked))
 
     def cross_entropy(
         self, logits: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions
@@ -137,6 +166,15 @@ class TritonBackend(Backend):
             **options._asdict(),
         )
         return HeadResult(*result)
+
+
+def _instead(ways: tuple[str, ...], misfit: str | None) -> str:
+    """The first of ``ways``, which is TMA, or what comes next where it cannot take the arguments."""
+    if misfit is None:
+        return TMA
+    if len(ways) == 1:
+        raise ValueError(f"{TMA}: {misfit}")  # forced, and nothing else allowed
+    return ways[1]
 
 
 def _precision(dtype: torch.dtype) -> str:

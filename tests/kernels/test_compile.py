@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from fastmlp.activations import NAMES
+from fastmlp.kernels import cases as module_of_cases
 from fastmlp.kernels import compile as report
 from fastmlp.kernels import configs, resources, training_cases
 from fastmlp.kernels.cases import MATRIX_PROBLEMS, NUMERICS, cases
@@ -35,6 +36,9 @@ assert GOOD.resources is not None
 SPILLS = replace(GOOD, resources=replace(GOOD.resources, local=8))
 TOO_LARGE = replace(GOOD, resources=replace(GOOD.resources, shared=227 * 1024 + 1))
 NO_TENSOR_CORES = replace(GOOD, resources=replace(GOOD.resources, tensor_cores={}))
+TMA = replace(GOOD, needs_tma=True, resources=replace(GOOD.resources, tma=6))
+NO_TMA = replace(TMA, resources=GOOD.resources)
+NO_SPECIALIZATION = replace(TMA, needs_specialization=True)
 BROKEN = replace(GOOD, resources=None, error="CompilationError: no")
 
 
@@ -43,6 +47,7 @@ def test_a_good_kernel_passes() -> None:
     assert replace(NO_TENSOR_CORES, needs_tensor_cores=False).problems() == []
     full = replace(GOOD.resources, shared=ARCHITECTURES["sm_90"].shared_limit)
     assert replace(GOOD, resources=full).problems() == []
+    assert TMA.problems() == []
 
 
 @pytest.mark.parametrize(
@@ -52,6 +57,8 @@ def test_a_good_kernel_passes() -> None:
         (TOO_LARGE, "232449 bytes of shared memory, the limit is 232448"),
         (replace(TOO_LARGE, arch="gfx942"), "the limit is 65536"),
         (NO_TENSOR_CORES, "no tensor-core instruction"),
+        (NO_TMA, "no TMA instruction"),
+        (NO_SPECIALIZATION, "no specialized warps"),
         (BROKEN, "does not compile: CompilationError: no"),
     ],
 )
@@ -89,11 +96,12 @@ def run_report(
 
 def test_report(tmp_path: Path) -> None:
     file = tmp_path / "report.json"
-    words = ["linear narrow relu bf16", "linear narrow relu fp32", "10 classes bf16"]
+    words = ["linear narrow relu bf16", "linear narrow relu fp32", "matmul wide relu bf16", "10 classes bf16"]
     done = run_report("--arch", "sm_90", "gfx942", "-k", *words, "--json", str(file))
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"linear_act_kernel +narrow relu +bf16 .* 0 .*wgmma\.mma_async \d", done.stdout)
-    assert re.search(r"^sm_90: 4 kernels, \d+ registers at most, 0 spill, .*, all pass$", done.stdout, re.M)
+    assert re.search(r"matmul_kernel +wide relu .* wgmma\.mma_async \d+, TMA \d+$", done.stdout, re.M)
+    assert re.search(r"^sm_90: 5 kernels, \d+ registers at most, 0 spill, .*, all pass$", done.stdout, re.M)
     kernels = json.loads(file.read_text())["kernels"]
     assert [(k["arch"], k["kernel"], k["dtype"]) for k in kernels] == [
         (arch, kernel, dtype)
@@ -101,6 +109,7 @@ def test_report(tmp_path: Path) -> None:
         for kernel, dtype in (
             ("linear_act_kernel", "bf16"),
             ("linear_act_kernel", "fp32"),
+            *[("matmul_kernel", "bf16")] * (arch == "sm_90"),  # there is no TMA elsewhere
             ("cross_entropy_forward_kernel", "bf16"),
             ("cross_entropy_backward_kernel", "bf16"),
         )
@@ -112,7 +121,8 @@ def test_report(tmp_path: Path) -> None:
     assert half["resources"]["shared"] > 0
     assert half["needs_tensor_cores"]
     assert not full["needs_tensor_cores"]
-    assert "v_mfma" in kernels[4]["resources"]["tensor_cores"]
+    assert [kernel["kernel"] for kernel in kernels if kernel["needs_tma"]] == ["matmul_kernel"]
+    assert "v_mfma" in kernels[5]["resources"]["tensor_cores"]
 
 
 def test_bad_tiles_fail(tmp_path: Path) -> None:
@@ -211,12 +221,24 @@ print(json.dumps([sorted(kernels), sorted({row.kernel for row, _ in tasks("sm_90
 def test_cases_cover_activations_and_precisions() -> None:
     every = list(cases())
     assert len({(c.family, c.variant, c.dtype) for c in every}) == len(every), "two cases have one name"
-    for family in set(MATRIX_PROBLEMS) - {"update", "epoch"}:
+    for family in set(MATRIX_PROBLEMS) - {"update", "epoch", *configs.TMA_FAMILIES}:
         mine = [case for case in every if case.family == family.removesuffix("_prologue")]
         assert {case.dtype for case in mine} == set(NUMERICS)
         words = {word for case in mine if case.dtype == "bf16" for word in re.split(r"[ =]", case.variant)}
         assert set(NAMES) - {"none"} <= words | ({"prelu"} if family == "head" else set()), family
     assert set(MATRIX_PROBLEMS) == set(configs.FAMILIES)
+
+
+def test_cases_cover_tma(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not {case.family for case in cases()} & set(configs.TMA_FAMILIES), "the interpreter has no TMA"
+    monkeypatch.setattr(module_of_cases, "arch_of", lambda _: "sm_90")
+    every = [case for case in cases() if case.family in configs.TMA_FAMILIES]
+    assert len({(c.family, c.variant, c.dtype) for c in every}) == len(every), "two cases have one name"
+    for family in configs.TMA_FAMILIES:
+        mine = [case for case in every if case.family == family]
+        assert {case.dtype for case in mine} == {"bf16", "fp16", "tf32"}
+        words = {word for case in mine for word in case.variant.split()}
+        assert set(NAMES) - {"none", "prelu"} <= words, family
 
 
 def test_cases_cover_the_training_engine() -> None:
@@ -251,6 +273,17 @@ def test_tensor_core_instructions_are_counted_by_kind() -> None:
         "v_mfma": 1
     }
     assert resources.tensor_cores("\tfma.rn.f32 %f1, %f2, %f3;") == {}
+
+
+def test_tma_instructions_are_counted() -> None:
+    text = """
+// cp.async.bulk.tensor is not used here
+\t@%p9 cp.async.bulk.tensor.2d.shared::cta.global.mbarrier::complete_tx::bytes [%r1], [%rd4, {%r2}], [%r5];
+\tcp.async.bulk.commit_group;
+\t@%p2 cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%rd1, {%r5, %r6}], [%r7];
+"""
+    assert resources.tma(text) == 2
+    assert resources.tma(PTX) == 0
 
 
 def test_usage_of_a_cubin() -> None:

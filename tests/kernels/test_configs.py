@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fastmlp.kernels import configs
-from fastmlp.kernels.configs import Tile
+from fastmlp.kernels.configs import Tile, TmaTile
 
 TILE = Tile(16, 32, 64, 4, 2, 5)
 KEY = ("linear", "sm_90", "half", "narrow")
@@ -26,7 +26,30 @@ def cache_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_table_covers_everything() -> None:
     keys = itertools.product(configs.FAMILIES, configs.ARCHITECTURES, configs.PRECISIONS, configs.BUCKETS)
-    assert set(keys) == set(configs.TABLE)
+    assert {key for key in keys if configs.exists(*key[:3])} == set(configs.TABLE)
+
+
+def test_what_tma_feeds_is_there_where_tma_and_tensor_cores_are() -> None:
+    for family in configs.TMA_FAMILIES:
+        found = {
+            key
+            for key in itertools.product(
+                ("sm_80", "sm_89", "sm_90", "sm_103", "sm_121", "gfx942"), configs.PRECISIONS
+            )
+            if configs.exists(family, *key)
+        }
+        assert found == set(itertools.product(("sm_90", "sm_103", "sm_121"), ("half", "tf32")))
+
+
+def test_tiles_of_tma_have_fields_of_their_own() -> None:
+    key, tile = ("matmul", "sm_100", "half", "wide"), TmaTile(64, 64, 64, 8, 4, 2, 4, True)
+    for family, arch, *_ in configs.TABLE:
+        assert type(configs.lookup(family, arch, "half", 1, 1)) is configs.tile_type(family)
+    assert configs.TABLE[key].options().keys() - TILE.options().keys() == {"SUBTILES", "WARP_SPECIALIZE"}
+    configs.write_cache({key: tile})
+    assert configs.lookup("matmul", "sm_100", "half", 4096, 4096) == tile
+    specialized = {key[1] for key, tile in configs.TABLE.items() if getattr(tile, "WARP_SPECIALIZE", False)}
+    assert specialized == {"sm_100"}, "where Triton has it"
 
 
 def test_tiles_are_powers_of_two_that_a_matrix_product_takes() -> None:

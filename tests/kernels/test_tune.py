@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 
 from fastmlp.kernels import configs, tune
 from fastmlp.kernels.cases import MATRIX_PROBLEMS, Run
-from fastmlp.kernels.configs import Tile
+from fastmlp.kernels.configs import Tile, TmaTile
 from fastmlp.kernels.resources import ARCHITECTURES
 
 SHAPE = (24, 16, 40)
@@ -40,12 +41,18 @@ def chosen() -> Tile:
 
 def clock(run: Run) -> float:
     run()
-    return {BEST: 1.0, SLOW: 3.0}.get(chosen(), 2.0)
+    tile = chosen()
+    return {BEST: 1.0, SLOW: 3.0}.get(Tile(*astuple(tile)[:6]), 2.0)
+
+
+def tiles_of(family: str) -> list[Tile]:
+    """The three as the family's own kind of tile."""
+    return [configs.tile_type(family)(*astuple(tile)) for tile in (SLOW, BROKEN, BEST)]
 
 
 def run_tuner(family: str, device: str, dtypes: tuple[str, ...] = ("bf16",)) -> list[tune.Trial]:
     todo = tune.problems([family], dtypes, [SHAPE], "sm_90", device)  # the key's arch; it runs on `device`
-    ((key, trials),) = tune.tune(todo, clock, lambda *_: [SLOW, BROKEN, BEST])
+    ((key, trials),) = tune.tune(todo, clock, lambda *_: tiles_of(family))
     assert key == (family, "sm_90", "half", "narrow")
     print(tune.report(key, trials, todo[key]))
     return trials
@@ -57,9 +64,28 @@ def test_the_winner_is_written_and_looked_up(family: str, device: str) -> None:
     table = configs.TABLE[family, "sm_90", "half", "narrow"]
     assert configs.lookup(family, "sm_90", "half", 16, 40) == table
     trials = run_tuner(family, device)
-    assert [trial.tile for trial in trials] == [BEST, table, SLOW, BROKEN]
-    assert configs.lookup(family, "sm_90", "half", 16, 40) == BEST
-    assert configs.read_cache() == {(family, "sm_90", "half", "narrow"): BEST}
+    slow, broken, best = tiles_of(family)
+    assert [trial.tile for trial in trials] == [best, table, slow, broken]
+    assert configs.lookup(family, "sm_90", "half", 16, 40) == best
+    assert configs.read_cache() == {(family, "sm_90", "half", "narrow"): best}
+
+
+def test_what_an_architecture_lacks_is_not_tuned(device: str) -> None:
+    families = [*configs.TMA_FAMILIES, "linear"]
+    for arch, expected in (("sm_80", ["linear"] * 2), ("sm_90", [*families, "linear"])):
+        found = tune.problems(families, ["bf16", "fp32"], [SHAPE], arch, device)
+        assert [key[0] for key in found] == expected
+
+
+def test_candidates_of_tma() -> None:
+    """Warps are specialized where Triton can; an epilogue's part is never narrower than 64 columns."""
+    for key in configs.TABLE:
+        if key[0] in configs.TMA_FAMILIES:
+            tiles = tune.candidates(*key)
+            assert all(isinstance(tile, TmaTile) for tile in tiles)
+            ways = {tile.WARP_SPECIALIZE for tile in tiles}
+            assert ways == ({False, True} if key[1] == "sm_100" else {False})
+            assert min(tile.BLOCK_N // tile.SUBTILES for tile in tiles) == 64
 
 
 def test_a_tile_that_does_not_compile_is_skipped(device: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Which plan a chain of linear layers takes: of those that fit, the one with the smaller floor."""
+"""Which plan a chain of linear layers takes: of those that fit, the one with the smallest floor."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def choose_plan(
     device: str | torch.device | None = None,
     training: bool = True,
 ) -> str:
-    """``"whole"`` or ``"layers"``: of what fits, the plan with the smaller floor.
+    """``"whole"``, ``"recompute"`` or ``"layers"``: of what fits, the plan with the smallest floor.
 
     Asked at every forward: a look into a cache, keyed by ``batch`` rounded up to a power of two. A bias and a
     ReLU a layer are assumed: they hardly weigh.
@@ -82,8 +82,8 @@ def _chosen(
     layers, where = chain(widths), _of_kernels(device)
     if whole_misfit(layers, dtype.itemsize, where.shared) is not None:
         return "layers"
-    whole, single = (
-        count(plan, layers, 1 << power, dtype, where.sms, training).floor(where, kind)
-        for plan in ("whole", "layers")
+    names = ("whole", "recompute", "layers") if training else ("whole", "layers")
+    return min(
+        names,
+        key=lambda name: count(name, layers, 1 << power, dtype, where.sms, training).floor(where, kind),
     )
-    return "whole" if whole <= single else "layers"

@@ -98,14 +98,18 @@ def add_bias(z, b_ptr, features, N, has_bias):
 @triton.jit
 def hidden_block(
     z, b_ptr, has_bias, slope_ptr, stride_slope, slope, saved_ptr, offset, rows, features, M, N,
-    TOTAL: tl.constexpr, ACT: tl.constexpr, SAVE: tl.constexpr, SAVE_Z: tl.constexpr, DTYPE: tl.constexpr,
+    TOTAL: tl.constexpr, RAGGED: tl.constexpr, ACT: tl.constexpr, SAVE: tl.constexpr, SAVE_Z: tl.constexpr,
+    DTYPE: tl.constexpr,
 ):  # fmt: skip
     """f(z + b) in DTYPE; with SAVE what f' is computed from goes to its columns of the saved buffer."""
     z = add_bias(z, b_ptr, features, N, has_bias)
     if SAVE and SAVE_Z:
         z = cast(z, DTYPE)  # all that the backward has: f of the same number makes both passes agree
     slopes = load_slopes(slope_ptr, slope, stride_slope, features, N, ACT)
-    y = cast(activate(z.to(tl.float32), slopes[None, :], ACT), DTYPE)
+    y = activate(z.to(tl.float32), slopes[None, :], ACT)
+    if RAGGED:  # an infinite input times the 0 of a weight that is not there is NaN, and would spread
+        y = tl.where(features[None, :] < N, y, 0.0)
+    y = cast(y, DTYPE)
     if SAVE:
         inside = (rows[:, None] < M) & (features[None, :] < N)
         tl.store(pointers(saved_ptr, rows, offset + features, TOTAL, 1), z if SAVE_Z else y, mask=inside)
@@ -116,7 +120,8 @@ def hidden_block(
 def hidden_layers(
     x_ptr, stride_xm, stride_xk, weights, biases, slopes, slope, saved_ptr, rows, M,
     WIDTHS: tl.constexpr, OFFSETS: tl.constexpr, HAS_BIAS: tl.constexpr, STRIDE_SLOPE: tl.constexpr,
-    ACT: tl.constexpr, SAVE: tl.constexpr, SAVE_Z: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    RAGGED: tl.constexpr, ACT: tl.constexpr, SAVE: tl.constexpr, SAVE_Z: tl.constexpr,
+    DTYPE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCKS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """The last hidden layer's output, a tuple of blocks rounded to DTYPE."""
@@ -131,7 +136,7 @@ def hidden_layers(
         )  # fmt: skip
         y = hidden_block(
             z, biases[0], HAS_BIAS[0], slopes[0], STRIDE_SLOPE[0], slope, saved_ptr, 0, rows, features, M,
-            WIDTHS[1], TOTAL, ACT, SAVE, SAVE_Z, DTYPE,
+            WIDTHS[1], TOTAL, RAGGED, ACT, SAVE, SAVE_Z, DTYPE,
         )  # fmt: skip
         h = h + (y,)
     for layer in range(1, HIDDEN):
@@ -145,7 +150,7 @@ def hidden_layers(
             y = hidden_block(
                 z, pick(biases, layer), pick(HAS_BIAS, layer), pick(slopes, layer), pick(STRIDE_SLOPE, layer),
                 slope, saved_ptr, tl.multiple_of(pick(OFFSETS, layer), 16), rows, features, M, n, TOTAL,
-                ACT, SAVE, SAVE_Z, DTYPE,
+                RAGGED, ACT, SAVE, SAVE_Z, DTYPE,
             )  # fmt: skip
             following = following + (y,)
         h = following
@@ -168,11 +173,13 @@ def mlp_forward_kernel(
     STRIDE_SLOPE: tl.constexpr,  # of each hidden layer's slopes
     ACT: tl.constexpr,
     OUT_ACT: tl.constexpr,
+    RAGGED: tl.constexpr,  # BLOCK_N does not divide every hidden width
     SAVE: tl.constexpr,
     SAVE_Z: tl.constexpr,
     KEEP_Z: tl.constexpr,
     DTYPE: tl.constexpr,
     PRECISION: tl.constexpr,
+   
     BLOCKS: tl.constexpr,  # of BLOCK_N features, in the widest hidden layer
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -182,7 +189,7 @@ def mlp_forward_kernel(
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     h = hidden_layers(
         x_ptr, stride_xm, stride_xk, weights, biases, slopes, slope, saved_ptr, rows, M,
-        WIDTHS, OFFSETS, HAS_BIAS, STRIDE_SLOPE, ACT, SAVE, SAVE_Z, DTYPE, PRECISION,
+        WIDTHS, OFFSETS, HAS_BIAS, STRIDE_SLOPE, RAGGED, ACT, SAVE, SAVE_Z, DTYPE, PRECISION,
         BLOCKS, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip
     LAST: tl.constexpr = len(WIDTHS) - 2
@@ -252,9 +259,10 @@ class Net(NamedTuple):
             "PRECISION": self.precision,
         }
 
-    def blocks(self, tile: Tile) -> dict[str, int]:
+    def blocks(self, tile: Tile) -> dict[str, Any]:
         """The tile of the forward or of the chain of gradients, as keyword arguments of a launch."""
         return {
+            "RAGGED": any(n % tile.BLOCK_N for n in self.widths[1:-1]),
             "BLOCKS": cdiv(max(self.widths[1:-1]), tile.BLOCK_N),
             "BLOCK_M": tile.BLOCK_M,
             "BLOCK_N": tile.BLOCK_N,
@@ -270,7 +278,9 @@ def block(size: int, most: int) -> int:
     return min(max(next_power_of_2(size), 16), most)
 
 
-def mlp_forward(x: Tensor, net: Net, *, save: bool, keep_z: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def mlp_forward(
+    x: Tensor, net: Net, *, save: bool, keep_z: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Y (M, N) of the network; with ``save`` the hidden layers' matrices, with ``keep_z`` the output's Z.
 
     x (M, K) of any strides, M not 0; at least two layers, hidden widths of at most `MAX_WIDTH`. One launch.

@@ -47,7 +47,7 @@ def output_gradient(
 @triton.jit
 def through_activation(
     grad, saved_ptr, dz_ptr, slope_ptr, stride_slope, slope, rows, features, offset, M, N,
-    TOTAL: tl.constexpr, ACT: tl.constexpr, DTYPE: tl.constexpr,
+    TOTAL: tl.constexpr, RAGGED: tl.constexpr, ACT: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """dZ of a hidden block from its dH; it is stored, but for a PReLU, whose slopes' gradient needs dH."""
     inside = (rows[:, None] < M) & (features[None, :] < N)
@@ -56,7 +56,10 @@ def through_activation(
         store(pointers(dz_ptr, rows, columns, TOTAL, 1), grad, inside)
     saved = tl.load(pointers(saved_ptr, rows, columns, TOTAL, 1), mask=inside, other=0.0)
     slopes = load_slopes(slope_ptr, slope, stride_slope, features, N, ACT)
-    dz = cast(undo(grad, saved.to(tl.float32), slopes[None, :], ACT), DTYPE)
+    dz = undo(grad, saved.to(tl.float32), slopes[None, :], ACT)
+    if RAGGED:  # as in the forward
+        dz = tl.where(features[None, :] < N, dz, 0.0)
+    dz = cast(dz, DTYPE)
     if ACT != "prelu":
         tl.store(pointers(dz_ptr, rows, columns, TOTAL, 1), dz, mask=inside)
     return dz
@@ -91,11 +94,13 @@ def mlp_backward_kernel(
     STRIDE_SLOPE: tl.constexpr,
     ACT: tl.constexpr,
     OUT_ACT: tl.constexpr,
+    RAGGED: tl.constexpr,
     SAVE_Z: tl.constexpr,
     RECOMPUTE: tl.constexpr,
     NEED_INPUT: tl.constexpr,
     DTYPE: tl.constexpr,
     PRECISION: tl.constexpr,
+   
     BLOCKS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -106,7 +111,7 @@ def mlp_backward_kernel(
     if RECOMPUTE:
         hidden_layers(
             x_ptr, stride_xm, stride_xk, weights, biases, slopes, slope, saved_ptr, rows, M,
-            WIDTHS, OFFSETS, HAS_BIAS, STRIDE_SLOPE, ACT, True, SAVE_Z, DTYPE, PRECISION,
+            WIDTHS, OFFSETS, HAS_BIAS, STRIDE_SLOPE, RAGGED, ACT, True, SAVE_Z, DTYPE, PRECISION,
             BLOCKS, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
         tl.debug_barrier()  # the program's other threads read what this one wrote
@@ -131,7 +136,7 @@ def mlp_backward_kernel(
             acc = dot(dout, w, acc, DTYPE, PRECISION)
         dz = through_activation(
             acc, saved_ptr, dz_ptr, slopes[LAST - 1], STRIDE_SLOPE[LAST - 1], slope, rows, features,
-            OFFSETS[LAST - 1], M, WIDTH, TOTAL, ACT, DTYPE,
+            OFFSETS[LAST - 1], M, WIDTH, TOTAL, RAGGED, ACT, DTYPE,
         )  # fmt: skip
         d = d + (dz,)
     for step in range(1, LAST):
@@ -145,7 +150,7 @@ def mlp_backward_kernel(
             grad = gradient_block(d, w_ptr, features, n, k, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_N)
             dz = through_activation(
                 grad, saved_ptr, dz_ptr, pick(slopes, layer - 1), pick(STRIDE_SLOPE, layer - 1), slope,
-                rows, features, tl.multiple_of(pick(OFFSETS, layer - 1), 16), M, k, TOTAL, ACT, DTYPE,
+                rows, features, tl.multiple_of(pick(OFFSETS, layer - 1), 16), M, k, TOTAL, RAGGED, ACT, DTYPE,
             )  # fmt: skip
             following = following + (dz,)
         d = following
@@ -265,7 +270,13 @@ def mlp_gradients_kernel(
 
 @triton.jit(do_not_specialize=["num_splits"])
 def sum_splits_kernel(
-    workspace_ptr, num_splits, grads_ptr, dslopes_ptr, SIZE: tl.constexpr, SLOPES: tl.constexpr, BLOCK: tl.constexpr
+    workspace_ptr,
+    num_splits,
+    grads_ptr,
+    dslopes_ptr,
+    SIZE: tl.constexpr,
+    SLOPES: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     """Sum the workspace over the splits, first to last."""
     offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

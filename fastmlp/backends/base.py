@@ -7,6 +7,7 @@ decide what to save. Every matrix is 2-D here; the functions above flatten leadi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -54,12 +55,22 @@ class HeadResult(NamedTuple):
     dz: Tensor | None  # (M, K): times the previous activation's derivative
 
 
+class NetForward(NamedTuple):
+    """What a network's forward in one launch leaves; what was not asked for is None."""
+
+    output: Tensor  # (M, N)
+    saved: Tensor | None  # of all hidden layers, for `Backend.mlp_backward`
+    z: Tensor | None  # (M, N): the output activation's input
+
+
 class Backend(ABC):
     """What a device must be able to do for the autograd Functions."""
 
     name: str
     #: The most classes that `head` takes.
     head_classes: int
+    #: The widest hidden layer of a network that `mlp` takes; 0 for none.
+    mlp_width: int = 0
 
     @abstractmethod
     def linear_act(
@@ -144,3 +155,40 @@ class Backend(ABC):
 
         h (M, K), weight (C, K), bias (C,), target (M,) class indices, class_weight (C,).
         """
+
+    def mlp(
+        self,
+        x: Tensor,
+        params: Sequence[Tensor | None],
+        acts: Sequence[Act],
+        *,
+        save: bool,
+        keep_z: bool,
+        dtype: torch.dtype,
+    ) -> NetForward:
+        """A whole chain of at least two layers in one launch.
+
+        x (M, K) of any strides. ``params`` is weight, bias and PReLU weight of each layer, contiguous;
+        ``acts``, without tensors, are alike in all hidden layers; the last is no PReLU.
+        """
+        raise NotImplementedError(f"the {self.name} backend runs networks layer by layer")
+
+    def mlp_backward(
+        self,
+        grad: Tensor,
+        x: Tensor,
+        params: Sequence[Tensor | None],
+        acts: Sequence[Act],
+        saved: Tensor | None,
+        out_saved: Tensor | None,
+        *,
+        need_input: bool,
+        need_params: bool,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor | None, list[Tensor | None]]:
+        """The gradients of the input and of ``params``, in at most three launches.
+
+        ``saved`` is `NetForward.saved`, or None to compute it again; ``out_saved`` is what the output
+        activation's derivative is computed from.
+        """
+        raise NotImplementedError(f"the {self.name} backend runs networks layer by layer")

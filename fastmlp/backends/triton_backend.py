@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastmlp.activations import NONE, Act
-from fastmlp.backends.base import Backend, HeadResult, LinearGrads, LossOptions, Scale
+from fastmlp.backends.base import Backend, HeadResult, LinearGrads, LossOptions, NetForward, Scale
 from fastmlp.backends.torch_backend import TorchBackend
 from fastmlp.kernels import cross_entropy as loss_kernels
 from fastmlp.kernels import decisions
@@ -22,6 +23,8 @@ from fastmlp.kernels.linear_tma import (
     linear_act_tma,
     linear_backward_tma,
 )
+from fastmlp.kernels.mlp import MAX_WIDTH, Net, mlp_forward
+from fastmlp.kernels.mlp_backward import mlp_backward
 
 
 def fp32_precision() -> str:
@@ -37,6 +40,7 @@ class TritonBackend(Backend):
 
     name = "triton"
     head_classes = MAX_CLASSES
+    mlp_width = MAX_WIDTH
 
     def linear_act(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, act: Act, keep_z: bool, dtype: torch.dtype
@@ -167,6 +171,45 @@ class TritonBackend(Backend):
         )
         return HeadResult(*result)
 
+    def mlp(
+        self,
+        x: Tensor,
+        params: Sequence[Tensor | None],
+        acts: Sequence[Act],
+        *,
+        save: bool,
+        keep_z: bool,
+        dtype: torch.dtype,
+    ) -> NetForward:
+        """See `Backend.mlp`."""
+        return NetForward(*mlp_forward(x, _net(params, acts, dtype), save=save, keep_z=keep_z))
+
+    def mlp_backward(
+        self,
+        grad: Tensor,
+        x: Tensor,
+        params: Sequence[Tensor | None],
+        acts: Sequence[Act],
+        saved: Tensor | None,
+        out_saved: Tensor | None,
+        *,
+        need_input: bool,
+        need_params: bool,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor | None, list[Tensor | None]]:
+        """See `Backend.mlp_backward`."""
+        net = _net(params, acts, dtype)
+        found = mlp_backward(grad, x, net, saved, out_saved, need_input=need_input, need_params=need_params)
+        grads: list[Tensor | None] = [None] * len(params)
+        grads[0::3] = found.weights or [None] * len(acts)
+        grads[1::3] = found.biases or [None] * len(acts)
+        for i, grad_of_slopes in enumerate(found.slopes):
+            slope = params[3 * i + 2]
+            if slope is not None:
+                total = grad_of_slopes.sum().view(1) if slope.numel() == 1 else grad_of_slopes
+                grads[3 * i + 2] = total.to(slope.dtype)
+        return found.input, grads
+
 
 def _instead(ways: tuple[str, ...], misfit: str | None) -> str:
     """The first of ``ways``, which is TMA, or what comes next where it cannot take the arguments."""
@@ -175,6 +218,23 @@ def _instead(ways: tuple[str, ...], misfit: str | None) -> str:
     if len(ways) == 1:
         raise ValueError(f"{TMA}: {misfit}")  # forced, and nothing else allowed
     return ways[1]
+
+
+def _net(params: Sequence[Tensor | None], acts: Sequence[Act], dtype: torch.dtype) -> Net:
+    """The network as its kernels take it."""
+    hidden, out = acts[0], acts[-1]
+    return Net(
+        params[0::3],  # type: ignore[arg-type]
+        params[1::3],
+        params[2:-1:3],
+        hidden.name,
+        hidden.slope,
+        out.name,
+        out.slope,
+        not hidden.saves_output,
+        dtype,
+        _precision(dtype),
+    )
 
 
 def _precision(dtype: torch.dtype) -> str:

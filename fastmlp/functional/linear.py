@@ -12,7 +12,10 @@ from torch.nn import functional as F
 from fastmlp import backends
 from fastmlp.activations import NONE, Act, resolve
 from fastmlp.autograd.chain import Chain
+from fastmlp.autograd.whole import WholeNet
 from fastmlp.backends import onednn
+from fastmlp.functional import whole
+from fastmlp.functional.whole import PLANS
 
 
 class Layer(NamedTuple):
@@ -51,26 +54,39 @@ def mlp(
     weights: Sequence[Tensor],
     biases: Sequence[Tensor | None] | None = None,
     activation: str | nn.Module | None = "relu",
+    *,
+    output_activation: str | nn.Module | None = None,
+    plan: str = "auto",
 ) -> Tensor:
-    """Linear layers with ``activation`` between them, none after the last.
+    """Linear layers with ``activation`` between them, and ``output_activation`` after the last.
+
+    On a GPU a net whose hidden layers are at most 256 wide may run whole, in one kernel; see docs/whole_nets.md.
 
     Args:
         input: (..., K).
         weights: one (N_i, N_{i-1}) a layer, N_0 = K.
         biases: one (N_i,) or None a layer; None for no biases at all.
         activation: see `linear_act`.
+        output_activation: the same, after the last layer.
+        plan: what runs it on a GPU: "layers" is a kernel a layer, "whole" one for all of them, "recompute"
+            the same that keeps nothing for the backward and runs the forward again there; "auto" takes the
+            one that `fastmlp.cost` expects to be the fastest. torch's own ops have no plans.
 
     Returns:
         (..., N) of the last layer.
 
     Raises:
-        ValueError: as `linear_act`, or ``weights`` and ``biases`` of different lengths.
+        ValueError: as `linear_act`; ``weights`` and ``biases`` of different lengths; an unknown plan, or one
+            that these layers do not fit.
     """
-    return chain(input, mlp_layers(weights, biases, activation))
+    return chain(input, mlp_layers(weights, biases, activation, output_activation), plan)
 
 
 def mlp_layers(
-    weights: Sequence[Tensor], biases: Sequence[Tensor | None] | None, activation: str | nn.Module | None
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None] | None,
+    activation: str | nn.Module | None,
+    output_activation: str | nn.Module | None = None,
 ) -> list[Layer]:
     """The layers that `mlp` runs."""
     biases = [None] * len(weights) if biases is None else biases
@@ -78,21 +94,24 @@ def mlp_layers(
         raise ValueError(
             f"weights, biases: expected one of each a layer, got {len(weights)} and {len(biases)}"
         )
-    act = resolve(activation)
+    act, out = resolve(activation), resolve(output_activation)
     last = len(weights) - 1
-    return [Layer(w, b, act if i < last else NONE) for i, (w, b) in enumerate(zip(weights, biases))]
+    return [Layer(w, b, act if i < last else out) for i, (w, b) in enumerate(zip(weights, biases))]
 
 
-def chain(input: Tensor, layers: Sequence[Layer]) -> Tensor:
-    """The layers one after another: on a GPU one kernel each, and one autograd node for all.
+def chain(input: Tensor, layers: Sequence[Layer], plan: str = "auto") -> Tensor:
+    """The layers one after another: on a GPU one kernel each or one for all, and one autograd node.
 
     Args:
         input: (..., K) of the first layer.
         layers: at least one.
+        plan: see `mlp`.
 
     Raises:
-        ValueError, TypeError, RuntimeError: as `linear_act`.
+        ValueError, TypeError, RuntimeError: as `linear_act` and `mlp`.
     """
+    if plan not in PLANS:
+        raise ValueError(f"plan: {plan!r} is not one of {', '.join(PLANS)}")
     backend = backends.choose(input).backend
     check_chain(input, layers)
     if backend is None or not fits_kernels(input, layers):
@@ -100,9 +119,12 @@ def chain(input: Tensor, layers: Sequence[Layer]) -> Tensor:
     rows = input.reshape(-1, input.shape[-1])
     acts, params = split_layers(layers)
     dtype = backends.compute_dtype(input)
-    return Chain.apply(backend, dtype, acts, rows, *params).view(
-        *input.shape[:-1], layers[-1].weight.shape[0]
-    )
+    plan = whole.choose(backend, rows, layers, dtype, plan)
+    if plan == "layers":
+        output = Chain.apply(backend, dtype, acts, rows, *params)
+    else:
+        output = WholeNet.apply(backend, dtype, acts, plan == "recompute", rows, *params)
+    return output.view(*input.shape[:-1], layers[-1].weight.shape[0])
 
 
 def aten_chain(input: Tensor, layers: Sequence[Layer]) -> Tensor:

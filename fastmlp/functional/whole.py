@@ -1,0 +1,72 @@
+"""Which plan a chain of linear layers takes on a GPU: a kernel a layer, or one for the whole network."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fastmlp.backends.base import Backend
+from fastmlp.choice import choose_plan
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fastmlp.functional.linear import Layer
+
+#: What a user may ask for; "auto" takes what the cost model expects to be the fastest.
+PLANS = ("auto", "layers", "whole", "recompute")
+
+
+def choose(
+    backend: Backend, input: Tensor, layers: Sequence[Layer], dtype: torch.dtype, asked: str = "auto"
+) -> str:
+    """``"layers"``, ``"whole"`` or ``"recompute"``.
+
+    Args:
+        backend: what runs it.
+        input: (M, K).
+        layers: the chain, its shapes checked.
+        dtype: of the products.
+        asked: one of `PLANS`.
+
+    Raises:
+        ValueError: the layers do not fit the plan that was asked for.
+    """
+    if asked == "layers" or (asked == "auto" and len(layers) < 2):
+        return "layers"
+    problem = misfit(backend, layers)
+    if asked != "auto":
+        if problem is not None:
+            raise ValueError(f"plan: {asked!r} does not take these layers: {problem}")
+        return asked
+    if problem is not None:
+        return "layers"
+    widths = (input.shape[1], *(layer.weight.shape[0] for layer in layers))
+    trained = sum(layer.weight.requires_grad for layer in layers) if torch.is_grad_enabled() else 0
+    if 0 < trained < len(layers):
+        return "layers"  # which skip the frozen ones' gradients
+    training = trained > 0 or (torch.is_grad_enabled() and input.requires_grad)
+    return choose_plan(widths, len(input), dtype, input.device, training)
+
+
+def misfit(backend: Backend, layers: Sequence[Layer]) -> str | None:
+    """Why the whole-network kernels do not take ``layers``; None if they do."""
+    *hidden, last = layers
+    if not hidden:
+        return "one layer leaves nothing to keep on the chip"
+    first = hidden[0].act
+    for weight, _, act in hidden:
+        if weight.shape[0] > backend.mlp_width:
+            return f"a hidden width of {weight.shape[0]}, at most {backend.mlp_width}"
+        if act.row is not first.row or act.slope != first.slope:
+            return "the hidden layers have different activations"
+    if last.act.weight is not None:
+        return "a PReLU after the last layer"
+    dtype = last.weight.dtype
+    for weight, bias, act in layers:
+        for tensor in (weight, bias, act.weight):
+            if tensor is not None and not (tensor.dtype == dtype and tensor.is_contiguous()):
+                return "a parameter is not contiguous, or of another dtype than the others"
+    return None

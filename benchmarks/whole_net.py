@@ -6,7 +6,6 @@ policy's loss needs. Work and plans are counted by `fastmlp.plans`.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -104,7 +103,7 @@ def count(
     """Every plan that takes the net on ``gpu``."""
     layers = plans.chain(widths)
     names = ["eager", "layers"]
-    if choice.whole_misfit(layers, dtype.itemsize, gpu.shared) is None:
+    if choice.whole_misfit(layers, devices.operand_kind(dtype)) is None:
         names += ["whole", "recompute"] if training else ["whole"]
     return {
         name: plans.count(name, layers, batch, dtype, gpu.sms, training, input_grad=training)
@@ -113,11 +112,7 @@ def count(
 
 
 def _ours(weights: list[Tensor], biases: list[Tensor], plan: str) -> Callable[[Tensor], Tensor]:
-    if plan == "auto":
-        return lambda x: functional.mlp(x, weights, biases, "relu")
-    if "plan" not in inspect.signature(functional.mlp).parameters:
-        raise MissingPeerError("this fastmlp's mlp has one plan")
-    return lambda x: functional.mlp(x, weights, biases, "relu", plan=plan)  # type: ignore[call-arg]
+    return lambda x: functional.mlp(x, weights, biases, "relu", plan=plan)
 
 
 def _jax(widths: Sequence[int], x: Tensor, grad: Tensor | None) -> Run:

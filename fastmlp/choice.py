@@ -8,38 +8,32 @@ from functools import lru_cache
 import torch
 
 from fastmlp.devices import DEFAULT, DEVICES, Device, find, operand_kind
-from fastmlp.plans import WHOLE_ROWS, Dense, chain, count
+from fastmlp.plans import Dense, chain, count
 
-#: The widest hidden layer of the whole-network kernels, by bytes of an element.
-WHOLE_WIDTHS = {4: 128, 2: 256}
+#: The widest hidden layer of the whole-network kernels, by the kind of the products' operands: from there on
+#: they spill registers in the compiler's report. Without tensor cores operands take registers too.
+WHOLE_WIDTHS = {"half": 256, "tf32": 128, "ieee": 64}
 
 
-def whole_misfit(layers: Sequence[Dense], itemsize: int, shared: int) -> str | None:
+def whole_misfit(layers: Sequence[Dense], kind: str) -> str | None:
     """Why the whole-network kernels do not take ``layers``; None if they do.
 
     Args:
         layers: the chain.
-        itemsize: bytes of an element.
-        shared: bytes of shared memory that a program may take.
+        kind: of the products' operands, see `fastmlp.devices.operand_kind`.
     """
     if len(layers) < 2:
         return "one layer leaves nothing to keep on the chip"
     hidden = layers[:-1]
     if len({(layer.act, layer.keeps_z) for layer in hidden}) > 1:
         return "the hidden layers have different activations"
-    widest, most = max(layer.n for layer in hidden), WHOLE_WIDTHS.get(itemsize, 0)
-    if widest > most:
-        return f"a hidden width of {widest}: at most {most} in {8 * itemsize}-bit elements"
-    # The rows' activations and two blocks of a weight; the reduction's step is 128 bytes.
-    needed = itemsize * widest * (WHOLE_ROWS + 2 * 128 // itemsize)
-    if needed > shared:
-        return f"{needed >> 10} KiB of shared memory, of {shared >> 10}"
-    return None
+    widest, most = max(layer.n for layer in hidden), WHOLE_WIDTHS[kind]
+    return f"a hidden width of {widest}: at most {most} in {kind} products" if widest > most else None
 
 
-def whole_fits(widths: Sequence[int], itemsize: int, device: str | torch.device | None = None) -> bool:
-    """Whether the whole-network kernels take a net of these widths on ``device``."""
-    return whole_misfit(chain(widths), itemsize, _of_kernels(device).shared) is None
+def whole_fits(widths: Sequence[int], kind: str) -> bool:
+    """Whether the whole-network kernels take a net of these widths."""
+    return whole_misfit(chain(widths), kind) is None
 
 
 def _of_kernels(device: str | torch.device | None) -> Device:
@@ -80,7 +74,7 @@ def _chosen(
     training: bool,
 ) -> str:
     layers, where = chain(widths), _of_kernels(device)
-    if whole_misfit(layers, dtype.itemsize, where.shared) is not None:
+    if whole_misfit(layers, kind) is not None:
         return "layers"
     names = ("whole", "recompute", "layers") if training else ("whole", "layers")
     return min(

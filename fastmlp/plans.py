@@ -24,8 +24,9 @@ from fastmlp.devices import Device
 from fastmlp.work import Work
 
 PLANS = ("eager", "layers", "whole", "recompute")
-#: Rows of the batch that one program of the whole-network kernels takes through all layers.
-WHOLE_ROWS = 64
+#: Rows of the batch that one program of the whole-network kernels takes through all layers, by bytes of an
+#: element: `fastmlp.kernels.configs` has the tiles, which differ a little between architectures.
+WHOLE_ROWS = {2: 64, 4: 32}
 #: torch keeps the input of these for its backward; ours keep the output of a leaky ReLU.
 _TORCH_KEEPS_INPUT = ("leaky_relu", "gelu", "gelu_tanh", "silu", "prelu")
 _ALIGNMENT = 16  # of the columns that the whole-network kernels save
@@ -302,7 +303,7 @@ class _Layers(_Counter):
 
 
 class _Whole(_Counter):
-    """A program takes WHOLE_ROWS rows through all layers, and reads every weight that they meet."""
+    """A program takes `WHOLE_ROWS` rows through all layers, and reads every weight that they meet."""
 
     recompute = False
 
@@ -313,7 +314,7 @@ class _Whole(_Counter):
 
     def rows_launch(self, name: str, operations: int, a_row: int, weights: int) -> Launch:
         """``a_row`` elements a row pass through memory, and every program reads ``weights``."""
-        programs = cdiv(self.m, WHOLE_ROWS)
+        programs = cdiv(self.m, WHOLE_ROWS[self.e])
         moved = self.m * a_row + weights
         return Launch(
             name, self.m * operations, self.e * moved, self.e * (moved + (programs - 1) * weights), programs

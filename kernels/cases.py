@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fastmlp.kernels import cross_entropy as ce
-from fastmlp.kernels import training_cases
+from fastmlp.kernels import mlp_cases, training_cases
 from fastmlp.kernels.epoch import runs_on
 from fastmlp.kernels.head import MAX_CLASSES
 from fastmlp.kernels.head import head as head_kernels
@@ -74,6 +74,7 @@ def cases() -> Iterator[Case]:
         _head_cases,
         _cross_entropy_cases,
         _training_cases,
+        _mlp_cases,
     ):
         yield from family()
 
@@ -298,6 +299,11 @@ MATRIX_PROBLEMS: dict[str, tuple[Callable[..., Run], int]] = {
     "head": (head, 2),
     "update": (partial(training_cases.timed, "update"), 1),
     "epoch": (partial(training_cases.timed, "epoch"), 3),  # a step's products
+    "mlp": (partial(mlp_cases.timed, "forward"), 8),
+    "mlp_backward": (partial(mlp_cases.timed, "recompute"), 24),
+    "mlp_wide": (partial(mlp_cases.timed, "forward", least=129), 8),
+    "mlp_wide_backward": (partial(mlp_cases.timed, "recompute", least=129), 24),
+    "mlp_gradients": (partial(mlp_cases.timed, "backward"), 16),
 }
 
 
@@ -377,3 +383,8 @@ def _training_cases() -> Iterator[Case]:
         yield Case("step", variant, dtype, problem.step)
         if runs_on(arch) and not problem.task.pdl and problem.copies:
             yield Case("epoch", variant, dtype, problem.epoch)
+
+
+def _mlp_cases() -> Iterator[Case]:
+    for variant, dtype, run in mlp_cases.problems(NUMERICS):
+        yield Case("mlp", variant, dtype, run)

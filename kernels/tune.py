@@ -34,6 +34,17 @@ Timer = Callable[[Run], float]
 #: Two narrow weights and two wide ones; a head's are as narrow as its classes are few.
 SHAPES: tuple[Shape, ...] = ((256, 256, 784), (1024, 512, 512), (1024, 1024, 1024), (4096, 4096, 4096))
 HEAD_SHAPES: tuple[Shape, ...] = ((256, 10, 256), (1024, 100, 1024), (4096, 256, 4096))
+#: Nets that run whole: rows and their width twice.
+MLP_SHAPES: tuple[Shape, ...] = ((1 << 16, 64, 64), (1 << 16, 128, 128))
+WIDE_MLP_SHAPES: tuple[Shape, ...] = ((1 << 16, 256, 256),)
+_SHAPES = {
+    "head": HEAD_SHAPES,
+    "mlp": MLP_SHAPES,
+    "mlp_backward": MLP_SHAPES,
+    "mlp_wide": WIDE_MLP_SHAPES,
+    "mlp_wide_backward": WIDE_MLP_SHAPES,
+    "mlp_gradients": MLP_SHAPES + WIDE_MLP_SHAPES,
+}
 ROUNDS = 3
 # Two tiles add in different orders; a wrong one is far off.
 _TOLERANCE = 0.02
@@ -115,7 +126,7 @@ def problems(
         (family, dtype, shape)
         for family in families
         for dtype in dtypes
-        for shape in shapes or (HEAD_SHAPES if family == "head" else SHAPES)
+        for shape in shapes or _SHAPES.get(family, SHAPES)
     )
     for family, dtype, shape in todo:
         make, products = MATRIX_PROBLEMS[family]
@@ -124,7 +135,7 @@ def problems(
         if not configs.exists(family, arch, precision):
             continue
         problem = Problem(make(numerics, shape, device=device), 2.0 * m * n * k * products)
-        found.setdefault((family, arch, precision, configs.bucket(n, k)), []).append(problem)
+        found.setdefault((family, arch, precision, configs.bucket(n, k, family)), []).append(problem)
     return found
 
 

@@ -69,8 +69,8 @@ class Backend(ABC):
     name: str
     #: The most classes that `head` takes.
     head_classes: int
-    #: The widest hidden layer of a network that `mlp` takes; 0 for none.
-    mlp_width: int = 0
+    #: Whether it has `mlp` and `mlp_backward`.
+    whole_nets: bool = False
 
     @abstractmethod
     def linear_act(

@@ -23,7 +23,7 @@ from fastmlp.kernels.linear_tma import (
     linear_act_tma,
     linear_backward_tma,
 )
-from fastmlp.kernels.mlp import MAX_WIDTH, Net, mlp_forward
+from fastmlp.kernels.mlp import Net, mlp_forward
 from fastmlp.kernels.mlp_backward import mlp_backward
 
 
@@ -40,7 +40,7 @@ class TritonBackend(Backend):
 
     name = "triton"
     head_classes = MAX_CLASSES
-    mlp_width = MAX_WIDTH
+    whole_nets = True
 
     def linear_act(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, act: Act, keep_z: bool, dtype: torch.dtype

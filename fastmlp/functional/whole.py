@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from fastmlp.backends.base import Backend
-from fastmlp.choice import choose_plan
+from fastmlp.choice import WHOLE_WIDTHS, choose_plan
+from fastmlp.devices import operand_kind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,7 +37,7 @@ def choose(
     """
     if asked == "layers" or (asked == "auto" and len(layers) < 2):
         return "layers"
-    problem = misfit(backend, layers)
+    problem = misfit(backend, layers, dtype)
     if asked != "auto":
         if problem is not None:
             raise ValueError(f"plan: {asked!r} does not take these layers: {problem}")
@@ -51,22 +52,25 @@ def choose(
     return choose_plan(widths, len(input), dtype, input.device, training)
 
 
-def misfit(backend: Backend, layers: Sequence[Layer]) -> str | None:
+def misfit(backend: Backend, layers: Sequence[Layer], dtype: torch.dtype) -> str | None:
     """Why the whole-network kernels do not take ``layers``; None if they do."""
     *hidden, last = layers
     if not hidden:
         return "one layer leaves nothing to keep on the chip"
+    if not backend.whole_nets:
+        return f"the {backend.name} backend has no such kernels"
+    most = WHOLE_WIDTHS[operand_kind(dtype)]
     first = hidden[0].act
     for weight, _, act in hidden:
-        if weight.shape[0] > backend.mlp_width:
-            return f"a hidden width of {weight.shape[0]}, at most {backend.mlp_width}"
+        if weight.shape[0] > most:
+            return f"a hidden width of {weight.shape[0]}: at most {most} in {operand_kind(dtype)} products"
         if act.row is not first.row or act.slope != first.slope:
             return "the hidden layers have different activations"
     if last.act.weight is not None:
         return "a PReLU after the last layer"
-    dtype = last.weight.dtype
+    kept_in = last.weight.dtype
     for weight, bias, act in layers:
         for tensor in (weight, bias, act.weight):
-            if tensor is not None and not (tensor.dtype == dtype and tensor.is_contiguous()):
+            if tensor is not None and not (tensor.dtype == kept_in and tensor.is_contiguous()):
                 return "a parameter is not contiguous, or of another dtype than the others"
     return None

@@ -202,7 +202,7 @@ class _Walk:
     def chain(self, layers: list[Dense]) -> None:
         """Count a chain of layers by every plan, and choose one."""
         by_plan = {name: self._count(name, layers) for name in ("eager", "layers")}
-        misfit = choice.whole_misfit(layers, self.dtype.itemsize, self.device.shared)
+        misfit = choice.whole_misfit(layers, self.kind)
         if misfit is None:
             names = ("whole", "recompute") if self.training else ("whole",)
             by_plan |= {name: self._count(name, layers) for name in names}
@@ -218,7 +218,9 @@ class _Walk:
             return Choice(name, "layers", f"the whole-network kernels do not take it: {misfit}")
         chosen = choice.choose_plan(widths, self.batch, self.dtype, self.device.name, self.training)
         floors = ", ".join(
-            f"{plan} {_time(by_plan[plan].floor(self.device, self.kind))}" for plan in ("layers", "whole")
+            f"{plan} {_time(found.floor(self.device, self.kind))}"
+            for plan, found in by_plan.items()
+            if plan != "eager"
         )
         return Choice(name, chosen, f"floors: {floors}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import random
 from collections.abc import Iterable, Iterator
@@ -228,7 +227,7 @@ def test_layers_are_what_our_kernels_take(seed: int, act: str, device: str) -> N
     kept = Kept()
     with backends.use("triton"), record_launches() as launches:
         with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda t: t):
-            y = chain(x, fused(list(net)))
+            y = chain(x, fused(list(net)), "layers")
         y.backward(torch.randn_like(y))
     counted = [launch for launch in plan.launches if launch.name != "sum"]  # of a PReLU's one slope: torch's
     assert [f"{one.name}_kernel" for one in counted] == [one.name for one in launches]
@@ -236,9 +235,6 @@ def test_layers_are_what_our_kernels_take(seed: int, act: str, device: str) -> N
     assert plan.kept == kept.bytes(x, y, *net.parameters())
 
 
-@pytest.mark.skipif(
-    "plan" not in inspect.signature(functional.mlp).parameters, reason="no whole-network kernels here"
-)
 @pytest.mark.parametrize("input_grad", [True, False])
 @pytest.mark.parametrize("act", ["relu", "gelu"])
 @pytest.mark.parametrize("plan", ["whole", "recompute"])

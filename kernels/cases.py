@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fastmlp.kernels import cross_entropy as ce
 from fastmlp.kernels import training_cases
+from fastmlp.kernels.dropout import dropout_mask
 from fastmlp.kernels.epoch import runs_on
 from fastmlp.kernels.head import MAX_CLASSES
 from fastmlp.kernels.head import head as head_kernels
@@ -52,6 +53,9 @@ LONG: Shape = (60000, 64, 256)  # few tiles of dW over a long batch: several pro
 # By the registers that f' takes. It needs the input of the heavy ones, so their forward keeps it.
 _LIGHT = ("relu", "leaky_relu", "sigmoid", "tanh")
 _HEAVY = ("prelu", "gelu", "gelu_tanh", "silu")
+_DROPOUTS = [(d, "narrow", NARROW) for d in ("bf16", "tf32", "fp32")] + [
+    (d, "wide", WIDE) for d in ("bf16", "tf32", "fp32")
+]
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,7 @@ def cases() -> Iterator[Case]:
     """Every kernel in every precision, and every branch of it at least once."""
     for family in (_linear_cases, _linear_backward_cases, _head_cases, _cross_entropy_cases, _training_cases):
         yield from family()
+    yield Case("dropout", "mask", "fp32", lambda: dropout_mask(_dropout("meta", 1), 4096, 1000))
 
 
 def linear(
@@ -79,6 +84,7 @@ def linear(
     keep_z: bool = False,
     bias: bool = True,
     transposed: bool = False,
+    dropout: bool = False,
 ) -> Run:
     """The forward of one layer."""
     m, n, k = shape
@@ -86,7 +92,10 @@ def linear(
     weight = _matrix(n, k, numerics.storage, device)
     b = _vector(n, numerics.storage, device) if bias else None
     slope = _vector(n, numerics.storage, device) if act == "prelu" else None
-    return lambda: linear_act(x, weight, b, act, 0.01, slope, keep_z, numerics.compute, numerics.precision)
+    options = {"dropout": _dropout(device, 1)} if dropout else {}
+    return lambda: linear_act(
+        x, weight, b, act, 0.01, slope, keep_z, numerics.compute, numerics.precision, **options
+    )
 
 
 def _linear_cases() -> Iterator[Case]:
@@ -102,6 +111,8 @@ def _linear_cases() -> Iterator[Case]:
     for dtype in ("bf16", "tf32", "fp32"):
         yield Case("linear", "ragged none", dtype, linear(NUMERICS[dtype], RAGGED, "none"))
     yield Case("linear", "single", "bf16", linear(bf16, SINGLE))
+    for dtype, size, shape in _DROPOUTS:
+        yield Case("linear", f"{size} relu dropout", dtype, linear(NUMERICS[dtype], shape, dropout=True))
     yield Case("linear", "narrow relu transposed", "bf16", linear(bf16, NARROW, transposed=True))
     yield Case("linear", "wide relu transposed", "bf16", linear(bf16, WIDE, transposed=True))
 
@@ -119,6 +130,8 @@ def backward(
     need_input: bool = True,
     need_params: bool = True,
     transposed: bool = False,
+    dropout: bool = False,
+    previous_dropout: bool = False,
 ) -> Run:
     """The backward of one layer; ``act`` is undone as dY is read, ``previous_act`` in dX's epilogue."""
     m, n, k = shape
@@ -142,6 +155,8 @@ def backward(
         "bias_dtype": storage if bias else None,
         "dtype": dtype,
         "precision": precision,
+        "dropout": _dropout(device, 1) if dropout else None,
+        "previous_dropout": _dropout(device, 0) if previous_dropout else None,
     }
     return lambda: linear_backward(grad, x, weight, **arguments)
 
@@ -174,6 +189,12 @@ def _linear_backward_cases() -> Iterator[Case]:
     yield case("single epilogue=tanh", "bf16", (1, 1, 1), "none", "tanh", scale=True)
     yield case("long no-bias", "bf16", LONG, bias=False)
     yield case("long scale prelu", "bf16", LONG, "prelu", "none", scale=True)
+    for dtype, size, shape in _DROPOUTS:
+        yield case(f"{size} dropout epilogue=gelu", dtype, shape, "none", "gelu", previous_dropout=True)
+    for act, before in (("none", "relu"), ("gelu", "tanh"), ("prelu", "none")):
+        name = f"dropout prologue={act} epilogue={before}"
+        for size, shape in (("narrow", NARROW), ("wide", WIDE)):
+            yield case(f"{size} {name}", "bf16", shape, act, before, dropout=True, previous_dropout=True)
 
 
 def head(
@@ -244,6 +265,7 @@ MATRIX_PROBLEMS: dict[str, tuple[Callable[..., Run], int]] = {
     "linear": (linear, 1),
     "linear_backward": (backward, 2),
     "linear_backward_prologue": (partial(backward, act="relu"), 2),
+    "linear_backward_dropout": (partial(backward, previous_act="gelu", previous_dropout=True), 2),
     "head": (head, 2),
     "update": (partial(training_cases.timed, "update"), 1),
     "epoch": (partial(training_cases.timed, "epoch"), 3),  # a step's products
@@ -312,6 +334,10 @@ def _matrix(rows: int, cols: int, dtype: torch.dtype, device: str, transposed: b
 
 def _vector(size: int, dtype: torch.dtype, device: str) -> Tensor:
     return torch.empty(size, dtype=dtype, device=device).normal_()
+
+
+def _dropout(device: str, site: int) -> tuple[float, Tensor, int]:
+    return 0.5, torch.zeros(1, dtype=torch.int64, device=device), site
 
 
 def _scalar(device: str) -> Tensor:

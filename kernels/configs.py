@@ -37,11 +37,20 @@ class Tile:
 
 # (family, architecture, precision, bucket). A family is a kernel: "linear" is the forward, the
 # tiles of dX and dW in "linear_backward" are alike (f' in its prologue takes registers, so that has a
-# family of its own), "head" is the classifier head, "update" dW with the optimizer behind it, "epoch" the
-# persistent kernel, all of whose phases have one tile.
+# family of its own, and so does drawing a dropout's mask in its epilogue), "head" is the classifier
+# head, "update" dW with the optimizer behind it, "epoch" the persistent kernel, all of whose phases have
+# one tile.
 Key = tuple[str, str, str, str]
 
-FAMILIES = ("linear", "linear_backward", "linear_backward_prologue", "head", "update", "epoch")
+FAMILIES = (
+    "linear",
+    "linear_backward",
+    "linear_backward_prologue",
+    "linear_backward_dropout",
+    "head",
+    "update",
+    "epoch",
+)
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
 PRECISIONS = ("half", "tf32", "ieee")  # half: fp16 and bf16 operands
 BUCKETS = ("narrow", "wide")  # of a weight: at most 2¹⁹ elements, or more
@@ -69,7 +78,7 @@ def _rows() -> Iterator[tuple[Key, Tile]]:
         small_smem = arch in ("sm_120", "gfx942")
         hopper_up = arch in ("sm_90", "sm_100")  # wgmma and tcgen05 take 64 rows at least
         stages = 2 if amd else 3
-        for family in FAMILIES[:3]:
+        for family in FAMILIES[:4]:
             forward = family == "linear"
             yield (family, arch, "half", "narrow"), Tile(64 if hopper_up else 32, 32, 64, 8, 4, stages)
             yield (family, arch, "half", "wide"), Tile(128, 128, 32 if small_smem else 64, 8, 8, stages)
@@ -120,6 +129,9 @@ def _rows() -> Iterator[tuple[Key, Tile]]:
         yield ("head", "sm_90", "ieee", bucket), Tile(16, 0, 16, 1, 16, 2)
     yield ("linear_backward_prologue", "sm_80", "half", "wide"), Tile(128, 128, 32, 8, 8, 4)
     yield ("linear_backward_prologue", "sm_90", "half", "wide"), Tile(128, 64, 64, 8, 8, 3)
+    for arch in ("sm_80", "sm_90", "sm_100", "sm_120"):
+        reduction = 64 if arch in ("sm_90", "sm_100") else 32
+        yield ("linear_backward_dropout", arch, "half", "wide"), Tile(128, 64, reduction, 8, 8, 3)
     yield ("linear", "sm_120", "ieee", "narrow"), Tile(32, 32, 16, 8, 4, 2)
     yield ("linear_backward", "sm_80", "half", "wide"), Tile(128, 128, 32, 8, 8, 4)
     for family, warps in (("linear_backward", 8), ("linear_backward_prologue", 4)):

@@ -85,15 +85,15 @@ def forward_phase(
         if layer == 0:
             linear_tile(
                 tile, x_ptr, stride_xm, stride_xk, index_ptr, x_scale, w_ptr, k, 1,
-                b_ptr, 1, b_ptr, 0, slope, y_ptr, stride_ym, z_ptr, M, n, k,
-                ACT, HAS_BIAS, KEEP_Z, True, SCALE_X, EVEN_K, DTYPE, PRECISION,
+                b_ptr, 1, b_ptr, 0, slope, b_ptr, 0, 0.0, 1.0, y_ptr, stride_ym, z_ptr, M, n, k,
+                ACT, False, HAS_BIAS, KEEP_Z, True, SCALE_X, EVEN_K, DTYPE, PRECISION,
                 BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
             )  # fmt: skip
         else:
             linear_tile(
                 tile, load_pointer(row, X, DTYPE), load_stride(row, STRIDE_X), 1, index_ptr, 1.0, w_ptr, k, 1,
-                b_ptr, 1, b_ptr, 0, slope, y_ptr, stride_ym, z_ptr, M, n, k,
-                ACT, HAS_BIAS, KEEP_Z, False, False, EVEN_K, DTYPE, PRECISION,
+                b_ptr, 1, b_ptr, 0, slope, b_ptr, 0, 0.0, 1.0, y_ptr, stride_ym, z_ptr, M, n, k,
+                ACT, False, HAS_BIAS, KEEP_Z, False, False, EVEN_K, DTYPE, PRECISION,
                 BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
             )  # fmt: skip
 
@@ -147,9 +147,9 @@ def input_phase(
     stride_out = load_stride(below, STRIDE_DZ)
     for tile in range(tl.program_id(0), tl.cdiv(M, BLOCK_M) * tl.cdiv(k, BLOCK_N), tl.num_programs(0)):
         input_tile(
-            tile, dz_ptr, stride_dz, 1, dz_ptr, 0, 0, w_ptr, k, 1, dz_ptr, 0, 0.0,
-            saved_ptr, stride_y, 1, slope, 1.0, out_ptr, stride_out, M, n, k,
-            "none", ACT, False, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
+            tile, dz_ptr, stride_dz, 1, dz_ptr, 0, 0, w_ptr, k, 1, dz_ptr, 0, 0.0, dz_ptr, 0, 0.0, 1.0,
+            saved_ptr, stride_y, 1, slope, dz_ptr, 0, 0.0, 1.0, 1.0, out_ptr, stride_out, M, n, k,
+            "none", False, ACT, False, False, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
         )  # fmt: skip
 
 

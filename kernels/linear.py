@@ -1,4 +1,4 @@
-"""Y = f(X Wᵀ + b) in one kernel: bias and activation in the epilogue of the matrix product."""
+"""Y = f(X Wᵀ + b) in one kernel: bias, activation and dropout in the epilogue of the matrix product."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from fastmlp.kernels.device import (
     tile_of,
     wait_for_previous,
 )
+from fastmlp.kernels.dropout import Dropout, arguments, drop
 from fastmlp.kernels.launch import arch_of, cdiv, launch
 
 #: The Triton name of each dtype that the kernels compute in.
@@ -30,10 +31,12 @@ def linear_tile(
     x_ptr, stride_xm, stride_xk, index_ptr, x_scale,
     w_ptr, stride_wn, stride_wk,
     b_ptr, stride_b, slope_ptr, stride_slope, slope,
+    seed_ptr, site, p, keep_scale,
     y_ptr, stride_ym, z_ptr,
     M, N, K,
-    ACT: tl.constexpr, HAS_BIAS: tl.constexpr, KEEP_Z: tl.constexpr, GATHER: tl.constexpr,
-    SCALE_X: tl.constexpr, EVEN_K: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    ACT: tl.constexpr, DROPOUT: tl.constexpr, HAS_BIAS: tl.constexpr, KEEP_Z: tl.constexpr,
+    GATHER: tl.constexpr, SCALE_X: tl.constexpr, EVEN_K: tl.constexpr,
+    DTYPE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
     """One tile of Y (M, N) = f(x_scale X Wᵀ + b); with GATHER row m of X is row index[m] of x."""
@@ -67,10 +70,13 @@ def linear_tile(
     if KEEP_Z:
         store(z_ptr + offsets, acc, inside)
     slopes = load_slopes(slope_ptr, slope, stride_slope, cols, N, ACT)
-    store(y_ptr + offsets, activate(acc, slopes[None, :], ACT), inside)
+    y = activate(acc, slopes[None, :], ACT)
+    if DROPOUT:
+        y = drop(y, seed_ptr, site, p, keep_scale, rows, pid_n * BLOCK_N, BLOCK_N)
+    store(y_ptr + offsets, y, inside)
 
 
-@triton.jit(do_not_specialize=["M"])
+@triton.jit(do_not_specialize=["M", "site"])
 def linear_act_kernel(
     x_ptr, stride_xm, stride_xk,  # X (M, K)
     index_ptr,  # (M,): which rows of x are X, if GATHER
@@ -78,10 +84,12 @@ def linear_act_kernel(
     w_ptr, stride_wn, stride_wk,  # W (N, K)
     b_ptr, stride_b,  # b (N,)
     slope_ptr, stride_slope, slope,
+    seed_ptr, site, p, keep_scale,  # see `fastmlp.kernels.dropout`
     y_ptr, stride_ym,  # Y (M, N), rows contiguous
     z_ptr,  # Z (M, N), laid out as Y; f's input
     M, N, K,
     ACT: tl.constexpr,
+    DROPOUT: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     KEEP_Z: tl.constexpr,
     GATHER: tl.constexpr,
@@ -99,8 +107,9 @@ def linear_act_kernel(
     linear_tile(
         tl.program_id(0),
         x_ptr, stride_xm, stride_xk, index_ptr, x_scale, w_ptr, stride_wn, stride_wk,
-        b_ptr, stride_b, slope_ptr, stride_slope, slope, y_ptr, stride_ym, z_ptr, M, N, K,
-        ACT, HAS_BIAS, KEEP_Z, GATHER, SCALE_X, EVEN_K, DTYPE, PRECISION,
+        b_ptr, stride_b, slope_ptr, stride_slope, slope, seed_ptr, site, p, keep_scale,
+        y_ptr, stride_ym, z_ptr, M, N, K,
+        ACT, DROPOUT, HAS_BIAS, KEEP_Z, GATHER, SCALE_X, EVEN_K, DTYPE, PRECISION,
         BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
     )  # fmt: skip
 
@@ -116,6 +125,7 @@ def linear_act(
     dtype: torch.dtype,
     precision: str,
     *,
+    dropout: Dropout | None = None,
     index: Tensor | None = None,
     x_scale: float = 1.0,
     out: tuple[Tensor, Tensor | None] | None = None,
@@ -124,8 +134,8 @@ def linear_act(
     """Y = f(x_scale X Wᵀ + b) in ``dtype``, and Z = x_scale X Wᵀ + b if ``keep_z``. One launch.
 
     x (M, K), weight (N, K), bias (N,), slope_weight (1,) or (N,); any strides; none of M, N, K is 0.
-    With ``index`` (M,) X is x[index]. ``out`` is Y and Z (M, N) to write to: rows contiguous, strides
-    alike.
+    With ``dropout`` Y is what it leaves. With ``index`` (M,) X is x[index]. ``out`` is Y and Z (M, N) to
+    write to: rows contiguous, strides alike.
     """
     (rows, k), n = x.shape, weight.shape[0]
     m = rows if index is None else len(index)
@@ -142,9 +152,11 @@ def linear_act(
         weight, weight.stride(0), weight.stride(1),
         bias, 0 if bias is None else bias.stride(0),
         slope_weight, slope_stride(slope_weight), slope,
+        *arguments(dropout),
         y, y.stride(0), z,
         m, n, k,
         ACT=act,
+        DROPOUT=dropout is not None,
         HAS_BIAS=bias is not None,
         KEEP_Z=keep_z,
         GATHER=index is not None,

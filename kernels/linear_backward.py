@@ -7,6 +7,8 @@ compute tiles of dX, the others tiles of dW. Nothing is ever masked in a pass of
 - where no such epilogue ran (the chain's last layer has an activation), dZ = dY * f' is formed
   in a *prologue* as dY is read.
 
+A dropout is undone in the same two places, before f'; see `fastmlp.kernels.dropout`.
+
 db is the row sum of the dZᵀ tiles that dW reads anyway. The reduction of dW runs over the batch;
 split over several programs it goes through a workspace summed in a fixed order, so that runs are
 bitwise repeatable.
@@ -31,6 +33,7 @@ from fastmlp.kernels.device import (
     tile_of,
     wait_for_previous,
 )
+from fastmlp.kernels.dropout import Dropout, arguments, draws, undrop, undropped
 from fastmlp.kernels.launch import arch_of, cdiv, launch, launch_if, num_sms
 from fastmlp.kernels.linear import TL_DTYPE, slope_stride
 
@@ -42,10 +45,12 @@ _ROWS_PER_SPLIT = 512
 def input_tile(
     pid,
     grad_ptr, stride_gm, stride_gn, saved_ptr, stride_sm, stride_sn,
-    w_ptr, stride_wn, stride_wk, slope_ptr, stride_slope, slope,
+    w_ptr, stride_wn, stride_wk, slope_ptr, stride_slope, slope, seed_ptr, site, p, keep_scale,
     previous_ptr, stride_pm, stride_pk, previous_slope,
+    previous_seed_ptr, previous_site, previous_p, previous_keep_scale,
     scale, dx_ptr, stride_dm, M, N, K,
-    ACT: tl.constexpr, PREVIOUS_ACT: tl.constexpr, EVEN_N: tl.constexpr,
+    ACT: tl.constexpr, DROPOUT: tl.constexpr, PREVIOUS_ACT: tl.constexpr, PREVIOUS_DROPOUT: tl.constexpr,
+    EVEN_N: tl.constexpr,
     DTYPE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
@@ -66,8 +71,11 @@ def input_tile(
         w_ok = col_ok if EVEN_N else col_ok & (n[:, None] < N - start)
         d = tl.load(grad, mask=d_ok, other=0.0)
         w_tile = tl.load(w, mask=w_ok, other=0.0)
-        if ACT != "none":
-            s = tl.load(saved, mask=d_ok, other=0.0)
+        if ACT != "none" or DROPOUT:
+            s = tl.load(saved, mask=d_ok, other=0.0) if ACT != "none" else d
+            if DROPOUT:
+                d = undrop(d, seed_ptr, site, p, keep_scale, rows, start, ACT, False, BLOCK_K)
+                s = undropped(s, keep_scale, ACT)
             slopes = load_slopes(slope_ptr, slope, stride_slope, start + n, N, ACT)
             d = mask_gradient(d, s, slopes[None, :], DTYPE, ACT)
             saved += BLOCK_K * stride_sn
@@ -76,18 +84,27 @@ def input_tile(
         w += BLOCK_K * stride_wn
 
     inside = row_ok & col_ok
-    if PREVIOUS_ACT != "none":
-        p = tl.load(pointers(previous_ptr, rows, cols, stride_pm, stride_pk), mask=inside, other=0.0)
-        acc = undo(acc, p.to(tl.float32), previous_slope, PREVIOUS_ACT)
+    if PREVIOUS_ACT != "none" or PREVIOUS_DROPOUT:
+        if PREVIOUS_DROPOUT:
+            acc = undrop(
+                acc, previous_seed_ptr, previous_site, previous_p, previous_keep_scale,
+                rows, pid_k * BLOCK_N, PREVIOUS_ACT, False, BLOCK_N,
+            )  # fmt: skip
+        if PREVIOUS_ACT != "none":
+            s = tl.load(pointers(previous_ptr, rows, cols, stride_pm, stride_pk), mask=inside, other=0.0)
+            if PREVIOUS_DROPOUT:
+                s = undropped(s, previous_keep_scale, PREVIOUS_ACT)
+            acc = undo(acc, s.to(tl.float32), previous_slope, PREVIOUS_ACT)
     store(dx_ptr + rows[:, None].to(tl.int64) * stride_dm + cols[None, :], acc * scale, inside)
 
 
 @triton.jit
 def weight_gradient(
     rows, cols, first, last, sum_rows,
-    grad_ptr, stride_gm, stride_gn, saved_ptr, stride_sm, stride_sn,
+    grad_ptr, stride_gm, stride_gn, saved_ptr, stride_sm, stride_sn, seed_ptr, site, p, keep_scale,
     x_ptr, stride_xm, stride_xk, index_ptr, slopes, N, K,
-    ACT: tl.constexpr, GATHER: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    ACT: tl.constexpr, DROPOUT: tl.constexpr, GATHER: tl.constexpr,
+    DTYPE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """A tile of dZᵀ X over the examples from ``first`` to ``last``, with dZ's sums and the slopes'.
@@ -104,6 +121,7 @@ def weight_gradient(
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     bias = tl.zeros((BLOCK_M,), tl.float32)
     slope_grad = tl.zeros((BLOCK_M,), tl.float32)
+    first_row = tl.min(rows, 0) if DROPOUT else 0
     for start in range(first, last, BLOCK_K):
         examples = start + tl.arange(0, BLOCK_K)
         m_ok = examples < last
@@ -111,8 +129,13 @@ def weight_gradient(
         if GATHER:
             x = pointers(x_ptr, gathered(examples, m_ok, index_ptr, GATHER), cols, stride_xm, stride_xk)
         x_tile = tl.load(x, mask=col_ok & m_ok[:, None], other=0.0)
-        if ACT != "none":
-            s = tl.load(saved, mask=row_ok & m_ok[None, :], other=0.0).to(tl.float32)
+        if ACT != "none" or DROPOUT:
+            s = d
+            if ACT != "none":
+                s = tl.load(saved, mask=row_ok & m_ok[None, :], other=0.0).to(tl.float32)
+            if DROPOUT:
+                d = undrop(d, seed_ptr, site, p, keep_scale, examples, first_row, ACT, True, BLOCK_M)
+                s = undropped(s, keep_scale, ACT)
             if ACT == "prelu":
                 slope_grad += tl.sum(tl.where(s > 0, 0.0, d.to(tl.float32) * s), 1)
             d = mask_gradient(d, s, slopes[:, None], DTYPE, ACT)
@@ -130,9 +153,11 @@ def weight_gradient(
 def _weight_tile(
     pid,
     grad_ptr, stride_gm, stride_gn, saved_ptr, stride_sm, stride_sn,
+    seed_ptr, site, p, keep_scale,
     x_ptr, stride_xm, stride_xk, slope_ptr, stride_slope, slope,
     scale, dw_ptr, db_ptr, dslope_ptr, workspace_ptr, num_splits, rows_per_split, M, N, K,
-    ACT: tl.constexpr, HAS_BIAS: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    ACT: tl.constexpr, DROPOUT: tl.constexpr, HAS_BIAS: tl.constexpr,
+    DTYPE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
     """One tile of dW (N, K) = dZᵀ (N, M) X (M, K), reduced over one split of the batch."""
@@ -146,9 +171,9 @@ def _weight_tile(
     slopes = load_slopes(slope_ptr, slope, stride_slope, rows, N, ACT)
     acc, bias, slope_grad = weight_gradient(
         rows, cols, first, last, HAS_BIAS and pid_k == 0,
-        grad_ptr, stride_gm, stride_gn, saved_ptr, stride_sm, stride_sn,
+        grad_ptr, stride_gm, stride_gn, saved_ptr, stride_sm, stride_sn, seed_ptr, site, p, keep_scale,
         x_ptr, stride_xm, stride_xk, x_ptr, slopes, N, K,
-        ACT, False, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+        ACT, DROPOUT, False, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip
 
     offsets = rows[:, None].to(tl.int64) * K + cols[None, :]
@@ -177,21 +202,25 @@ def _scale(scale_ptr, denominator_ptr, HAS_SCALE: tl.constexpr):
         return 1.0
 
 
-@triton.jit(do_not_specialize=["M", "num_splits", "rows_per_split"])
+@triton.jit(do_not_specialize=["M", "num_splits", "rows_per_split", "site", "previous_site"])
 def linear_backward_kernel(
     grad_ptr, stride_gm, stride_gn,  # dZ, or dY where ACT is to be undone (M, N)
     saved_ptr, stride_sm, stride_sn,  # what ACT's derivative is computed from (M, N)
     x_ptr, stride_xm, stride_xk,  # X (M, K)
     w_ptr, stride_wn, stride_wk,  # W (N, K)
     slope_ptr, stride_slope, slope,
+    seed_ptr, site, p, keep_scale,  # see `fastmlp.kernels.dropout`
     previous_ptr, stride_pm, stride_pk, previous_slope,  # the same of the layer before (M, K)
+    previous_seed_ptr, previous_site, previous_p, previous_keep_scale,
     scale_ptr, denominator_ptr,  # scalars: every parameter's gradient is times scale / denominator
     dx_ptr, stride_dm,  # (M, K), rows contiguous
     dw_ptr, db_ptr, dslope_ptr,  # (N, K), (N,), (N,)
     workspace_ptr, num_splits, rows_per_split,
     M, N, K,
     ACT: tl.constexpr,
+    DROPOUT: tl.constexpr,
     PREVIOUS_ACT: tl.constexpr,
+    PREVIOUS_DROPOUT: tl.constexpr,
     NEED_INPUT: tl.constexpr,
     NEED_PARAMS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
@@ -214,20 +243,23 @@ def linear_backward_kernel(
             input_tile(
                 pid,
                 grad_ptr, stride_gm, stride_gn, saved_ptr, stride_sm, stride_sn,
-                w_ptr, stride_wn, stride_wk, slope_ptr, stride_slope, slope,
+                w_ptr, stride_wn, stride_wk, slope_ptr, stride_slope, slope, seed_ptr, site, p, keep_scale,
                 previous_ptr, stride_pm, stride_pk, previous_slope,
+                previous_seed_ptr, previous_site, previous_p, previous_keep_scale,
                 _scale(scale_ptr, denominator_ptr, SCALE_INPUT), dx_ptr, stride_dm, M, N, K,
-                ACT, PREVIOUS_ACT, EVEN_N, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
+                ACT, DROPOUT, PREVIOUS_ACT, PREVIOUS_DROPOUT, EVEN_N,
+                DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
             )  # fmt: skip
     if NEED_PARAMS:
         if pid >= input_tiles:
             _weight_tile(
                 pid - input_tiles,
                 grad_ptr, stride_gm, stride_gn, saved_ptr, stride_sm, stride_sn,
+                seed_ptr, site, p, keep_scale,
                 x_ptr, stride_xm, stride_xk, slope_ptr, stride_slope, slope,
                 _scale(scale_ptr, denominator_ptr, SCALE_PARAMS), dw_ptr, db_ptr, dslope_ptr,
                 workspace_ptr, num_splits, rows_per_split, M, N, K,
-                ACT, HAS_BIAS, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
+                ACT, DROPOUT, HAS_BIAS, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
             )  # fmt: skip
 
 
@@ -276,6 +308,8 @@ def linear_backward(
     bias_dtype: torch.dtype | None,
     dtype: torch.dtype,
     precision: str,
+    dropout: Dropout | None = None,
+    previous_dropout: Dropout | None = None,
     out: Tensor | None = None,
     pdl: bool = False,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
@@ -287,7 +321,11 @@ def linear_backward(
     contiguous, receives dX.
     """
     (m, n), k = grad.shape, x.shape[1]
-    family = "linear_backward" if act == "none" else "linear_backward_prologue"
+    family = "linear_backward"
+    if act != "none" or dropout is not None:
+        family += "_prologue"
+    elif previous_dropout is not None and draws(previous_act):
+        family += "_dropout"
     tile = configs.lookup(family, arch_of(x), configs.precision_class(dtype, precision), n, k)
     learned = act == "prelu"
     dx = torch.empty((m, k), device=x.device, dtype=dtype) if need_input and out is None else out
@@ -312,15 +350,17 @@ def linear_backward(
         *_matrix(saved),
         x, x.stride(0), x.stride(1),
         weight, weight.stride(0), weight.stride(1),
-        slope_weight, slope_stride(slope_weight), slope,
-        *_matrix(previous_saved), previous_slope,
+        slope_weight, slope_stride(slope_weight), slope, *arguments(dropout),
+        *_matrix(previous_saved), previous_slope, *arguments(previous_dropout),
         *scalars,
         dx, 0 if dx is None else dx.stride(0),
         dw, db, dslope,
         workspace, splits, rows_per_split,
         m, n, k,
         ACT=act,
+        DROPOUT=dropout is not None,
         PREVIOUS_ACT=previous_act,
+        PREVIOUS_DROPOUT=previous_dropout is not None,
         NEED_INPUT=need_input,
         NEED_PARAMS=need_params,
         HAS_BIAS=db is not None,

@@ -156,17 +156,17 @@ def tile_gradient(
     first_column = tl.min(cols, 0) == 0
     if layer == 0:
         acc, bias, _ = weight_gradient(
-            rows, cols, begin, end, first_column, dz_ptr, stride_dz, 1, dz_ptr, 0, 0,
+            rows, cols, begin, end, first_column, dz_ptr, stride_dz, 1, dz_ptr, 0, 0, dz_ptr, 0, 0.0, 1.0,
             x_ptr, stride_xm, stride_xk, index_ptr, slopes, n, k,
-            "none", GATHER, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+            "none", False, GATHER, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
         if SCALE_X:
             acc *= x_scale
     else:
         acc, bias, _ = weight_gradient(
-            rows, cols, begin, end, first_column, dz_ptr, stride_dz, 1, dz_ptr, 0, 0,
+            rows, cols, begin, end, first_column, dz_ptr, stride_dz, 1, dz_ptr, 0, 0, dz_ptr, 0, 0.0, 1.0,
             load_pointer(row, X, DTYPE), load_stride(row, STRIDE_X), 1, index_ptr, slopes, n, k,
-            "none", False, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+            "none", False, False, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
     return acc, bias
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from fastmlp.activations import NONE, Act
 from fastmlp.autograd.chain import (
     PER_LAYER,
+    Drops,
     backward_chain,
     differentiable_grads,
     forward_chain,
@@ -104,18 +105,20 @@ class ChainCrossEntropy(torch.autograd.Function):
         options: LossOptions,
         keep_logits: bool,
         acts: Sequence[Act],
+        drops: Drops,
         target: Tensor,
         class_weight: Tensor | None,
         x: Tensor,
         *params: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """``params`` and ``acts`` as in `Chain`; the last layer has no activation."""
-        needs = ctx.needs_input_grad[8:]
+        """``params``, ``acts`` and ``drops`` as in `Chain`; the last layer has no activation, no dropout."""
+        needs = ctx.needs_input_grad[9:]
         stem = params[:-PER_LAYER]
-        h, inputs, saved = forward_chain(backend, x, stem, acts[:-1], dtype, keep=any(needs))
+        h, inputs, saved = forward_chain(backend, x, stem, acts[:-1], dtype, any(needs), drops)
         weight, bias, _ = params[-PER_LAYER:]
         assert weight is not None
-        fold = len(acts) > 1 and acts[-2].name not in ("none", "prelu")
+        # The head draws no masks: a dropout before it is undone where the layer below reads its gradient.
+        fold = len(acts) > 1 and drops.of(len(acts) - 2) is None and drops.folds(acts, len(acts) - 2)
         result = backend.head(
             h,
             weight,
@@ -132,8 +135,9 @@ class ChainCrossEntropy(torch.autograd.Function):
             loss_dtype=loss_dtype,
         )
         ctx.backend, ctx.dtype, ctx.options, ctx.acts, ctx.fold = backend, dtype, options, acts, fold
+        ctx.probabilities = drops.probabilities
         if any(needs):
-            tensors = (target, class_weight, result.denominator, result.dlogits, result.dz)
+            tensors = (drops.seed, target, class_weight, result.denominator, result.dlogits, result.dz)
             ctx.save_for_backward(*tensors, *inputs, h, *saved, *params)
         if result.logits is not None:
             ctx.mark_non_differentiable(result.logits)
@@ -142,12 +146,13 @@ class ChainCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
         """The parameters' gradients; dlogits and the last hidden dZ are there already."""
-        target, class_weight, denominator, dlogits, dz, *rest = ctx.saved_tensors
+        seed, target, class_weight, denominator, dlogits, dz, *rest = ctx.saved_tensors
+        drops = Drops(ctx.probabilities, seed)
         depth = len(ctx.acts)
         inputs, saved, params = rest[:depth], rest[depth : 2 * depth - 1], rest[2 * depth - 1 :]
-        needs = ctx.needs_input_grad[8:]
+        needs = ctx.needs_input_grad[9:]
         if torch.is_grad_enabled():
-            logits = reference_chain(inputs[0], params, ctx.acts, ctx.dtype)
+            logits = reference_chain(ctx.backend, inputs[0], params, ctx.acts, ctx.dtype, drops)
             loss = reference_loss(logits.float(), target, class_weight, ctx.options)
             grad = grad.to(loss.dtype)
             grads = differentiable_grads(loss, (inputs[0], *params), needs, grad)
@@ -179,6 +184,7 @@ class ChainCrossEntropy(torch.autograd.Function):
                     ctx.acts[:-1],
                     needs[:-PER_LAYER],
                     ctx.dtype,
+                    drops,
                     scale=scale,
                     masked=ctx.fold,
                 )
@@ -186,4 +192,4 @@ class ChainCrossEntropy(torch.autograd.Function):
             else:
                 grads = [*([None] * (len(needs) - PER_LAYER)), *grads]
             grads = [g if need else None for g, need in zip(grads, needs)]
-        return None, None, None, None, None, None, None, None, *grads
+        return None, None, None, None, None, None, None, None, None, *grads

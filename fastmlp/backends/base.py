@@ -35,6 +35,14 @@ class Scale(NamedTuple):
         return torch.where(self.denominator == 0, 0.0, self.numerator / self.denominator)
 
 
+class Dropout(NamedTuple):
+    """A dropout after a layer's activation: what is kept is a function of seed, site, row and column."""
+
+    p: float  # of being dropped, in (0, 1)
+    seed: Tensor  # (1,) int64 on the device
+    site: int  # the layer's number: layers of one seed draw different masks
+
+
 class LossOptions(NamedTuple):
     """The arguments of cross_entropy that are no tensors."""
 
@@ -63,9 +71,16 @@ class Backend(ABC):
 
     @abstractmethod
     def linear_act(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, act: Act, keep_z: bool, dtype: torch.dtype
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        act: Act,
+        keep_z: bool,
+        dtype: torch.dtype,
+        dropout: Dropout | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Y = f(X Wᵀ + b) in ``dtype``; also Z = X Wᵀ + b if ``keep_z``.
+        """Y = dropout(f(X Wᵀ + b)) in ``dtype``; also Z = X Wᵀ + b if ``keep_z``.
 
         x (M, K), weight (N, K), bias (N,); any strides, no size 0. Operands are rounded to
         ``dtype``; sums are in float32 (in float64 for float64).
@@ -88,6 +103,8 @@ class Backend(ABC):
         need_params: bool = True,
         bias_dtype: torch.dtype | None = None,
         dtype: torch.dtype,
+        dropout: Dropout | None = None,
+        previous_dropout: Dropout | None = None,
     ) -> LinearGrads:
         """Gradients of one layer from ``grad`` (M, N), computed in ``dtype``.
 
@@ -95,8 +112,13 @@ class Backend(ABC):
         as it is read. The input's gradient is multiplied by the previous layer's
         f'(``previous_saved``), so that it leaves as that layer's dZ. ``scale`` multiplies the
         parameters' gradients, and with ``scale_input`` the input's. There is a bias' gradient
-        where ``bias_dtype`` is given.
+        where ``bias_dtype`` is given. A ``dropout`` is undone before the activation that it follows,
+        from whose dropped output f' is then computed (where it is computed from an output).
         """
+
+    @abstractmethod
+    def dropout_mask(self, dropout: Dropout, rows: int, features: int) -> Tensor:
+        """Which elements of a layer's output (rows, features) are kept, bool."""
 
     @abstractmethod
     def cross_entropy(

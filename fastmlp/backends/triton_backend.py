@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from fastmlp.activations import NONE, Act
-from fastmlp.backends.base import Backend, HeadResult, LinearGrads, LossOptions, Scale
+from fastmlp.backends.base import Backend, Dropout, HeadResult, LinearGrads, LossOptions, Scale
 from fastmlp.kernels import cross_entropy as loss_kernels
+from fastmlp.kernels.dropout import dropout_mask
 from fastmlp.kernels.head import MAX_CLASSES, head
 from fastmlp.kernels.linear import linear_act
 from fastmlp.kernels.linear_backward import linear_backward
@@ -25,10 +26,28 @@ class TritonBackend(Backend):
     head_classes = MAX_CLASSES
 
     def linear_act(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, act: Act, keep_z: bool, dtype: torch.dtype
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        act: Act,
+        keep_z: bool,
+        dtype: torch.dtype,
+        dropout: Dropout | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """See `Backend.linear_act`."""
-        return linear_act(x, weight, bias, act.name, act.slope, act.weight, keep_z, dtype, _precision(dtype))
+        return linear_act(
+            x,
+            weight,
+            bias,
+            act.name,
+            act.slope,
+            act.weight,
+            keep_z,
+            dtype,
+            _precision(dtype),
+            dropout=dropout,
+        )
 
     def linear_backward(
         self,
@@ -46,6 +65,8 @@ class TritonBackend(Backend):
         need_params: bool = True,
         bias_dtype: torch.dtype | None = None,
         dtype: torch.dtype,
+        dropout: Dropout | None = None,
+        previous_dropout: Dropout | None = None,
     ) -> LinearGrads:
         """See `Backend.linear_backward`."""
         return LinearGrads(
@@ -67,8 +88,14 @@ class TritonBackend(Backend):
                 bias_dtype=bias_dtype,
                 dtype=dtype,
                 precision=_precision(dtype),
+                dropout=dropout,
+                previous_dropout=previous_dropout,
             )
         )
+
+    def dropout_mask(self, dropout: Dropout, rows: int, features: int) -> Tensor:
+        """See `Backend.dropout_mask`."""
+        return dropout_mask(dropout, rows, features)
 
     def cross_entropy(
         self, logits: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions

@@ -162,7 +162,7 @@ class FusedExecutor(Executor):
         layers: list[LayerMemory] = []
         groups = iter(self.rule.groups)
         last = len(self.network.layers) - 1
-        for i, ((weight, bias, act), copy) in enumerate(zip(self.network.layers, self.copies)):
+        for i, ((weight, bias, act, _), copy) in enumerate(zip(self.network.layers, self.copies)):
             n = weight.shape[0]
             y = matrix(n) if i < last else None
             states = [self.rule.state(p) if p is not None else (None, None) for p in (weight, bias)]

@@ -29,7 +29,7 @@ class Network(NamedTuple):
     @property
     def parameters(self) -> list[Tensor]:
         """Weight and bias of each layer, those that are there."""
-        return [t for weight, bias, _ in self.layers for t in (weight, bias) if t is not None]
+        return [t for weight, bias, *_ in self.layers for t in (weight, bias) if t is not None]
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -65,6 +65,8 @@ def recognise(model: nn.Module, loss: nn.Module) -> Network | str:
     layers = tuple(stages[0])
     if layers[-1].act.name != "none":
         return "the last layer has an activation"
+    if any(layer.dropout for layer in layers):
+        return "a dropout is active"
     if any(layer.act.weight is not None for layer in layers):
         return "a PReLU learns its slopes"
     problem = _parameters_problem(model, layers)
@@ -77,7 +79,7 @@ def recognise(model: nn.Module, loss: nn.Module) -> Network | str:
 
 
 def _parameters_problem(model: nn.Module, layers: tuple[Layer, ...]) -> str | None:
-    tensors = [t for weight, bias, _ in layers for t in (weight, bias) if t is not None]
+    tensors = [t for weight, bias, *_ in layers for t in (weight, bias) if t is not None]
     if len({id(t) for t in tensors}) != len(tensors):
         return "two layers share a parameter"
     if len({id(p) for p in model.parameters()} - {id(t) for t in tensors}):
@@ -91,8 +93,8 @@ def _parameters_problem(model: nn.Module, layers: tuple[Layer, ...]) -> str | No
             return "a parameter is empty or not contiguous"
         if tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None):
             return "a parameter has gradient hooks"
-    for (weight, _, _), (following, _, _) in itertools.pairwise(layers):
-        if following.shape[1] != weight.shape[0]:
+    for layer, following in itertools.pairwise(layers):
+        if following.weight.shape[1] != layer.weight.shape[0]:
             return "the layers' widths do not fit each other"
     return None
 

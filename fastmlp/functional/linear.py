@@ -11,16 +11,17 @@ from torch.nn import functional as F
 
 from fastmlp import backends
 from fastmlp.activations import NONE, Act, resolve
-from fastmlp.autograd.chain import Chain
+from fastmlp.autograd.chain import Chain, Drops
 from fastmlp.backends import onednn
 
 
 class Layer(NamedTuple):
-    """One layer of a chain: Y = act(X weightᵀ + bias)."""
+    """One layer of a chain: Y = dropout(act(X weightᵀ + bias))."""
 
     weight: Tensor  # (N, K)
     bias: Tensor | None  # (N,)
     act: Act = NONE
+    dropout: float = 0.0  # the probability of being dropped, in [0, 1]
 
 
 def linear_act(
@@ -86,6 +87,9 @@ def mlp_layers(
 def chain(input: Tensor, layers: Sequence[Layer]) -> Tensor:
     """The layers one after another: on a GPU one kernel each, and one autograd node for all.
 
+    A layer's ``dropout`` is active always: leave it 0 in evaluation. The kernels draw it from one seed a
+    call, which torch's generator of the device gives.
+
     Args:
         input: (..., K) of the first layer.
         layers: at least one.
@@ -100,33 +104,44 @@ def chain(input: Tensor, layers: Sequence[Layer]) -> Tensor:
     rows = input.reshape(-1, input.shape[-1])
     acts, params = split_layers(layers)
     dtype = backends.compute_dtype(input)
-    return Chain.apply(backend, dtype, acts, rows, *params).view(
-        *input.shape[:-1], layers[-1].weight.shape[0]
-    )
+    y = Chain.apply(backend, dtype, acts, draw_drops(layers, input.device), rows, *params)
+    return y.view(*input.shape[:-1], layers[-1].weight.shape[0])
 
 
 def aten_chain(input: Tensor, layers: Sequence[Layer]) -> Tensor:
     """The chain by ATen's ops with ATen's autograd, or without one by oneDNN's."""
     linear = onednn.linear if onednn.applies(input) else F.linear
-    for weight, bias, act in layers:
+    for weight, bias, act, dropout in layers:
         # The fresh 2-D result of addmm may be overwritten; of more dimensions it is a view.
         z = linear(input, weight, bias)
         input = act.write_over(z) if z.dim() == 2 else act(z)
+        if dropout:
+            input = F.dropout(input, dropout)
     return input
+
+
+def draw_drops(layers: Sequence[Layer], device: torch.device) -> Drops:
+    """The layers' dropouts with a fresh seed from torch's generator of ``device``; nothing waits for it.
+
+    So ``torch.manual_seed``, checkpointing and CUDA graphs do with it what they do with torch's own.
+    """
+    probabilities = tuple(layer.dropout for layer in layers)
+    seed = torch.randint(2**63 - 1, (1,), device=device) if any(probabilities) else None
+    return Drops(probabilities, seed)
 
 
 def split_layers(layers: Sequence[Layer]) -> tuple[list[Act], list[Tensor | None]]:
     """Activations without tensors, and all tensors flat: weight, bias, PReLU's weight a layer."""
     acts = [layer.act._replace(weight=None) for layer in layers]
-    return acts, [t for weight, bias, act in layers for t in (weight, bias, act.weight)]
+    return acts, [t for weight, bias, act, _ in layers for t in (weight, bias, act.weight)]
 
 
 def fits_kernels(input: Tensor, layers: Sequence[Layer]) -> bool:
     """Whether the kernels do this. What they do not goes to torch's own ops."""
-    if input.numel() == 0 or any(layer.weight.numel() == 0 for layer in layers):
+    if input.numel() == 0 or any(layer.weight.numel() == 0 or layer.dropout == 1 for layer in layers):
         return False
     # PReLU's slopes lie along dimension 1, which is that of the features for a matrix alone.
-    return input.dim() == 2 or all(a.weight is None or a.weight.numel() == 1 for _, _, a in layers)
+    return input.dim() == 2 or all(a.weight is None or a.weight.numel() == 1 for _, _, a, _ in layers)
 
 
 def check_chain(input: Tensor, layers: Sequence[Layer]) -> None:
@@ -134,7 +149,7 @@ def check_chain(input: Tensor, layers: Sequence[Layer]) -> None:
     if input.dim() == 0:
         raise ValueError("input: expected (..., features), got a scalar")
     features = input.shape[-1]
-    for i, (weight, bias, act) in enumerate(layers):
+    for i, (weight, bias, act, dropout) in enumerate(layers):
         name = "weight" if len(layers) == 1 else f"weight of layer {i}"
         if weight.dim() != 2 or weight.shape[1] != features:
             source = f"input {tuple(input.shape)}" if i == 0 else f"layer {i - 1}, {features} features"
@@ -148,6 +163,8 @@ def check_chain(input: Tensor, layers: Sequence[Layer]) -> None:
             raise ValueError(
                 f"activation: PReLU's weight has {act.weight.numel()} slopes for {features} features"
             )
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"dropout of layer {i}: expected a probability in [0, 1], got {dropout}")
         for tensor, which in (
             (weight, name),
             (bias, name.replace("weight", "bias")),

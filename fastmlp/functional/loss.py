@@ -20,6 +20,7 @@ from fastmlp.functional.linear import (
     Layer,
     chain,
     check_chain,
+    draw_drops,
     fits_kernels,
     split_layers,
 )
@@ -149,6 +150,7 @@ def chain_cross_entropy(
         options,
         with_logits,
         acts,
+        draw_drops(layers, input.device),
         target,
         weight,
         input,
@@ -170,6 +172,7 @@ def _fits_head(
         input.dim() == 2
         and fits_kernels(input, layers)
         and layers[-1].act.name == "none"
+        and layers[-1].dropout == 0
         and layers[-1].weight.dim() == 2
         and layers[-1].weight.shape[0] <= backend.head_classes
         and not target.is_floating_point()

@@ -1,4 +1,4 @@
-"""What a Sequential runs: its children as stages, linear layers and their activations together."""
+"""What a Sequential runs: its children as stages, linear layers with activation and dropout together."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn.modules import module as torch_module
 from fastmlp.activations import Act, from_module
 from fastmlp.functional.linear import Layer
 
-#: A run of linear layers, each with its activation; or a module that runs as itself.
+#: A run of linear layers, each with its activation and dropout; or a module that runs as itself.
 Stage = list[Layer] | nn.Module
 
 
@@ -23,8 +23,8 @@ def plan(children: Iterable[nn.Module], opened: tuple[type[nn.Sequential], ...])
     children.
     """
     stages: list[Stage] = []
-    open_chain: list[Layer] | None = None  # its last layer may still take an activation
-    fresh = False  # whether that layer has none yet
+    open_chain: list[Layer] | None = None  # its last layer may still take an activation and a dropout
+    fresh = False  # whether that layer has neither yet
     for child in _flat(children, opened):
         if untouched(child):
             layer = layer_of(child)
@@ -39,7 +39,12 @@ def plan(children: Iterable[nn.Module], opened: tuple[type[nn.Sequential], ...])
                 continue
             act = from_module(child) if fresh else None
             if act is not None and open_chain is not None and _fits(act, open_chain[-1]):
-                open_chain[-1] = Layer(open_chain[-1].weight, open_chain[-1].bias, act)
+                open_chain[-1] = open_chain[-1]._replace(act=act)
+                fresh = False
+                continue
+            # With p = 1 everything is dropped; what torch then does is its own.
+            if type(child) is nn.Dropout and child.p < 1 and open_chain and not open_chain[-1].dropout:
+                open_chain[-1] = open_chain[-1]._replace(dropout=child.p)
                 fresh = False
                 continue
         stages.append(child)

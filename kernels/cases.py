@@ -53,9 +53,7 @@ LONG: Shape = (60000, 64, 256)  # few tiles of dW over a long batch: several pro
 # By the registers that f' takes. It needs the input of the heavy ones, so their forward keeps it.
 _LIGHT = ("relu", "leaky_relu", "sigmoid", "tanh")
 _HEAVY = ("prelu", "gelu", "gelu_tanh", "silu")
-_DROPOUTS = [(d, "narrow", NARROW) for d in ("bf16", "tf32", "fp32")] + [
-    (d, "wide", WIDE) for d in ("bf16", "tf32", "fp32")
-]
+_DROPOUTS = [("bf16", "narrow", NARROW), *((dtype, "wide", WIDE) for dtype in ("bf16", "tf32", "fp32"))]
 
 
 @dataclass(frozen=True)
@@ -85,6 +83,7 @@ def linear(
     bias: bool = True,
     transposed: bool = False,
     dropout: bool = False,
+    quantized: str = "",
 ) -> Run:
     """The forward of one layer."""
     m, n, k = shape
@@ -92,7 +91,9 @@ def linear(
     weight = _matrix(n, k, numerics.storage, device)
     b = _vector(n, numerics.storage, device) if bias else None
     slope = _vector(n, numerics.storage, device) if act == "prelu" else None
-    options = {"dropout": _dropout(device, 1)} if dropout else {}
+    options: dict[str, Any] = {"dropout": _dropout(device, 1)} if dropout else {}
+    if quantized:
+        x, options = _quantized(m, k, device, quantized)
     return lambda: linear_act(
         x, weight, b, act, 0.01, slope, keep_z, numerics.compute, numerics.precision, **options
     )
@@ -113,6 +114,12 @@ def _linear_cases() -> Iterator[Case]:
     yield Case("linear", "single", "bf16", linear(bf16, SINGLE))
     for dtype, size, shape in _DROPOUTS:
         yield Case("linear", f"{size} relu dropout", dtype, linear(NUMERICS[dtype], shape, dropout=True))
+    for dtype in ("bf16", "tf32", "fp32"):
+        yield Case("linear", "wide affine", dtype, linear(NUMERICS[dtype], WIDE, quantized="affine"))
+    yield Case(
+        "linear", "narrow affine", "autocast", linear(NUMERICS["autocast"], NARROW, quantized="affine")
+    )
+    yield Case("linear", "narrow scale", "autocast", linear(NUMERICS["autocast"], NARROW, quantized="scale"))
     yield Case("linear", "narrow relu transposed", "bf16", linear(bf16, NARROW, transposed=True))
     yield Case("linear", "wide relu transposed", "bf16", linear(bf16, WIDE, transposed=True))
 
@@ -132,6 +139,7 @@ def backward(
     transposed: bool = False,
     dropout: bool = False,
     previous_dropout: bool = False,
+    quantized: str = "",
 ) -> Run:
     """The backward of one layer; ``act`` is undone as dY is read, ``previous_act`` in dX's epilogue."""
     m, n, k = shape
@@ -158,6 +166,9 @@ def backward(
         "dropout": _dropout(device, 1) if dropout else None,
         "previous_dropout": _dropout(device, 0) if previous_dropout else None,
     }
+    if quantized:
+        x, options = _quantized(m, k, device, quantized)
+        arguments |= options
     return lambda: linear_backward(grad, x, weight, **arguments)
 
 
@@ -189,12 +200,19 @@ def _linear_backward_cases() -> Iterator[Case]:
     yield case("single epilogue=tanh", "bf16", (1, 1, 1), "none", "tanh", scale=True)
     yield case("long no-bias", "bf16", LONG, bias=False)
     yield case("long scale prelu", "bf16", LONG, "prelu", "none", scale=True)
+    for dtype in ("bf16", "tf32", "fp32"):
+        yield case("wide affine", dtype, WIDE, "none", "none", need_input=False, quantized="affine")
+    for quantized in ("affine", "scale"):
+        kind = {"need_input": False, "quantized": quantized}
+        yield case(f"narrow {quantized}", "autocast", NARROW, "none", "none", **kind)
+    yield case(
+        "wide affine prologue=gelu", "bf16", WIDE, "gelu", "none", need_input=False, quantized="affine"
+    )
     for dtype, size, shape in _DROPOUTS:
         yield case(f"{size} dropout epilogue=gelu", dtype, shape, "none", "gelu", previous_dropout=True)
     for act, before in (("none", "relu"), ("gelu", "tanh"), ("prelu", "none")):
-        name = f"dropout prologue={act} epilogue={before}"
-        for size, shape in (("narrow", NARROW), ("wide", WIDE)):
-            yield case(f"{size} {name}", "bf16", shape, act, before, dropout=True, previous_dropout=True)
+        name = f"wide dropout prologue={act} epilogue={before}"
+        yield case(name, "bf16", WIDE, act, before, dropout=True, previous_dropout=True)
 
 
 def head(
@@ -263,9 +281,10 @@ def _head_cases() -> Iterator[Case]:
 #: By the table's families: a layer's problem, and how many matrix products it is.
 MATRIX_PROBLEMS: dict[str, tuple[Callable[..., Run], int]] = {
     "linear": (linear, 1),
+    "linear_extra": (partial(linear, quantized="affine"), 1),
     "linear_backward": (backward, 2),
     "linear_backward_prologue": (partial(backward, act="relu"), 2),
-    "linear_backward_dropout": (partial(backward, previous_act="gelu", previous_dropout=True), 2),
+    "linear_backward_extra": (partial(backward, previous_act="gelu", previous_dropout=True), 2),
     "head": (head, 2),
     "update": (partial(training_cases.timed, "update"), 1),
     "epoch": (partial(training_cases.timed, "epoch"), 3),  # a step's products
@@ -338,6 +357,18 @@ def _vector(size: int, dtype: torch.dtype, device: str) -> Tensor:
 
 def _dropout(device: str, site: int) -> tuple[float, Tensor, int]:
     return 0.5, torch.zeros(1, dtype=torch.int64, device=device), site
+
+
+def _quantized(m: int, k: int, device: str, kind: str) -> tuple[Tensor, dict[str, Any]]:
+    """A data set, and how a batch of ``m`` is had from it: by a number, or scale and shift a feature."""
+    values = torch.zeros(60000, k, dtype=torch.uint8, device=device)
+    options: dict[str, Any] = {"index": torch.zeros(m, dtype=torch.int64, device=device), "x_scale": 1 / 255}
+    if kind == "affine":
+        options |= {
+            "x_scale": _vector(k, torch.float32, device),
+            "x_shift": _vector(k, torch.float32, device),
+        }
+    return values, options
 
 
 def _scalar(device: str) -> Tensor:

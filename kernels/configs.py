@@ -37,16 +37,17 @@ class Tile:
 
 # (family, architecture, precision, bucket). A family is a kernel: "linear" is the forward, the
 # tiles of dX and dW in "linear_backward" are alike (f' in its prologue takes registers, so that has a
-# family of its own, and so does drawing a dropout's mask in its epilogue), "head" is the classifier
-# head, "update" dW with the optimizer behind it, "epoch" the persistent kernel, all of whose phases have
-# one tile.
+# family of its own), "extra" is what takes yet more of them (an affine quantized input; a dropout's mask in
+# the backward's epilogue), "head" is the classifier head, "update" dW with the optimizer behind it, "epoch"
+# the persistent kernel, all of whose phases have one tile.
 Key = tuple[str, str, str, str]
 
 FAMILIES = (
     "linear",
+    "linear_extra",
     "linear_backward",
     "linear_backward_prologue",
-    "linear_backward_dropout",
+    "linear_backward_extra",
     "head",
     "update",
     "epoch",
@@ -78,8 +79,8 @@ def _rows() -> Iterator[tuple[Key, Tile]]:
         small_smem = arch in ("sm_120", "gfx942")
         hopper_up = arch in ("sm_90", "sm_100")  # wgmma and tcgen05 take 64 rows at least
         stages = 2 if amd else 3
-        for family in FAMILIES[:4]:
-            forward = family == "linear"
+        for family in FAMILIES[:5]:
+            forward = "backward" not in family
             yield (family, arch, "half", "narrow"), Tile(64 if hopper_up else 32, 32, 64, 8, 4, stages)
             yield (family, arch, "half", "wide"), Tile(128, 128, 32 if small_smem else 64, 8, 8, stages)
             yield (family, arch, "tf32", "narrow"), Tile(64 if hopper_up else 32, 32, 32, 8, 4, stages)
@@ -131,8 +132,11 @@ def _rows() -> Iterator[tuple[Key, Tile]]:
     yield ("linear_backward_prologue", "sm_90", "half", "wide"), Tile(128, 64, 64, 8, 8, 3)
     for arch in ("sm_80", "sm_90", "sm_100", "sm_120"):
         reduction = 64 if arch in ("sm_90", "sm_100") else 32
-        yield ("linear_backward_dropout", arch, "half", "wide"), Tile(128, 64, reduction, 8, 8, 3)
-    yield ("linear", "sm_120", "ieee", "narrow"), Tile(32, 32, 16, 8, 4, 2)
+        yield ("linear_backward_extra", arch, "half", "wide"), Tile(128, 64, reduction, 8, 8, 3)
+    for family in ("linear", "linear_extra"):
+        yield (family, "sm_120", "ieee", "narrow"), Tile(32, 32, 16, 8, 4, 2)
+    yield ("linear_extra", "sm_120", "ieee", "wide"), Tile(64, 32, 16, 8, 4, 2)
+    yield ("linear_extra", "sm_100", "half", "narrow"), Tile(64, 32, 32, 8, 4, 3)
     yield ("linear_backward", "sm_80", "half", "wide"), Tile(128, 128, 32, 8, 8, 4)
     for family, warps in (("linear_backward", 8), ("linear_backward_prologue", 4)):
         yield (family, "sm_100", "half", "narrow"), Tile(64, 64, 32, 8, warps, 4)

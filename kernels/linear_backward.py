@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastmlp.kernels import configs
+from fastmlp.kernels import configs, quantized
 from fastmlp.kernels.activations import undo
 from fastmlp.kernels.device import (
     dot,
@@ -36,6 +36,7 @@ from fastmlp.kernels.device import (
 from fastmlp.kernels.dropout import Dropout, arguments, draws, undrop, undropped
 from fastmlp.kernels.launch import arch_of, cdiv, launch, launch_if, num_sms
 from fastmlp.kernels.linear import TL_DTYPE, slope_stride
+from fastmlp.kernels.quantized import Number, dequantize_gradient
 
 # Rows of the batch that one program of dW reduces, at least: below that the workspace costs more.
 _ROWS_PER_SPLIT = 512
@@ -146,7 +147,8 @@ def weight_gradient(
         grad += BLOCK_K * stride_gm
         if not GATHER:
             x += BLOCK_K * stride_xm
-    return acc, bias, slope_grad
+    # Without the sum the compiler (Triton 3.8) trips over a loop's row sums that are read twice.
+    return acc, bias + 0.0, slope_grad
 
 
 @triton.jit
@@ -154,10 +156,11 @@ def _weight_tile(
     pid,
     grad_ptr, stride_gm, stride_gn, saved_ptr, stride_sm, stride_sn,
     seed_ptr, site, p, keep_scale,
-    x_ptr, stride_xm, stride_xk, slope_ptr, stride_slope, slope,
+    x_ptr, stride_xm, stride_xk, index_ptr, x_scale, stride_scale, x_shift, stride_shift,
+    slope_ptr, stride_slope, slope,
     scale, dw_ptr, db_ptr, dslope_ptr, workspace_ptr, num_splits, rows_per_split, M, N, K,
-    ACT: tl.constexpr, DROPOUT: tl.constexpr, HAS_BIAS: tl.constexpr,
-    DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    ACT: tl.constexpr, DROPOUT: tl.constexpr, HAS_BIAS: tl.constexpr, GATHER: tl.constexpr,
+    DEQUANT: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
     """One tile of dW (N, K) = dZᵀ (N, M) X (M, K), reduced over one split of the batch."""
@@ -170,11 +173,12 @@ def _weight_tile(
     last = tl.minimum(first + rows_per_split, M)
     slopes = load_slopes(slope_ptr, slope, stride_slope, rows, N, ACT)
     acc, bias, slope_grad = weight_gradient(
-        rows, cols, first, last, HAS_BIAS and pid_k == 0,
+        rows, cols, first, last, DEQUANT == "affine" or (HAS_BIAS and pid_k == 0),
         grad_ptr, stride_gm, stride_gn, saved_ptr, stride_sm, stride_sn, seed_ptr, site, p, keep_scale,
-        x_ptr, stride_xm, stride_xk, x_ptr, slopes, N, K,
-        ACT, DROPOUT, False, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+        x_ptr, stride_xm, stride_xk, index_ptr, slopes, N, K,
+        ACT, DROPOUT, GATHER, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip
+    acc = dequantize_gradient(acc, bias, x_scale, stride_scale, x_shift, stride_shift, cols, K, DEQUANT)
 
     offsets = rows[:, None].to(tl.int64) * K + cols[None, :]
     inside = (rows[:, None] < N) & (cols[None, :] < K)
@@ -207,6 +211,8 @@ def linear_backward_kernel(
     grad_ptr, stride_gm, stride_gn,  # dZ, or dY where ACT is to be undone (M, N)
     saved_ptr, stride_sm, stride_sn,  # what ACT's derivative is computed from (M, N)
     x_ptr, stride_xm, stride_xk,  # X (M, K)
+    index_ptr,  # (M,): which rows of x are X, if GATHER
+    x_scale, stride_scale, x_shift, stride_shift,  # see `fastmlp.kernels.quantized`
     w_ptr, stride_wn, stride_wk,  # W (N, K)
     slope_ptr, stride_slope, slope,
     seed_ptr, site, p, keep_scale,  # see `fastmlp.kernels.dropout`
@@ -226,6 +232,8 @@ def linear_backward_kernel(
     HAS_BIAS: tl.constexpr,
     SCALE_INPUT: tl.constexpr,
     SCALE_PARAMS: tl.constexpr,
+    GATHER: tl.constexpr,
+    DEQUANT: tl.constexpr,
     EVEN_N: tl.constexpr,
     PDL: tl.constexpr,
     DTYPE: tl.constexpr,
@@ -256,10 +264,11 @@ def linear_backward_kernel(
                 pid - input_tiles,
                 grad_ptr, stride_gm, stride_gn, saved_ptr, stride_sm, stride_sn,
                 seed_ptr, site, p, keep_scale,
-                x_ptr, stride_xm, stride_xk, slope_ptr, stride_slope, slope,
+                x_ptr, stride_xm, stride_xk, index_ptr, x_scale, stride_scale, x_shift, stride_shift,
+                slope_ptr, stride_slope, slope,
                 _scale(scale_ptr, denominator_ptr, SCALE_PARAMS), dw_ptr, db_ptr, dslope_ptr,
                 workspace_ptr, num_splits, rows_per_split, M, N, K,
-                ACT, DROPOUT, HAS_BIAS, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
+                ACT, DROPOUT, HAS_BIAS, GATHER, DEQUANT, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
             )  # fmt: skip
 
 
@@ -310,6 +319,9 @@ def linear_backward(
     precision: str,
     dropout: Dropout | None = None,
     previous_dropout: Dropout | None = None,
+    index: Tensor | None = None,
+    x_scale: Number = 1.0,
+    x_shift: Number | None = None,
     out: Tensor | None = None,
     pdl: bool = False,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
@@ -317,15 +329,16 @@ def linear_backward(
 
     One launch, and a second to sum the splits where the batch is long and the layer small.
     dX is in ``dtype``, dW in the weight's; db is None where ``bias_dtype`` is. Any strides; no
-    size is 0. ``scale`` is (numerator, denominator), two scalars on the device. ``out`` (M, K), rows
-    contiguous, receives dX.
+    size is 0. index, x_scale and x_shift as in `linear_act`; X then has no gradient. ``scale`` is
+    (numerator, denominator), two scalars on the device. ``out`` (M, K), rows contiguous, receives dX.
     """
     (m, n), k = grad.shape, x.shape[1]
     family = "linear_backward"
+    dequant = quantized.dequant(x_scale, x_shift)
     if act != "none" or dropout is not None:
-        family += "_prologue"
+        family += "_prologue" if dequant != "affine" else "_extra"
     elif previous_dropout is not None and draws(previous_act):
-        family += "_dropout"
+        family += "_extra"
     tile = configs.lookup(family, arch_of(x), configs.precision_class(dtype, precision), n, k)
     learned = act == "prelu"
     dx = torch.empty((m, k), device=x.device, dtype=dtype) if need_input and out is None else out
@@ -348,7 +361,7 @@ def linear_backward(
         (input_tiles + weight_tiles * splits,),
         grad, grad.stride(0), grad.stride(1),
         *_matrix(saved),
-        x, x.stride(0), x.stride(1),
+        x, x.stride(0), x.stride(1), index, *quantized.arguments(x_scale, x_shift),
         weight, weight.stride(0), weight.stride(1),
         slope_weight, slope_stride(slope_weight), slope, *arguments(dropout),
         *_matrix(previous_saved), previous_slope, *arguments(previous_dropout),
@@ -366,6 +379,8 @@ def linear_backward(
         HAS_BIAS=db is not None,
         SCALE_INPUT=scale is not None and scale_input,
         SCALE_PARAMS=scale is not None,
+        GATHER=index is not None,
+        DEQUANT=dequant,
         EVEN_N=n % tile.BLOCK_K == 0,
         PDL=pdl,
         DTYPE=TL_DTYPE[dtype],

@@ -144,7 +144,7 @@ def test_the_mask_does_not_depend_on_the_tile(
     assert torch.equal(y != 0, mask)
     torch.testing.assert_close(grads.bias, mask.sum(0) / 0.6)
     torch.testing.assert_close(grads.input, mask.sum(1, keepdim=True) / 0.6)
-    with configs.override("linear_backward_dropout", tile):
+    with configs.override("linear_backward_extra", tile):
         dx = TRITON.linear_backward(
             x, grad, torch.ones(1, n, device=device), previous_dropout=one, dtype=torch.float32
         ).input

@@ -14,10 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastmlp.activations import NONE, Act
-from fastmlp.backends.base import Backend, Dropout, Scale
+from fastmlp.backends.base import Backend, Dropout, Quantized, Scale
 
 #: weight, bias, PReLU's weight: the tensors of one layer.
 PER_LAYER = 3
+#: The Functions' tensors before those of the layers: see `pack`.
+FIRST_PARAM = 4
 
 
 class Drops(NamedTuple):
@@ -41,17 +43,41 @@ class Drops(NamedTuple):
         return acts[layer].name != "none" or self.of(layer) is not None
 
 
+#: What a chain is fed: a matrix, or integers that stand for one.
+Input = Tensor | Quantized
+#: Of a quantized input what is no tensor: scale and shift.
+Numbers = tuple[Any, ...] | None
+
+
+def pack(x: Input) -> tuple[list[Tensor | None], Numbers]:
+    """``x`` as tensors that autograd can save, and the rest of it."""
+    if isinstance(x, Tensor):
+        return [x, None, None, None], None
+    return [f if isinstance(f, Tensor) else None for f in x], tuple(
+        None if isinstance(f, Tensor) else f for f in x
+    )
+
+
+def unpack(tensors: Sequence[Tensor | None], numbers: Numbers) -> Input:
+    """What `pack` was given."""
+    if numbers is None:
+        assert tensors[0] is not None
+        return tensors[0]
+    return Quantized(*(n if t is None else t for t, n in zip(tensors, numbers)))
+
+
 def forward_chain(
     backend: Backend,
-    x: Tensor,
+    x: Input,
     params: Sequence[Tensor | None],
     acts: Sequence[Act],
     dtype: torch.dtype,
     keep: bool,
     drops: Drops,
-) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
+) -> tuple[Tensor, list[Input], list[Tensor | None]]:
     """The output, each layer's input, and what each activation's derivative needs (if ``keep``)."""
-    inputs, saved = [], []
+    inputs: list[Input] = []
+    saved: list[Tensor | None] = []
     for i, (act, (weight, bias, slope)) in enumerate(zip(acts, layers_of(params))):
         act = act._replace(weight=slope)
         keep_z = keep and not act.saves_output
@@ -59,13 +85,14 @@ def forward_chain(
         inputs.append(x)
         saved.append(None if act.name == "none" else (z if keep_z else y))
         x = y
+    assert isinstance(x, Tensor)
     return x, inputs, saved
 
 
 def backward_chain(
     backend: Backend,
     grad: Tensor,
-    inputs: Sequence[Tensor],
+    inputs: Sequence[Input],
     params: Sequence[Tensor | None],
     saved: Sequence[Tensor | None],
     acts: Sequence[Act],
@@ -115,7 +142,7 @@ def backward_chain(
         if layer.input is None:
             break
         grad, masked = layer.input, fold
-        if i == 0:
+        if i == 0 and isinstance(inputs[0], Tensor):
             grads[0] = grad.to(inputs[0].dtype)
     return [grad if need else None for grad, need in zip(grads, needs)]
 
@@ -127,13 +154,15 @@ def layers_of(params: Sequence[Tensor | None]) -> list[tuple[Tensor, Tensor | No
 
 def reference_chain(
     backend: Backend,
-    x: Tensor,
+    x: Input,
     params: Sequence[Tensor | None],
     acts: Sequence[Act],
     dtype: torch.dtype,
     drops: Drops,
 ) -> Tensor:
     """The same chain, masks included, by torch's own differentiable ops: for a double backward."""
+    if isinstance(x, Quantized):
+        x = x.dense(dtype)
     for i, (act, (weight, bias, slope)) in enumerate(zip(acts, layers_of(params))):
         z = F.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
         x = act._replace(weight=None if slope is None else slope.to(dtype))(z)
@@ -162,29 +191,36 @@ class Chain(torch.autograd.Function):
         dtype: torch.dtype,
         acts: Sequence[Act],
         drops: Drops,
-        x: Tensor,
-        *params: Tensor | None,
+        numbers: Numbers,
+        *tensors: Tensor | None,
     ) -> Tensor:
-        """``params`` holds weight, bias and PReLU weight of each layer; ``acts`` hold no tensors."""
+        """``tensors``: the input's, as `pack` gives them, then weight, bias and PReLU weight of each layer.
+
+        ``acts`` hold no tensors.
+        """
+        source, params = tensors[:FIRST_PARAM], tensors[FIRST_PARAM:]
         needed = any(ctx.needs_input_grad)
-        y, inputs, saved = forward_chain(backend, x, params, acts, dtype, needed, drops)
-        ctx.backend, ctx.dtype, ctx.acts, ctx.probabilities = backend, dtype, acts, drops.probabilities
+        y, inputs, saved = forward_chain(backend, unpack(source, numbers), params, acts, dtype, needed, drops)
+        ctx.backend, ctx.dtype, ctx.acts = backend, dtype, acts
+        ctx.probabilities, ctx.numbers = drops.probabilities, numbers
         if needed:
-            ctx.save_for_backward(drops.seed, *inputs, *saved, *params)
+            ctx.save_for_backward(drops.seed, *source, *inputs[1:], *saved, *params)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """One launch a layer: dX with the previous f' in its epilogue, beside dW and db."""
         depth, (seed, *tensors) = len(ctx.acts), ctx.saved_tensors
+        source, tensors = tensors[:FIRST_PARAM], tensors[FIRST_PARAM:]
         drops = Drops(ctx.probabilities, seed)
-        inputs, saved, params = tensors[:depth], tensors[depth : 2 * depth], tensors[2 * depth :]
-        needs = ctx.needs_input_grad[4:]
+        inputs = [unpack(source, ctx.numbers), *tensors[: depth - 1]]
+        saved, params = tensors[depth - 1 : 2 * depth - 1], tensors[2 * depth - 1 :]
+        needs = [ctx.needs_input_grad[5], *ctx.needs_input_grad[5 + FIRST_PARAM :]]
         if torch.is_grad_enabled():
             output = reference_chain(ctx.backend, inputs[0], params, ctx.acts, ctx.dtype, drops)
-            grads = differentiable_grads(output, (inputs[0], *params), needs, grad)
+            grads = differentiable_grads(output, (source[0], *params), needs, grad)
         else:
             grads = backward_chain(
                 ctx.backend, grad, inputs, params, saved, ctx.acts, needs, ctx.dtype, drops
             )
-        return None, None, None, None, *grads
+        return None, None, None, None, None, grads[0], None, None, None, *grads[1:]

@@ -43,6 +43,27 @@ class Dropout(NamedTuple):
     site: int  # the layer's number: layers of one seed draw different masks
 
 
+class Quantized(NamedTuple):
+    """A first layer's input X = scale * values[index] + shift, which no memory holds."""
+
+    values: Tensor  # (N, K) uint8 or int8; without an index (..., K)
+    scale: float | Tensor = 1.0  # one number, or (K,)
+    shift: float | Tensor | None = None  # likewise
+    #: (M,) int64 or int32: the rows of values that are X; None for all.
+    index: Tensor | None = None  # type: ignore[assignment]  # nobody looks for an item of this tuple
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """X: computed in float32 at least, and rounded once to ``dtype``."""
+        wide = torch.promote_types(dtype, torch.float32)
+        x = self.values if self.index is None else self.values.index_select(0, self.index)
+        x = x.to(wide) * _wide(self.scale, wide)
+        return (x if self.shift is None else x + _wide(self.shift, wide)).to(dtype)
+
+
+def _wide(number: float | Tensor, dtype: torch.dtype) -> float | Tensor:
+    return number.to(dtype) if isinstance(number, Tensor) else number
+
+
 class LossOptions(NamedTuple):
     """The arguments of cross_entropy that are no tensors."""
 
@@ -72,7 +93,7 @@ class Backend(ABC):
     @abstractmethod
     def linear_act(
         self,
-        x: Tensor,
+        x: Tensor | Quantized,
         weight: Tensor,
         bias: Tensor | None,
         act: Act,
@@ -82,7 +103,8 @@ class Backend(ABC):
     ) -> tuple[Tensor, Tensor | None]:
         """Y = dropout(f(X Wᵀ + b)) in ``dtype``; also Z = X Wᵀ + b if ``keep_z``.
 
-        x (M, K), weight (N, K), bias (N,); any strides, no size 0. Operands are rounded to
+        x (M, K), weight (N, K), bias (N,); any strides, no size 0. A quantized x is of 8-bit integers,
+        and has no gradient. Operands are rounded to
         ``dtype``; sums are in float32 (in float64 for float64).
         """
 
@@ -90,7 +112,7 @@ class Backend(ABC):
     def linear_backward(
         self,
         grad: Tensor,
-        x: Tensor,
+        x: Tensor | Quantized,
         weight: Tensor,
         *,
         act: Act = NONE,

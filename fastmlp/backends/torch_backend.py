@@ -14,7 +14,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastmlp.activations import NONE, Act
-from fastmlp.backends.base import Backend, Dropout, HeadResult, LinearGrads, LossOptions, Scale
+from fastmlp.backends.base import (
+    Backend,
+    Dropout,
+    HeadResult,
+    LinearGrads,
+    LossOptions,
+    Quantized,
+    Scale,
+)
 from fastmlp.backends.pages import fresh_like
 from fastmlp.backends.philox import keep_mask
 
@@ -27,7 +35,7 @@ class TorchBackend(Backend):
 
     def linear_act(
         self,
-        x: Tensor,
+        x: Tensor | Quantized,
         weight: Tensor,
         bias: Tensor | None,
         act: Act,
@@ -36,14 +44,15 @@ class TorchBackend(Backend):
         dropout: Dropout | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """See `Backend.linear_act`."""
-        z = F.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+        x = x.to(dtype) if isinstance(x, Tensor) else x.dense(dtype)
+        z = F.linear(x, weight.to(dtype), None if bias is None else bias.to(dtype))
         y = act(z) if keep_z else act.write_over(z)
         return self._dropped(y, dropout), z if keep_z else None
 
     def linear_backward(
         self,
         grad: Tensor,
-        x: Tensor,
+        x: Tensor | Quantized,
         weight: Tensor,
         *,
         act: Act = NONE,
@@ -79,7 +88,8 @@ class TorchBackend(Backend):
             if scale_input:
                 dx = dx * factor
         if need_params:
-            dw = (grad.to(dtype).t() @ x.to(dtype)).to(weight.dtype) * factor
+            x = x.to(dtype) if isinstance(x, Tensor) else x.dense(dtype)
+            dw = (grad.to(dtype).t() @ x).to(weight.dtype) * factor
             db = None if bias_dtype is None else grad.sum(0).to(bias_dtype) * factor
             dslope = None if dslope is None else dslope * factor
         return LinearGrads(dx, dw, db, dslope)

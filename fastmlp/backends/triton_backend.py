@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from fastmlp.activations import NONE, Act
-from fastmlp.backends.base import Backend, Dropout, HeadResult, LinearGrads, LossOptions, Scale
+from fastmlp.backends.base import (
+    Backend,
+    Dropout,
+    HeadResult,
+    LinearGrads,
+    LossOptions,
+    Quantized,
+    Scale,
+)
 from fastmlp.kernels import cross_entropy as loss_kernels
 from fastmlp.kernels.dropout import dropout_mask
 from fastmlp.kernels.head import MAX_CLASSES, head
@@ -27,7 +37,7 @@ class TritonBackend(Backend):
 
     def linear_act(
         self,
-        x: Tensor,
+        x: Tensor | Quantized,
         weight: Tensor,
         bias: Tensor | None,
         act: Act,
@@ -36,8 +46,9 @@ class TritonBackend(Backend):
         dropout: Dropout | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """See `Backend.linear_act`."""
+        values, source = _source(x)
         return linear_act(
-            x,
+            values,
             weight,
             bias,
             act.name,
@@ -47,12 +58,13 @@ class TritonBackend(Backend):
             dtype,
             _precision(dtype),
             dropout=dropout,
+            **source,
         )
 
     def linear_backward(
         self,
         grad: Tensor,
-        x: Tensor,
+        x: Tensor | Quantized,
         weight: Tensor,
         *,
         act: Act = NONE,
@@ -69,10 +81,11 @@ class TritonBackend(Backend):
         previous_dropout: Dropout | None = None,
     ) -> LinearGrads:
         """See `Backend.linear_backward`."""
+        values, source = _source(x)
         return LinearGrads(
             *linear_backward(
                 grad,
-                x,
+                values,
                 weight,
                 act=act.name,
                 saved=saved,
@@ -90,6 +103,7 @@ class TritonBackend(Backend):
                 precision=_precision(dtype),
                 dropout=dropout,
                 previous_dropout=previous_dropout,
+                **source,
             )
         )
 
@@ -164,6 +178,13 @@ class TritonBackend(Backend):
             **options._asdict(),
         )
         return HeadResult(*result)
+
+
+def _source(x: Tensor | Quantized) -> tuple[Tensor, dict[str, Any]]:
+    """The matrix that the kernels read, and how X is had from it."""
+    if isinstance(x, Tensor):
+        return x, {}
+    return x.values, {"index": x.index, "x_scale": x.scale, "x_shift": x.shift}
 
 
 def _precision(dtype: torch.dtype) -> str:

@@ -12,7 +12,7 @@ from fastmlp.activations import Act
 from fastmlp.backends.base import LossOptions
 from fastmlp.functional.linear import Layer
 from fastmlp.modules import MLP, CrossEntropyLoss, Sequential
-from fastmlp.modules.plan import plan, untouched
+from fastmlp.modules.plan import Dequantized, is_flatten, plan, untouched
 
 
 class Network(NamedTuple):
@@ -25,6 +25,9 @@ class Network(NamedTuple):
     options: LossOptions
     class_weight: Tensor | None  # (C,)
     flatten: bool  # the input is flattened from dimension 1 on; else it is (B, features)
+    #: A `Dequantize` in front: integers are multiplied by scale, and shift is added; each () or (features,).
+    scale: Tensor | None = None
+    shift: Tensor | None = None
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -58,8 +61,13 @@ def recognise(model: nn.Module, loss: nn.Module) -> Network | str:
         return f"{type(model).__name__} is no Sequential or MLP"
     stages = plan(model, (nn.Sequential, Sequential))  # type: ignore[arg-type]
     flatten = getattr(model, "flatten", False) is True  # fastmlp.MLP's argument
-    if stages and _is_flatten(stages[0]):
+    if stages and is_flatten(stages[0]):
         flatten, stages = True, stages[1:]
+    scale = shift = None
+    if stages and isinstance(stages[0], Dequantized):
+        first = stages[0]
+        scale, shift = first.module.scale, first.module.shift
+        flatten, stages = flatten or first.flatten is not None, [first.layers, *stages[1:]]
     if len(stages) != 1 or not isinstance(stages[0], list):
         return "the model is no single chain of linear layers and known activations"
     layers = tuple(stages[0])
@@ -69,13 +77,24 @@ def recognise(model: nn.Module, loss: nn.Module) -> Network | str:
         return "a dropout is active"
     if any(layer.act.weight is not None for layer in layers):
         return "a PReLU learns its slopes"
-    problem = _parameters_problem(model, layers)
+    problem = _parameters_problem(model, layers) or _numbers_problem(layers[0], scale, shift)
     if problem:
         return problem
     options = LossOptions(
         loss.ignore_index, loss.reduction, loss.label_smoothing, getattr(loss, "z_loss", 0.0)
     )
-    return Network(layers, options, loss.weight, flatten)
+    return Network(layers, options, loss.weight, flatten, scale, shift)
+
+
+def _numbers_problem(first: Layer, *numbers: Tensor | None) -> str | None:
+    for number in numbers:
+        if number is None:
+            continue
+        if number.requires_grad or number.device != first.weight.device:
+            return "the Dequantize wants a gradient, or is on another device"
+        if number.numel() not in (1, first.weight.shape[1]):
+            return "the Dequantize has another number of features than the first layer"
+    return None
 
 
 def _parameters_problem(model: nn.Module, layers: tuple[Layer, ...]) -> str | None:
@@ -97,10 +116,6 @@ def _parameters_problem(model: nn.Module, layers: tuple[Layer, ...]) -> str | No
         if following.weight.shape[1] != layer.weight.shape[0]:
             return "the layers' widths do not fit each other"
     return None
-
-
-def _is_flatten(stage: object) -> bool:
-    return type(stage) is nn.Flatten and untouched(stage) and (stage.start_dim, stage.end_dim) == (1, -1)
 
 
 def _is_torchvision_mlp(model: nn.Module) -> bool:

@@ -11,8 +11,10 @@ from torch.nn import functional as F
 
 from fastmlp import backends
 from fastmlp.activations import NONE, Act, resolve
-from fastmlp.autograd.chain import Chain, Drops
+from fastmlp.autograd.chain import Chain, Drops, pack
 from fastmlp.backends import onednn
+from fastmlp.backends.base import Quantized
+from fastmlp.functional.quantized import is_constant, stand_in
 
 
 class Layer(NamedTuple):
@@ -25,12 +27,18 @@ class Layer(NamedTuple):
 
 
 def linear_act(
-    input: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | nn.Module | None = "relu"
+    input: Tensor | Quantized,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str | nn.Module | None = "relu",
 ) -> Tensor:
     """activation(input weightᵀ + bias), as ``torch.nn.functional.linear`` and then the activation.
 
     Args:
-        input: (..., K), float.
+        input: (..., K), float. Or a `Quantized` of 8-bit integers (..., K), or of a data set (N, K) whose
+            rows ``index`` (M,) are the input: on a GPU the layer's kernels gather and dequantize them as
+            they are loaded. Index entries are rows from 0 to N - 1, which is checked on the CPU and with
+            ``FASTMLP_DEBUG=1``. There is no gradient of integers.
         weight: (N, K), of the input's dtype (autocast apart).
         bias: (N,).
         activation: a name of `fastmlp.activations.NAMES`, an instance of its ``nn.Module`` (which
@@ -41,14 +49,15 @@ def linear_act(
 
     Raises:
         ValueError: an unknown activation, or shapes that do not fit.
-        TypeError: dtypes that are mixed or not floating.
+        TypeError: dtypes that are mixed or not floating; quantized values of another dtype.
+        IndexError: with ``FASTMLP_DEBUG=1`` an index that is no row.
         RuntimeError: tensors on different devices.
     """
     return chain(input, [Layer(weight, bias, resolve(activation))])
 
 
 def mlp(
-    input: Tensor,
+    input: Tensor | Quantized,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor | None] | None = None,
     activation: str | nn.Module | None = "relu",
@@ -56,7 +65,7 @@ def mlp(
     """Linear layers with ``activation`` between them, none after the last.
 
     Args:
-        input: (..., K).
+        input: (..., K), or a `Quantized`; see `linear_act`.
         weights: one (N_i, N_{i-1}) a layer, N_0 = K.
         biases: one (N_i,) or None a layer; None for no biases at all.
         activation: see `linear_act`.
@@ -84,28 +93,45 @@ def mlp_layers(
     return [Layer(w, b, act if i < last else NONE) for i, (w, b) in enumerate(zip(weights, biases))]
 
 
-def chain(input: Tensor, layers: Sequence[Layer]) -> Tensor:
+def chain(input: Tensor | Quantized, layers: Sequence[Layer]) -> Tensor:
     """The layers one after another: on a GPU one kernel each, and one autograd node for all.
 
     A layer's ``dropout`` is active always: leave it 0 in evaluation. The kernels draw it from one seed a
     call, which torch's generator of the device gives.
 
     Args:
-        input: (..., K) of the first layer.
+        input: (..., K) of the first layer, or a `Quantized`; see `linear_act`.
         layers: at least one.
 
     Raises:
-        ValueError, TypeError, RuntimeError: as `linear_act`.
+        ValueError, TypeError, RuntimeError, IndexError: as `linear_act`.
     """
-    backend = backends.choose(input).backend
-    check_chain(input, layers)
-    if backend is None or not fits_kernels(input, layers):
-        return aten_chain(input, layers)
-    rows = input.reshape(-1, input.shape[-1])
+    x = like(input, layers)
+    backend = backends.choose(x).backend
+    check_chain(x, layers)
+    if backend is None or not fits_kernels(x, layers) or not _is_plain(input):
+        return aten_chain(input if isinstance(input, Tensor) else input.dense(x.dtype), layers)
     acts, params = split_layers(layers)
-    dtype = backends.compute_dtype(input)
-    y = Chain.apply(backend, dtype, acts, draw_drops(layers, input.device), rows, *params)
-    return y.view(*input.shape[:-1], layers[-1].weight.shape[0])
+    dtype = backends.compute_dtype(x)
+    tensors, numbers = pack(as_rows(input))
+    y = Chain.apply(backend, dtype, acts, draw_drops(layers, x.device), numbers, *tensors, *params)
+    return y.view(*x.shape[:-1], layers[-1].weight.shape[0])
+
+
+def like(input: Tensor | Quantized, layers: Sequence[Layer]) -> Tensor:
+    """The input, or where it is quantized what stands for it in the checks."""
+    return input if isinstance(input, Tensor) else stand_in(input, layers[0].weight)
+
+
+def as_rows(input: Tensor | Quantized) -> Tensor | Quantized:
+    """The input as a matrix."""
+    if isinstance(input, Tensor):
+        return input.reshape(-1, input.shape[-1])
+    return input._replace(values=input.values.reshape(-1, input.values.shape[-1]))
+
+
+def _is_plain(input: Tensor | Quantized) -> bool:
+    return isinstance(input, Tensor) or is_constant(input)
 
 
 def aten_chain(input: Tensor, layers: Sequence[Layer]) -> Tensor:

@@ -1,9 +1,10 @@
 """Modules that replace torch's and torchvision's."""
 
+from fastmlp.modules.dequantize import Dequantize
 from fastmlp.modules.fuse import fuse
 from fastmlp.modules.linear_act import LinearAct
 from fastmlp.modules.loss import CrossEntropyLoss
 from fastmlp.modules.mlp import MLP
 from fastmlp.modules.sequential import Sequential
 
-__all__ = ["MLP", "CrossEntropyLoss", "LinearAct", "Sequential", "fuse"]
+__all__ = ["MLP", "CrossEntropyLoss", "Dequantize", "LinearAct", "Sequential", "fuse"]

@@ -381,5 +381,5 @@ def _training_cases() -> Iterator[Case]:
         if problem.task.pdl and not has_dependent_launch(arch):
             continue
         yield Case("step", variant, dtype, problem.step)
-        if runs_on(arch) and not problem.task.pdl and problem.copies:
+        if runs_on(arch) and not problem.task.pdl and problem.copies and problem.dequantize is None:
             yield Case("epoch", variant, dtype, problem.epoch)

@@ -136,7 +136,9 @@ def _rows() -> Iterator[tuple[Key, Tile]]:
     for family in ("linear", "linear_extra"):
         yield (family, "sm_120", "ieee", "narrow"), Tile(32, 32, 16, 8, 4, 2)
     yield ("linear_extra", "sm_120", "ieee", "wide"), Tile(64, 32, 16, 8, 4, 2)
+    yield ("linear_extra", "sm_120", "tf32", "wide"), Tile(64, 64, 32, 8, 4, 2)
     yield ("linear_extra", "sm_100", "half", "narrow"), Tile(64, 32, 32, 8, 4, 3)
+    yield ("linear_extra", "sm_120", "half", "narrow"), Tile(32, 32, 64, 8, 4, 2)
     yield ("linear_backward", "sm_80", "half", "wide"), Tile(128, 128, 32, 8, 8, 4)
     for family, warps in (("linear_backward", 8), ("linear_backward_prologue", 4)):
         yield (family, "sm_100", "half", "narrow"), Tile(64, 64, 32, 8, warps, 4)

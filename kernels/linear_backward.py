@@ -147,8 +147,7 @@ def weight_gradient(
         grad += BLOCK_K * stride_gm
         if not GATHER:
             x += BLOCK_K * stride_xm
-    # Without the sum the compiler (Triton 3.8) trips over a loop's row sums that are read twice.
-    return acc, bias + 0.0, slope_grad
+    return acc, bias, slope_grad
 
 
 @triton.jit
@@ -178,7 +177,7 @@ def _weight_tile(
         x_ptr, stride_xm, stride_xk, index_ptr, slopes, N, K,
         ACT, DROPOUT, GATHER, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip
-    acc = dequantize_gradient(acc, bias, x_scale, stride_scale, x_shift, stride_shift, cols, K, DEQUANT)
+    acc, bias = dequantize_gradient(acc, bias, x_scale, stride_scale, x_shift, stride_shift, cols, K, DEQUANT)
 
     offsets = rows[:, None].to(tl.int64) * K + cols[None, :]
     inside = (rows[:, None] < N) & (cols[None, :] < K)
@@ -335,10 +334,10 @@ def linear_backward(
     (m, n), k = grad.shape, x.shape[1]
     family = "linear_backward"
     dequant = quantized.dequant(x_scale, x_shift)
-    if act != "none" or dropout is not None:
-        family += "_prologue" if dequant != "affine" else "_extra"
-    elif previous_dropout is not None and draws(previous_act):
+    if dequant == "affine" or (previous_dropout is not None and draws(previous_act)):
         family += "_extra"
+    elif act != "none" or dropout is not None:
+        family += "_prologue"
     tile = configs.lookup(family, arch_of(x), configs.precision_class(dtype, precision), n, k)
     learned = act == "prelu"
     dx = torch.empty((m, k), device=x.device, dtype=dtype) if need_input and out is None else out

@@ -14,6 +14,7 @@ from typing import Any
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language import core  # Triton 3.6 has `to_tensor` there alone
 
 #: A number, or a tensor of one or of K numbers.
 Number = float | Tensor
@@ -22,7 +23,7 @@ Number = float | Tensor
 @triton.jit
 def scalar(number):
     """One number, given as itself or as a tensor of one element."""
-    number = tl.to_tensor(number)
+    number = core.to_tensor(number)
     if number.dtype.is_ptr():
         return tl.load(number).to(tl.float32)
     else:
@@ -32,7 +33,7 @@ def scalar(number):
 @triton.jit
 def numbers(number, stride, features, num_features):
     """A number for each feature: one that is given as itself, or a tensor's (stride 0: its one element)."""
-    number = tl.to_tensor(number)
+    number = core.to_tensor(number)
     if number.dtype.is_ptr():
         loaded = tl.load(number + features * stride, mask=features < num_features, other=0.0)
         return loaded.to(tl.float32)
@@ -52,14 +53,15 @@ def dequantize(q, scale, stride_scale, shift, stride_shift, features, num_featur
 def dequantize_gradient(
     acc, sums, scale, stride_scale, shift, stride_shift, features, num_features, DEQUANT: tl.constexpr
 ):
-    """dZᵀ X from ``acc`` = dZᵀ Q and the ``sums`` of dZ over the same examples."""
+    """dZᵀ X from ``acc`` = dZᵀ Q and the ``sums`` of dZ over the same examples; and these sums."""
     if DEQUANT == "scale":
         acc = acc * scalar(scale)
     elif DEQUANT == "affine":
         scales = numbers(scale, stride_scale, features, num_features)
         shifts = numbers(shift, stride_shift, features, num_features)
+        sums += 0.0  # Triton 3.8's compiler trips over a loop's row sums that are read more than once
         acc = acc * scales[None, :] + sums[:, None] * shifts[None, :]
-    return acc
+    return acc, sums
 
 
 def dequant(scale: Number, shift: Number | None) -> str:

@@ -162,7 +162,9 @@ def tile_gradient(
             x_ptr, stride_xm, stride_xk, index_ptr, slopes, n, k,
             "none", False, GATHER, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
-        acc = dequantize_gradient(acc, bias, x_scale, stride_scale, x_shift, stride_shift, cols, k, DEQUANT)
+        acc, bias = dequantize_gradient(
+            acc, bias, x_scale, stride_scale, x_shift, stride_shift, cols, k, DEQUANT
+        )
     else:
         acc, bias, _ = weight_gradient(
             rows, cols, begin, end, first_column, dz_ptr, stride_dz, 1, dz_ptr, 0, 0, dz_ptr, 0, 0.0, 1.0,

@@ -6,7 +6,7 @@ GPU they run fused Triton kernels, on a CPU plain torch.
 
 from fastmlp import data, functional
 from fastmlp.engine import TrainStep
-from fastmlp.modules import MLP, Cost, CrossEntropyLoss, LinearAct, Sequential, cost, fuse
+from fastmlp.modules import MLP, Cost, CrossEntropyLoss, Dequantize, LinearAct, Sequential, cost, fuse
 from fastmlp.training import fit
 
 __version__ = "0.1.0"
@@ -14,6 +14,7 @@ __all__ = [
     "MLP",
     "Cost",
     "CrossEntropyLoss",
+    "Dequantize",
     "LinearAct",
     "Sequential",
     "TrainStep",

@@ -24,6 +24,8 @@ def whole_misfit(layers: Sequence[Dense], kind: str) -> str | None:
     """
     if len(layers) < 2:
         return "one layer leaves nothing to keep on the chip"
+    if any(layer.dropout for layer in layers):
+        return "a dropout"
     hidden = layers[:-1]
     if len({(layer.act, layer.keeps_z) for layer in hidden}) > 1:
         return "the hidden layers have different activations"

@@ -44,6 +44,7 @@ class Dense(NamedTuple):
     act: str = "none"  # a name of `fastmlp.activations.NAMES`
     keeps_z: bool = False  # f' is computed from f's input in our kernels
     slopes: int = 0  # a PReLU's
+    dropout: bool = False
 
     @property
     def params(self) -> int:
@@ -217,12 +218,16 @@ class _Eager(_Counter):
             found.append(self.product("addmm", self.m, layer.k, layer.n, layer.n * layer.bias))
             if layer.act != "none":
                 found.append(self.stream(layer.act, 2 * self.m * layer.n + layer.slopes))
+            if layer.dropout:  # reads and writes the matrix, and writes a mask of bytes
+                found.append(self.dropout("dropout", layer))
         return tuple(found)
 
     def backward(self) -> tuple[Launch, ...]:
         found = []
         for i, layer in reversed(list(enumerate(self.layers))):
             outputs = self.m * layer.n
+            if layer.dropout:
+                found.append(self.dropout("dropout_backward", layer))
             if layer.act != "none":  # a PReLU's slopes have a gradient an element, which is then summed
                 found.append(
                     self.stream(f"{layer.act}_backward", (4 if layer.slopes else 3) * outputs + layer.slopes)
@@ -244,7 +249,15 @@ class _Eager(_Counter):
         """Each layer's input, and z where torch computes f' from it."""
         inputs = sum(layer.k for layer in self.layers[1:])
         z = sum(layer.n for layer in self.layers if layer.act in _TORCH_KEEPS_INPUT)
-        return self.e * self.m * (inputs + z)
+        # Behind an activation that keeps its output the dropped one is another matrix; its mask is bytes.
+        dropped = [layer for layer in self.layers if layer.dropout]
+        outputs = sum(layer.n for layer in dropped if layer.act not in ("none", *_TORCH_KEEPS_INPUT))
+        return self.m * (self.e * (inputs + z + outputs) + sum(layer.n for layer in dropped))
+
+    def dropout(self, name: str, layer: Dense) -> Launch:
+        """A pass of torch's dropout, forward or backward."""
+        moved = self.m * layer.n * (2 * self.e + 1)
+        return Launch(name, 0, moved, moved)
 
 
 class _Layers(_Counter):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fastmlp.kernels import cross_entropy as ce
 from fastmlp.kernels import mlp_cases, training_cases
+from fastmlp.kernels.dropout import dropout_mask
 from fastmlp.kernels.epoch import runs_on
 from fastmlp.kernels.head import MAX_CLASSES
 from fastmlp.kernels.head import head as head_kernels
@@ -53,6 +54,7 @@ LONG: Shape = (60000, 64, 256)  # few tiles of dW over a long batch: several pro
 # By the registers that f' takes. It needs the input of the heavy ones, so their forward keeps it.
 _LIGHT = ("relu", "leaky_relu", "sigmoid", "tanh")
 _HEAVY = ("prelu", "gelu", "gelu_tanh", "silu")
+_DROPOUTS = [("bf16", "narrow", NARROW), *((dtype, "wide", WIDE) for dtype in ("bf16", "tf32", "fp32"))]
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ def cases() -> Iterator[Case]:
         _mlp_cases,
     ):
         yield from family()
+    yield Case("dropout", "mask", "fp32", lambda: dropout_mask(_dropout("meta", 1), 4096, 1000))
 
 
 def linear(
@@ -88,6 +91,8 @@ def linear(
     keep_z: bool = False,
     bias: bool = True,
     transposed: bool = False,
+    dropout: bool = False,
+    quantized: str = "",
     launcher: Callable[..., Any] = linear_act,
 ) -> Run:
     """The forward of one layer."""
@@ -96,7 +101,12 @@ def linear(
     weight = _matrix(n, k, numerics.storage, device)
     b = _vector(n, numerics.storage, device) if bias else None
     slope = _vector(n, numerics.storage, device) if act == "prelu" else None
-    return lambda: launcher(x, weight, b, act, 0.01, slope, keep_z, numerics.compute, numerics.precision)
+    options: dict[str, Any] = {"dropout": _dropout(device, 1)} if dropout else {}
+    if quantized:
+        x, options = _quantized(m, k, device, quantized)
+    return lambda: launcher(
+        x, weight, b, act, 0.01, slope, keep_z, numerics.compute, numerics.precision, **options
+    )
 
 
 def _linear_cases() -> Iterator[Case]:
@@ -112,6 +122,14 @@ def _linear_cases() -> Iterator[Case]:
     for dtype in ("bf16", "tf32", "fp32"):
         yield Case("linear", "ragged none", dtype, linear(NUMERICS[dtype], RAGGED, "none"))
     yield Case("linear", "single", "bf16", linear(bf16, SINGLE))
+    for dtype, size, shape in _DROPOUTS:
+        yield Case("linear", f"{size} relu dropout", dtype, linear(NUMERICS[dtype], shape, dropout=True))
+    for dtype in ("bf16", "tf32", "fp32"):
+        yield Case("linear", "wide affine", dtype, linear(NUMERICS[dtype], WIDE, quantized="affine"))
+    yield Case(
+        "linear", "narrow affine", "autocast", linear(NUMERICS["autocast"], NARROW, quantized="affine")
+    )
+    yield Case("linear", "narrow scale", "autocast", linear(NUMERICS["autocast"], NARROW, quantized="scale"))
     yield Case("linear", "narrow relu transposed", "bf16", linear(bf16, NARROW, transposed=True))
     yield Case("linear", "wide relu transposed", "bf16", linear(bf16, WIDE, transposed=True))
 
@@ -129,6 +147,9 @@ def backward(
     need_input: bool = True,
     need_params: bool = True,
     transposed: bool = False,
+    dropout: bool = False,
+    previous_dropout: bool = False,
+    quantized: str = "",
     by_tma: bool = False,
 ) -> Run:
     """The backward of one layer; ``act`` is undone as dY is read, ``previous_act`` in dX's epilogue."""
@@ -153,11 +174,16 @@ def backward(
         "bias_dtype": storage if bias else None,
         "dtype": dtype,
         "precision": precision,
+        "dropout": _dropout(device, 1) if dropout else None,
+        "previous_dropout": _dropout(device, 0) if previous_dropout else None,
     }
     if by_tma:
-        for name in ("act", "saved", "slope", "slope_weight"):
+        for name in ("act", "saved", "slope", "slope_weight", "dropout", "previous_dropout"):
             del arguments[name]
         return lambda: linear_backward_tma(grad, x, weight, **arguments)
+    if quantized:
+        x, options = _quantized(m, k, device, quantized)
+        arguments |= options
     return lambda: linear_backward(grad, x, weight, **arguments)
 
 
@@ -189,6 +215,19 @@ def _linear_backward_cases() -> Iterator[Case]:
     yield case("single epilogue=tanh", "bf16", (1, 1, 1), "none", "tanh", scale=True)
     yield case("long no-bias", "bf16", LONG, bias=False)
     yield case("long scale prelu", "bf16", LONG, "prelu", "none", scale=True)
+    for dtype in ("bf16", "tf32", "fp32"):
+        yield case("wide affine", dtype, WIDE, "none", "none", need_input=False, quantized="affine")
+    for quantized in ("affine", "scale"):
+        kind = {"need_input": False, "quantized": quantized}
+        yield case(f"narrow {quantized}", "autocast", NARROW, "none", "none", **kind)
+    yield case(
+        "wide affine prologue=gelu", "bf16", WIDE, "gelu", "none", need_input=False, quantized="affine"
+    )
+    for dtype, size, shape in _DROPOUTS:
+        yield case(f"{size} dropout epilogue=gelu", dtype, shape, "none", "gelu", previous_dropout=True)
+    for act, before in (("none", "relu"), ("gelu", "tanh"), ("prelu", "none")):
+        name = f"wide dropout prologue={act} epilogue={before}"
+        yield case(name, "bf16", WIDE, act, before, dropout=True, previous_dropout=True)
 
 
 def backward_tma(
@@ -292,8 +331,10 @@ def _head_cases() -> Iterator[Case]:
 #: By the table's families: a layer's problem, and how many matrix products it is.
 MATRIX_PROBLEMS: dict[str, tuple[Callable[..., Run], int]] = {
     "linear": (linear, 1),
+    "linear_extra": (partial(linear, quantized="affine"), 1),
     "linear_backward": (backward, 2),
     "linear_backward_prologue": (partial(backward, act="relu"), 2),
+    "linear_backward_extra": (partial(backward, previous_act="gelu", previous_dropout=True), 2),
     "matmul": (partial(linear, launcher=linear_act_tma), 1),
     "matmul_backward": (backward_tma, 2),
     "head": (head, 2),
@@ -371,6 +412,22 @@ def _vector(size: int, dtype: torch.dtype, device: str) -> Tensor:
     return torch.empty(size, dtype=dtype, device=device).normal_()
 
 
+def _dropout(device: str, site: int) -> tuple[float, Tensor, int]:
+    return 0.5, torch.zeros(1, dtype=torch.int64, device=device), site
+
+
+def _quantized(m: int, k: int, device: str, kind: str) -> tuple[Tensor, dict[str, Any]]:
+    """A data set, and how a batch of ``m`` is had from it: by a number, or scale and shift a feature."""
+    values = torch.zeros(60000, k, dtype=torch.uint8, device=device)
+    options: dict[str, Any] = {"index": torch.zeros(m, dtype=torch.int64, device=device), "x_scale": 1 / 255}
+    if kind == "affine":
+        options |= {
+            "x_scale": _vector(k, torch.float32, device),
+            "x_shift": _vector(k, torch.float32, device),
+        }
+    return values, options
+
+
 def _scalar(device: str) -> Tensor:
     return torch.ones((), device=device)
 
@@ -381,7 +438,7 @@ def _training_cases() -> Iterator[Case]:
         if problem.task.pdl and not has_dependent_launch(arch):
             continue
         yield Case("step", variant, dtype, problem.step)
-        if runs_on(arch) and not problem.task.pdl and problem.copies:
+        if runs_on(arch) and not problem.task.pdl and problem.copies and problem.dequantize is None:
             yield Case("epoch", variant, dtype, problem.epoch)
 
 

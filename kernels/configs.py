@@ -46,8 +46,9 @@ class TmaTile(Tile):
 
 # (family, architecture, precision, bucket). A family is a kernel: "linear" is the forward, the
 # tiles of dX and dW in "linear_backward" are alike (f' in its prologue takes registers, so that has a
-# family of its own), "head" is the classifier head, "update" dW with the optimizer behind it, "epoch" the
-# persistent kernel, all of whose phases have one tile. "matmul" is the forward by TMA and "matmul_backward"
+# family of its own), "extra" is what takes yet more of them (an affine quantized input; a dropout's mask in
+# the backward's epilogue), "head" is the classifier head, "update" dW with the optimizer behind it, "epoch"
+# the persistent kernel, all of whose phases have one tile. "matmul" is the forward by TMA and "matmul_backward"
 # dX and dW alike; they are there where TMA and tensor cores are.
 Key = tuple[str, str, str, str]
 
@@ -55,8 +56,8 @@ TMA_FAMILIES = ("matmul", "matmul_backward")
 #: Of nets that run whole: up to 128 wide, or wider.
 MLP_FAMILIES = ("mlp", "mlp_backward", "mlp_wide", "mlp_wide_backward", "mlp_gradients")
 FAMILIES = (
-    "linear", "linear_backward", "linear_backward_prologue", "head", "update", "epoch",
-    *TMA_FAMILIES, *MLP_FAMILIES,
+    "linear", "linear_extra", "linear_backward", "linear_backward_prologue", "linear_backward_extra",
+    "head", "update", "epoch", *TMA_FAMILIES, *MLP_FAMILIES,
 )  # fmt: skip
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
 PRECISIONS = ("half", "tf32", "ieee")  # half: fp16 and bf16 operands
@@ -87,8 +88,8 @@ def _rows() -> Iterator[tuple[Key, Tile]]:
         small_smem = arch in ("sm_120", "gfx942")
         hopper_up = arch in ("sm_90", "sm_100")  # wgmma and tcgen05 take 64 rows at least
         stages = 2 if amd else 3
-        for family in FAMILIES[:3]:
-            forward = family == "linear"
+        for family in FAMILIES[:5]:
+            forward = "backward" not in family
             yield (family, arch, "half", "narrow"), Tile(64 if hopper_up else 32, 32, 64, 8, 4, stages)
             yield (family, arch, "half", "wide"), Tile(128, 128, 32 if small_smem else 64, 8, 8, stages)
             yield (family, arch, "tf32", "narrow"), Tile(64 if hopper_up else 32, 32, 32, 8, 4, stages)
@@ -138,7 +139,15 @@ def _rows() -> Iterator[tuple[Key, Tile]]:
         yield ("head", "sm_90", "ieee", bucket), Tile(16, 0, 16, 1, 16, 2)
     yield ("linear_backward_prologue", "sm_80", "half", "wide"), Tile(128, 128, 32, 8, 8, 4)
     yield ("linear_backward_prologue", "sm_90", "half", "wide"), Tile(128, 64, 64, 8, 8, 3)
-    yield ("linear", "sm_120", "ieee", "narrow"), Tile(32, 32, 16, 8, 4, 2)
+    for arch in ("sm_80", "sm_90", "sm_100", "sm_120"):
+        reduction = 64 if arch in ("sm_90", "sm_100") else 32
+        yield ("linear_backward_extra", arch, "half", "wide"), Tile(128, 64, reduction, 8, 8, 3)
+    for family in ("linear", "linear_extra"):
+        yield (family, "sm_120", "ieee", "narrow"), Tile(32, 32, 16, 8, 4, 2)
+    yield ("linear_extra", "sm_120", "ieee", "wide"), Tile(64, 32, 16, 8, 4, 2)
+    yield ("linear_extra", "sm_120", "tf32", "wide"), Tile(64, 64, 32, 8, 4, 2)
+    yield ("linear_extra", "sm_100", "half", "narrow"), Tile(64, 32, 32, 8, 4, 3)
+    yield ("linear_extra", "sm_120", "half", "narrow"), Tile(32, 32, 64, 8, 4, 2)
     yield ("linear_backward", "sm_80", "half", "wide"), Tile(128, 128, 32, 8, 8, 4)
     for family, warps in (("linear_backward", 8), ("linear_backward_prologue", 4)):
         yield (family, "sm_100", "half", "narrow"), Tile(64, 64, 32, 8, warps, 4)
@@ -164,13 +173,51 @@ def _tma_rows() -> Iterator[tuple[Key, TmaTile]]:
 
 
 def _mlp_rows() -> Iterator[tuple[Key, Tile]]:
-    """Whole nets. BLOCK_N is a block of features, BLOCK_K one of the input's; in mlp_gradients of examples."""
+    """Whole nets: the largest tiles that neither spill nor overflow the shared memory.
+
+    BLOCK_N is a block of features, BLOCK_K one of the input's; in mlp_gradients of examples. Two stages load
+    the next layer's weights while this one multiplies. Past 128 features their registers are the activations'.
+    """
     for arch in ARCHITECTURES:
+        blackwell = arch == "sm_100"
+        small_smem = arch in ("sm_120", "gfx942")
+        hopper_up = arch in ("sm_90", "sm_100")
+        for family in MLP_FAMILIES[:2]:
+            backward = family.endswith("backward")
+            first = 32 if blackwell or small_smem else 64
+            yield (family, arch, "half", "narrow"), Tile(64, 64, first, 1, 4, 2)
+            step = 32 if small_smem or (blackwell and not backward) else 64
+            amd = arch == "gfx942" and backward  # with 4 warps each thread may have 512 registers
+            yield (
+                (family, arch, "half", "wide"),
+                Tile(64, 64, 32, 1, 4, 1) if amd else Tile(64, 128, step, 1, 8, 2),
+            )
+            one = arch == "sm_80" and backward
+            yield (family, arch, "tf32", "narrow"), Tile(64, 64, 32, 1, 4, 1 if one or small_smem else 2)
+            if one:
+                yield (family, arch, "tf32", "wide"), Tile(64, 32, 32, 1, 8, 1)
+            else:
+                one = small_smem or (blackwell and not backward)
+                yield (family, arch, "tf32", "wide"), Tile(64, 64, 32, 1, 4 if amd else 8, 1 if one else 2)
+            for bucket in BUCKETS:
+                yield (family, arch, "ieee", bucket), Tile(32, 64, 16, 1, 8, 2 if backward else 1)
         for bucket in BUCKETS:
-            for family in MLP_FAMILIES:
-                yield (family, arch, "half", bucket), Tile(64, 64, 32, 1, 4, 2)
-                yield (family, arch, "tf32", bucket), Tile(64, 64, 32, 1, 4, 2)
-                yield (family, arch, "ieee", bucket), Tile(32, 32, 16, 1, 4, 2)
+            for family in MLP_FAMILIES[2:4]:
+                side = 64 if arch == "sm_90" and family.endswith("backward") else 128
+                yield (
+                    (family, arch, "half", bucket),
+                    Tile(64, side, 32, 1, 8, 1)
+                    if hopper_up
+                    else Tile(32, 64, 32, 1, 8, 1)
+                    if arch != "gfx942"
+                    else Tile(16, 64, 32, 1, 4, 1),
+                )
+                yield (family, arch, "tf32", bucket), Tile(16, 32, 16, 1, 8, 1)  # see WHOLE_WIDTHS: not used
+                yield (family, arch, "ieee", bucket), Tile(16, 32, 16, 1, 8, 1)
+            warps = 8 if small_smem else 4
+            yield ("mlp_gradients", arch, "half", bucket), Tile(64, 64, 32, 1, warps, 2)
+            yield ("mlp_gradients", arch, "tf32", bucket), Tile(64, 64, 32, 1, warps, 2)
+            yield ("mlp_gradients", arch, "ieee", bucket), Tile(32, 32, 16, 1, 4, 2)
 
 
 def tile_type(family: str) -> type[Tile]:

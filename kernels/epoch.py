@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastmlp.kernels import configs, network
+from fastmlp.kernels import configs, network, quantized
 from fastmlp.kernels.configs import Tile
 from fastmlp.kernels.head import head_tile
 from fastmlp.kernels.launch import INTERPRETED, arch_of, cdiv, launch, next_power_of_2
@@ -37,6 +37,7 @@ from fastmlp.kernels.network import (
     load_stride,
 )
 from fastmlp.kernels.optimizers import HYPERS
+from fastmlp.kernels.quantized import Number
 from fastmlp.kernels.step import Task
 from fastmlp.kernels.update import (
     Accumulators,
@@ -69,7 +70,7 @@ def grid_barrier(counter_ptr, arrivals):
 def forward_phase(
     layer, table_ptr, M, slope,
     x_ptr, stride_xm, stride_xk, index_ptr, x_scale,
-    ACT: tl.constexpr, HAS_BIAS: tl.constexpr, KEEP_Z: tl.constexpr, SCALE_X: tl.constexpr,
+    ACT: tl.constexpr, HAS_BIAS: tl.constexpr, KEEP_Z: tl.constexpr, DEQUANT: tl.constexpr,
     ALIGNED: tl.constexpr, EVEN_K: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
@@ -84,16 +85,17 @@ def forward_phase(
     for tile in range(tl.program_id(0), tl.cdiv(M, BLOCK_M) * tl.cdiv(n, BLOCK_N), tl.num_programs(0)):
         if layer == 0:
             linear_tile(
-                tile, x_ptr, stride_xm, stride_xk, index_ptr, x_scale, w_ptr, k, 1,
-                b_ptr, 1, b_ptr, 0, slope, y_ptr, stride_ym, z_ptr, M, n, k,
-                ACT, HAS_BIAS, KEEP_Z, True, SCALE_X, EVEN_K, DTYPE, PRECISION,
+                tile, x_ptr, stride_xm, stride_xk, index_ptr, x_scale, 0, 0.0, 0, w_ptr, k, 1,
+                b_ptr, 1, b_ptr, 0, slope, b_ptr, 0, 0.0, 1.0, y_ptr, stride_ym, z_ptr, M, n, k,
+                ACT, False, HAS_BIAS, KEEP_Z, True, DEQUANT, EVEN_K, DTYPE, PRECISION,
                 BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
             )  # fmt: skip
         else:
             linear_tile(
-                tile, load_pointer(row, X, DTYPE), load_stride(row, STRIDE_X), 1, index_ptr, 1.0, w_ptr, k, 1,
-                b_ptr, 1, b_ptr, 0, slope, y_ptr, stride_ym, z_ptr, M, n, k,
-                ACT, HAS_BIAS, KEEP_Z, False, False, EVEN_K, DTYPE, PRECISION,
+                tile, load_pointer(row, X, DTYPE), load_stride(row, STRIDE_X), 1, index_ptr, 1.0, 0, 0.0, 0,
+                w_ptr, k, 1,
+                b_ptr, 1, b_ptr, 0, slope, b_ptr, 0, 0.0, 1.0, y_ptr, stride_ym, z_ptr, M, n, k,
+                ACT, False, HAS_BIAS, KEEP_Z, False, "none", EVEN_K, DTYPE, PRECISION,
                 BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
             )  # fmt: skip
 
@@ -147,9 +149,9 @@ def input_phase(
     stride_out = load_stride(below, STRIDE_DZ)
     for tile in range(tl.program_id(0), tl.cdiv(M, BLOCK_M) * tl.cdiv(k, BLOCK_N), tl.num_programs(0)):
         input_tile(
-            tile, dz_ptr, stride_dz, 1, dz_ptr, 0, 0, w_ptr, k, 1, dz_ptr, 0, 0.0,
-            saved_ptr, stride_y, 1, slope, 1.0, out_ptr, stride_out, M, n, k,
-            "none", ACT, False, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
+            tile, dz_ptr, stride_dz, 1, dz_ptr, 0, 0, w_ptr, k, 1, dz_ptr, 0, 0.0, dz_ptr, 0, 0.0, 1.0,
+            saved_ptr, stride_y, 1, slope, dz_ptr, 0, 0.0, 1.0, 1.0, out_ptr, stride_out, M, n, k,
+            "none", False, ACT, False, False, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
         )  # fmt: skip
 
 
@@ -170,7 +172,7 @@ def epoch_kernel(
     ACT: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     KEEP_Z: tl.constexpr,
-    SCALE_X: tl.constexpr,
+    DEQUANT: tl.constexpr,  # not "affine"
     HAS_WEIGHT: tl.constexpr,
     MEAN: tl.constexpr,
     RULE: tl.constexpr,
@@ -209,7 +211,7 @@ def epoch_kernel(
             if phase < num_layers - 1:
                 forward_phase(
                     phase, table_ptr, M, slope, x_ptr, stride_xm, stride_xk, index, x_scale,
-                    ACT, HAS_BIAS, KEEP_Z, SCALE_X, ALIGNED, EVEN_K, DTYPE, PRECISION,
+                    ACT, HAS_BIAS, KEEP_Z, DEQUANT, ALIGNED, EVEN_K, DTYPE, PRECISION,
                     BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
                 )  # fmt: skip
             elif phase == num_layers - 1:
@@ -229,8 +231,8 @@ def epoch_kernel(
                     if pid < num_tiles:
                         g, bias_g = tile_gradient(
                             layer, row, n, k, rows, cols, 0, M,
-                            x_ptr, stride_xm, stride_xk, index, x_scale,
-                            True, SCALE_X, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+                            x_ptr, stride_xm, stride_xk, index, x_scale, 0, 0.0, 0,
+                            True, DEQUANT, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
                         )  # fmt: skip
                         w, first, second = apply_tile(
                             row, n, k, rows, cols, w, first, second, g * scale, bias_g * scale, hypers,
@@ -243,8 +245,8 @@ def epoch_kernel(
                         )
                         g, bias_g = tile_gradient(
                             at, its, tn, tk, trows, tcols, 0, M,
-                            x_ptr, stride_xm, stride_xk, index, x_scale,
-                            True, SCALE_X, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+                            x_ptr, stride_xm, stride_xk, index, x_scale, 0, 0.0, 0,
+                            True, DEQUANT, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
                         )  # fmt: skip
                         tw, tfirst, tsecond = load_weights(its, trows, tcols, tn, tk, RULE)
                         apply_tile(
@@ -277,7 +279,7 @@ def epoch(
     x: Tensor,
     y: Tensor,
     order: Tensor,
-    x_scale: float,
+    x_scale: Number,
     batch: int,
     partial: Tensor,
     hypers: Tensor,
@@ -307,7 +309,7 @@ def epoch(
             epoch_kernel,
             (programs,),
             net.rows, net.depth, net.tiles,
-            x, x.stride(0), x.stride(1), x_scale,
+            x, x.stride(0), x.stride(1), quantized.arguments(x_scale, None)[0],
             y, y.stride(0), class_weight, 0 if class_weight is None else class_weight.stride(0),
             order,
             hypers, hypers.shape[1],
@@ -318,7 +320,7 @@ def epoch(
             ACT=first.act,
             HAS_BIAS=first.bias is not None,
             KEEP_Z=first.keeps_z,
-            SCALE_X=x_scale != 1,
+            DEQUANT=quantized.dequant(x_scale, None),
             HAS_WEIGHT=class_weight is not None,
             MEAN=task.reduction == "mean",
             RULE=task.rule,

@@ -1,4 +1,4 @@
-"""Y = f(X Wᵀ + b) in one kernel: bias and activation in the epilogue of the matrix product."""
+"""Y = f(X Wᵀ + b) in one kernel: bias, activation and dropout in the epilogue of the matrix product."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastmlp.kernels import configs
+from fastmlp.kernels import configs, quantized
 from fastmlp.kernels.activations import activate
 from fastmlp.kernels.device import (
     dot,
@@ -18,7 +18,9 @@ from fastmlp.kernels.device import (
     tile_of,
     wait_for_previous,
 )
+from fastmlp.kernels.dropout import Dropout, arguments, drop
 from fastmlp.kernels.launch import arch_of, cdiv, launch
+from fastmlp.kernels.quantized import Number, dequantize, scalar
 
 #: The Triton name of each dtype that the kernels compute in.
 TL_DTYPE = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
@@ -27,16 +29,18 @@ TL_DTYPE = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16
 @triton.jit
 def linear_tile(
     pid,
-    x_ptr, stride_xm, stride_xk, index_ptr, x_scale,
+    x_ptr, stride_xm, stride_xk, index_ptr, x_scale, stride_scale, x_shift, stride_shift,
     w_ptr, stride_wn, stride_wk,
     b_ptr, stride_b, slope_ptr, stride_slope, slope,
+    seed_ptr, site, p, keep_scale,
     y_ptr, stride_ym, z_ptr,
     M, N, K,
-    ACT: tl.constexpr, HAS_BIAS: tl.constexpr, KEEP_Z: tl.constexpr, GATHER: tl.constexpr,
-    SCALE_X: tl.constexpr, EVEN_K: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    ACT: tl.constexpr, DROPOUT: tl.constexpr, HAS_BIAS: tl.constexpr, KEEP_Z: tl.constexpr,
+    GATHER: tl.constexpr, DEQUANT: tl.constexpr, EVEN_K: tl.constexpr,
+    DTYPE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
-    """One tile of Y (M, N) = f(x_scale X Wᵀ + b); with GATHER row m of X is row index[m] of x."""
+    """One tile of Y (M, N) = f(X Wᵀ + b); with GATHER row m of X is row index[m] of x."""
     pid_m, pid_n = tile_of(pid, tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP_M)
     rows = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
     cols = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -54,12 +58,14 @@ def linear_tile(
         else:
             x_tile = tl.load(x, mask=row_ok & (k[None, :] < K - start), other=0.0)
             w_tile = tl.load(w, mask=col_ok & (k[:, None] < K - start), other=0.0)
+        if DEQUANT == "affine":
+            x_tile = dequantize(x_tile, x_scale, stride_scale, x_shift, stride_shift, start + k, K)
         acc = dot(x_tile, w_tile, acc, DTYPE, PRECISION)
         x += BLOCK_K * stride_xk
         w += BLOCK_K * stride_wk
 
-    if SCALE_X:
-        acc *= x_scale
+    if DEQUANT == "scale":
+        acc *= scalar(x_scale)
     if HAS_BIAS:
         acc += tl.load(b_ptr + cols * stride_b, mask=cols < N, other=0.0).to(tl.float32)[None, :]
     inside = row_ok & col_ok
@@ -67,25 +73,30 @@ def linear_tile(
     if KEEP_Z:
         store(z_ptr + offsets, acc, inside)
     slopes = load_slopes(slope_ptr, slope, stride_slope, cols, N, ACT)
-    store(y_ptr + offsets, activate(acc, slopes[None, :], ACT), inside)
+    y = activate(acc, slopes[None, :], ACT)
+    if DROPOUT:
+        y = drop(y, seed_ptr, site, p, keep_scale, rows, pid_n * BLOCK_N, BLOCK_N)
+    store(y_ptr + offsets, y, inside)
 
 
-@triton.jit(do_not_specialize=["M"])
+@triton.jit(do_not_specialize=["M", "site"])
 def linear_act_kernel(
     x_ptr, stride_xm, stride_xk,  # X (M, K)
     index_ptr,  # (M,): which rows of x are X, if GATHER
-    x_scale,
+    x_scale, stride_scale, x_shift, stride_shift,  # see `fastmlp.kernels.quantized`
     w_ptr, stride_wn, stride_wk,  # W (N, K)
     b_ptr, stride_b,  # b (N,)
     slope_ptr, stride_slope, slope,
+    seed_ptr, site, p, keep_scale,  # see `fastmlp.kernels.dropout`
     y_ptr, stride_ym,  # Y (M, N), rows contiguous
     z_ptr,  # Z (M, N), laid out as Y; f's input
     M, N, K,
     ACT: tl.constexpr,
+    DROPOUT: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     KEEP_Z: tl.constexpr,
     GATHER: tl.constexpr,
-    SCALE_X: tl.constexpr,
+    DEQUANT: tl.constexpr,
     EVEN_K: tl.constexpr,  # BLOCK_K divides K: no mask along the reduction
     PDL: tl.constexpr,
     DTYPE: tl.constexpr,
@@ -98,9 +109,11 @@ def linear_act_kernel(
     wait_for_previous(PDL)
     linear_tile(
         tl.program_id(0),
-        x_ptr, stride_xm, stride_xk, index_ptr, x_scale, w_ptr, stride_wn, stride_wk,
-        b_ptr, stride_b, slope_ptr, stride_slope, slope, y_ptr, stride_ym, z_ptr, M, N, K,
-        ACT, HAS_BIAS, KEEP_Z, GATHER, SCALE_X, EVEN_K, DTYPE, PRECISION,
+        x_ptr, stride_xm, stride_xk, index_ptr, x_scale, stride_scale, x_shift, stride_shift,
+        w_ptr, stride_wn, stride_wk,
+        b_ptr, stride_b, slope_ptr, stride_slope, slope, seed_ptr, site, p, keep_scale,
+        y_ptr, stride_ym, z_ptr, M, N, K,
+        ACT, DROPOUT, HAS_BIAS, KEEP_Z, GATHER, DEQUANT, EVEN_K, DTYPE, PRECISION,
         BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
     )  # fmt: skip
 
@@ -116,16 +129,19 @@ def linear_act(
     dtype: torch.dtype,
     precision: str,
     *,
+    dropout: Dropout | None = None,
     index: Tensor | None = None,
-    x_scale: float = 1.0,
+    x_scale: Number = 1.0,
+    x_shift: Number | None = None,
     out: tuple[Tensor, Tensor | None] | None = None,
     pdl: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Y = f(x_scale X Wᵀ + b) in ``dtype``, and Z = x_scale X Wᵀ + b if ``keep_z``. One launch.
+    """Y = f(X Wᵀ + b) in ``dtype``, and Z = X Wᵀ + b if ``keep_z``. One launch.
 
     x (M, K), weight (N, K), bias (N,), slope_weight (1,) or (N,); any strides; none of M, N, K is 0.
-    With ``index`` (M,) X is x[index]. ``out`` is Y and Z (M, N) to write to: rows contiguous, strides
-    alike.
+    X is x_scale * x[index] + x_shift: numbers, or tensors of one or K elements; index (M,). With
+    ``dropout`` Y is what it leaves. ``out`` is Y and Z (M, N) to
+    write to: rows contiguous, strides alike.
     """
     (rows, k), n = x.shape, weight.shape[0]
     m = rows if index is None else len(index)
@@ -133,22 +149,26 @@ def linear_act(
         y = torch.empty((m, n), device=x.device, dtype=dtype)
         out = y, torch.empty_like(y) if keep_z else None
     y, z = out
-    tile = configs.lookup("linear", arch_of(x), configs.precision_class(dtype, precision), n, k)
+    dequant = quantized.dequant(x_scale, x_shift)
+    family = "linear_extra" if dequant == "affine" else "linear"
+    tile = configs.lookup(family, arch_of(x), configs.precision_class(dtype, precision), n, k)
     launch(
         linear_act_kernel,
         (cdiv(m, tile.BLOCK_M) * cdiv(n, tile.BLOCK_N),),
         x, x.stride(0), x.stride(1),
-        index, x_scale,
+        index, *quantized.arguments(x_scale, x_shift),
         weight, weight.stride(0), weight.stride(1),
         bias, 0 if bias is None else bias.stride(0),
         slope_weight, slope_stride(slope_weight), slope,
+        *arguments(dropout),
         y, y.stride(0), z,
         m, n, k,
         ACT=act,
+        DROPOUT=dropout is not None,
         HAS_BIAS=bias is not None,
         KEEP_Z=keep_z,
         GATHER=index is not None,
-        SCALE_X=x_scale != 1,
+        DEQUANT=dequant,
         EVEN_K=k % tile.BLOCK_K == 0,
         PDL=pdl,
         DTYPE=TL_DTYPE[dtype],

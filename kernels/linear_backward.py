@@ -7,6 +7,8 @@ compute tiles of dX, the others tiles of dW. Nothing is ever masked in a pass of
 - where no such epilogue ran (the chain's last layer has an activation), dZ = dY * f' is formed
   in a *prologue* as dY is read.
 
+A dropout is undone in the same two places, before f'; see `fastmlp.kernels.dropout`.
+
 db is the row sum of the dZᵀ tiles that dW reads anyway. The reduction of dW runs over the batch;
 split over several programs it goes through a workspace summed in a fixed order, so that runs are
 bitwise repeatable.
@@ -19,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastmlp.kernels import configs
+from fastmlp.kernels import configs, quantized
 from fastmlp.kernels.activations import activate, undo
 from fastmlp.kernels.device import (
     cast,
@@ -33,8 +35,10 @@ from fastmlp.kernels.device import (
     tile_of,
     wait_for_previous,
 )
+from fastmlp.kernels.dropout import Dropout, arguments, draws, undrop, undropped
 from fastmlp.kernels.launch import arch_of, cdiv, launch, launch_if, num_sms
 from fastmlp.kernels.linear import TL_DTYPE, slope_stride
+from fastmlp.kernels.quantized import Number, dequantize_gradient
 
 # Rows of the batch that one program of dW reduces, at least: below that the workspace costs more.
 _ROWS_PER_SPLIT = 512
@@ -44,10 +48,12 @@ _ROWS_PER_SPLIT = 512
 def input_tile(
     pid,
     grad_ptr, stride_gm, stride_gn, saved_ptr, stride_sm, stride_sn,
-    w_ptr, stride_wn, stride_wk, slope_ptr, stride_slope, slope,
+    w_ptr, stride_wn, stride_wk, slope_ptr, stride_slope, slope, seed_ptr, site, p, keep_scale,
     previous_ptr, stride_pm, stride_pk, previous_slope,
+    previous_seed_ptr, previous_site, previous_p, previous_keep_scale,
     scale, dx_ptr, stride_dm, M, N, K,
-    ACT: tl.constexpr, PREVIOUS_ACT: tl.constexpr, EVEN_N: tl.constexpr,
+    ACT: tl.constexpr, DROPOUT: tl.constexpr, PREVIOUS_ACT: tl.constexpr, PREVIOUS_DROPOUT: tl.constexpr,
+    EVEN_N: tl.constexpr,
     DTYPE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
@@ -68,8 +74,11 @@ def input_tile(
         w_ok = col_ok if EVEN_N else col_ok & (n[:, None] < N - start)
         d = tl.load(grad, mask=d_ok, other=0.0)
         w_tile = tl.load(w, mask=w_ok, other=0.0)
-        if ACT != "none":
-            s = tl.load(saved, mask=d_ok, other=0.0)
+        if ACT != "none" or DROPOUT:
+            s = tl.load(saved, mask=d_ok, other=0.0) if ACT != "none" else d
+            if DROPOUT:
+                d = undrop(d, seed_ptr, site, p, keep_scale, rows, start, ACT, False, BLOCK_K)
+                s = undropped(s, keep_scale, ACT)
             slopes = load_slopes(slope_ptr, slope, stride_slope, start + n, N, ACT)
             d = mask_gradient(d, s, slopes[None, :], DTYPE, ACT)
             saved += BLOCK_K * stride_sn
@@ -78,18 +87,27 @@ def input_tile(
         w += BLOCK_K * stride_wn
 
     inside = row_ok & col_ok
-    if PREVIOUS_ACT != "none":
-        p = tl.load(pointers(previous_ptr, rows, cols, stride_pm, stride_pk), mask=inside, other=0.0)
-        acc = undo(acc, p.to(tl.float32), previous_slope, PREVIOUS_ACT)
+    if PREVIOUS_ACT != "none" or PREVIOUS_DROPOUT:
+        if PREVIOUS_DROPOUT:
+            acc = undrop(
+                acc, previous_seed_ptr, previous_site, previous_p, previous_keep_scale,
+                rows, pid_k * BLOCK_N, PREVIOUS_ACT, False, BLOCK_N,
+            )  # fmt: skip
+        if PREVIOUS_ACT != "none":
+            s = tl.load(pointers(previous_ptr, rows, cols, stride_pm, stride_pk), mask=inside, other=0.0)
+            if PREVIOUS_DROPOUT:
+                s = undropped(s, previous_keep_scale, PREVIOUS_ACT)
+            acc = undo(acc, s.to(tl.float32), previous_slope, PREVIOUS_ACT)
     store(dx_ptr + rows[:, None].to(tl.int64) * stride_dm + cols[None, :], acc * scale, inside)
 
 
 @triton.jit
 def weight_gradient(
     rows, cols, first, last, sum_rows,
-    grad_ptr, stride_gm, stride_gn, saved_ptr, stride_sm, stride_sn,
+    grad_ptr, stride_gm, stride_gn, saved_ptr, stride_sm, stride_sn, seed_ptr, site, p, keep_scale,
     x_ptr, stride_xm, stride_xk, index_ptr, slopes, x_slopes, N, K,
-    ACT: tl.constexpr, X_ACT: tl.constexpr, GATHER: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    ACT: tl.constexpr, DROPOUT: tl.constexpr, X_ACT: tl.constexpr, GATHER: tl.constexpr,
+    DTYPE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """A tile of dZᵀ X over the examples from ``first`` to ``last``, with dZ's sums and the slopes'.
@@ -107,6 +125,7 @@ def weight_gradient(
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     bias = tl.zeros((BLOCK_M,), tl.float32)
     slope_grad = tl.zeros((BLOCK_M,), tl.float32)
+    first_row = tl.min(rows, 0) if DROPOUT else 0
     for start in range(first, last, BLOCK_K):
         examples = start + tl.arange(0, BLOCK_K)
         m_ok = examples < last
@@ -114,8 +133,13 @@ def weight_gradient(
         if GATHER:
             x = pointers(x_ptr, gathered(examples, m_ok, index_ptr, GATHER), cols, stride_xm, stride_xk)
         x_tile = tl.load(x, mask=col_ok & m_ok[:, None], other=0.0)
-        if ACT != "none":
-            s = tl.load(saved, mask=row_ok & m_ok[None, :], other=0.0).to(tl.float32)
+        if ACT != "none" or DROPOUT:
+            s = d
+            if ACT != "none":
+                s = tl.load(saved, mask=row_ok & m_ok[None, :], other=0.0).to(tl.float32)
+            if DROPOUT:
+                d = undrop(d, seed_ptr, site, p, keep_scale, examples, first_row, ACT, True, BLOCK_M)
+                s = undropped(s, keep_scale, ACT)
             if ACT == "prelu":
                 slope_grad += tl.sum(tl.where(s > 0, 0.0, d.to(tl.float32) * s), 1)
             d = mask_gradient(d, s, slopes[:, None], DTYPE, ACT)
@@ -135,9 +159,12 @@ def weight_gradient(
 def _weight_tile(
     pid,
     grad_ptr, stride_gm, stride_gn, saved_ptr, stride_sm, stride_sn,
-    x_ptr, stride_xm, stride_xk, slope_ptr, stride_slope, slope,
+    seed_ptr, site, p, keep_scale,
+    x_ptr, stride_xm, stride_xk, index_ptr, x_scale, stride_scale, x_shift, stride_shift,
+    slope_ptr, stride_slope, slope,
     scale, dw_ptr, db_ptr, dslope_ptr, workspace_ptr, num_splits, rows_per_split, M, N, K,
-    ACT: tl.constexpr, HAS_BIAS: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    ACT: tl.constexpr, DROPOUT: tl.constexpr, HAS_BIAS: tl.constexpr, GATHER: tl.constexpr,
+    DEQUANT: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
     """One tile of dW (N, K) = dZᵀ (N, M) X (M, K), reduced over one split of the batch."""
@@ -150,11 +177,12 @@ def _weight_tile(
     last = tl.minimum(first + rows_per_split, M)
     slopes = load_slopes(slope_ptr, slope, stride_slope, rows, N, ACT)
     acc, bias, slope_grad = weight_gradient(
-        rows, cols, first, last, HAS_BIAS and pid_k == 0,
-        grad_ptr, stride_gm, stride_gn, saved_ptr, stride_sm, stride_sn,
-        x_ptr, stride_xm, stride_xk, x_ptr, slopes, slopes, N, K,
-        ACT, "none", False, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+        rows, cols, first, last, DEQUANT == "affine" or (HAS_BIAS and pid_k == 0),
+        grad_ptr, stride_gm, stride_gn, saved_ptr, stride_sm, stride_sn, seed_ptr, site, p, keep_scale,
+        x_ptr, stride_xm, stride_xk, index_ptr, slopes, slopes, N, K,
+        ACT, DROPOUT, "none", GATHER, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip
+    acc, bias = dequantize_gradient(acc, bias, x_scale, stride_scale, x_shift, stride_shift, cols, K, DEQUANT)
 
     offsets = rows[:, None].to(tl.int64) * K + cols[None, :]
     inside = (rows[:, None] < N) & (cols[None, :] < K)
@@ -173,26 +201,34 @@ def _weight_tile(
         store(tail + N, slope_grad, once)
 
 
-@triton.jit(do_not_specialize=["M", "num_splits", "rows_per_split"])
+@triton.jit(do_not_specialize=["M", "num_splits", "rows_per_split", "site", "previous_site"])
 def linear_backward_kernel(
     grad_ptr, stride_gm, stride_gn,  # dZ, or dY where ACT is to be undone (M, N)
     saved_ptr, stride_sm, stride_sn,  # what ACT's derivative is computed from (M, N)
     x_ptr, stride_xm, stride_xk,  # X (M, K)
+    index_ptr,  # (M,): which rows of x are X, if GATHER
+    x_scale, stride_scale, x_shift, stride_shift,  # see `fastmlp.kernels.quantized`
     w_ptr, stride_wn, stride_wk,  # W (N, K)
     slope_ptr, stride_slope, slope,
+    seed_ptr, site, p, keep_scale,  # see `fastmlp.kernels.dropout`
     previous_ptr, stride_pm, stride_pk, previous_slope,  # the same of the layer before (M, K)
+    previous_seed_ptr, previous_site, previous_p, previous_keep_scale,
     scale_ptr, denominator_ptr,  # scalars: every parameter's gradient is times scale / denominator
     dx_ptr, stride_dm,  # (M, K), rows contiguous
     dw_ptr, db_ptr, dslope_ptr,  # (N, K), (N,), (N,)
     workspace_ptr, num_splits, rows_per_split,
     M, N, K,
     ACT: tl.constexpr,
+    DROPOUT: tl.constexpr,
     PREVIOUS_ACT: tl.constexpr,
+    PREVIOUS_DROPOUT: tl.constexpr,
     NEED_INPUT: tl.constexpr,
     NEED_PARAMS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     SCALE_INPUT: tl.constexpr,
     SCALE_PARAMS: tl.constexpr,
+    GATHER: tl.constexpr,
+    DEQUANT: tl.constexpr,
     EVEN_N: tl.constexpr,
     PDL: tl.constexpr,
     DTYPE: tl.constexpr,
@@ -210,20 +246,24 @@ def linear_backward_kernel(
             input_tile(
                 pid,
                 grad_ptr, stride_gm, stride_gn, saved_ptr, stride_sm, stride_sn,
-                w_ptr, stride_wn, stride_wk, slope_ptr, stride_slope, slope,
+                w_ptr, stride_wn, stride_wk, slope_ptr, stride_slope, slope, seed_ptr, site, p, keep_scale,
                 previous_ptr, stride_pm, stride_pk, previous_slope,
+                previous_seed_ptr, previous_site, previous_p, previous_keep_scale,
                 load_scale(scale_ptr, denominator_ptr, SCALE_INPUT), dx_ptr, stride_dm, M, N, K,
-                ACT, PREVIOUS_ACT, EVEN_N, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
+                ACT, DROPOUT, PREVIOUS_ACT, PREVIOUS_DROPOUT, EVEN_N,
+                DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
             )  # fmt: skip
     if NEED_PARAMS:
         if pid >= input_tiles:
             _weight_tile(
                 pid - input_tiles,
                 grad_ptr, stride_gm, stride_gn, saved_ptr, stride_sm, stride_sn,
-                x_ptr, stride_xm, stride_xk, slope_ptr, stride_slope, slope,
+                seed_ptr, site, p, keep_scale,
+                x_ptr, stride_xm, stride_xk, index_ptr, x_scale, stride_scale, x_shift, stride_shift,
+                slope_ptr, stride_slope, slope,
                 load_scale(scale_ptr, denominator_ptr, SCALE_PARAMS), dw_ptr, db_ptr, dslope_ptr,
                 workspace_ptr, num_splits, rows_per_split, M, N, K,
-                ACT, HAS_BIAS, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
+                ACT, DROPOUT, HAS_BIAS, GATHER, DEQUANT, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
             )  # fmt: skip
 
 
@@ -272,6 +312,11 @@ def linear_backward(
     bias_dtype: torch.dtype | None,
     dtype: torch.dtype,
     precision: str,
+    dropout: Dropout | None = None,
+    previous_dropout: Dropout | None = None,
+    index: Tensor | None = None,
+    x_scale: Number = 1.0,
+    x_shift: Number | None = None,
     out: Tensor | None = None,
     pdl: bool = False,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
@@ -279,11 +324,16 @@ def linear_backward(
 
     One launch, and a second to sum the splits where the batch is long and the layer small.
     dX is in ``dtype``, dW in the weight's; db is None where ``bias_dtype`` is. Any strides; no
-    size is 0. ``scale`` is (numerator, denominator), two scalars on the device. ``out`` (M, K), rows
-    contiguous, receives dX.
+    size is 0. index, x_scale and x_shift as in `linear_act`; X then has no gradient. ``scale`` is
+    (numerator, denominator), two scalars on the device. ``out`` (M, K), rows contiguous, receives dX.
     """
     (m, n), k = grad.shape, x.shape[1]
-    family = "linear_backward" if act == "none" else "linear_backward_prologue"
+    family = "linear_backward"
+    dequant = quantized.dequant(x_scale, x_shift)
+    if dequant == "affine" or (previous_dropout is not None and draws(previous_act)):
+        family += "_extra"
+    elif act != "none" or dropout is not None:
+        family += "_prologue"
     tile = configs.lookup(family, arch_of(x), configs.precision_class(dtype, precision), n, k)
     learned = act == "prelu"
     dx = torch.empty((m, k), device=x.device, dtype=dtype) if need_input and out is None else out
@@ -306,22 +356,26 @@ def linear_backward(
         (input_tiles + weight_tiles * splits,),
         grad, grad.stride(0), grad.stride(1),
         *_matrix(saved),
-        x, x.stride(0), x.stride(1),
+        x, x.stride(0), x.stride(1), index, *quantized.arguments(x_scale, x_shift),
         weight, weight.stride(0), weight.stride(1),
-        slope_weight, slope_stride(slope_weight), slope,
-        *_matrix(previous_saved), previous_slope,
+        slope_weight, slope_stride(slope_weight), slope, *arguments(dropout),
+        *_matrix(previous_saved), previous_slope, *arguments(previous_dropout),
         *scalars,
         dx, 0 if dx is None else dx.stride(0),
         dw, db, dslope,
         workspace, splits, rows_per_split,
         m, n, k,
         ACT=act,
+        DROPOUT=dropout is not None,
         PREVIOUS_ACT=previous_act,
+        PREVIOUS_DROPOUT=previous_dropout is not None,
         NEED_INPUT=need_input,
         NEED_PARAMS=need_params,
         HAS_BIAS=db is not None,
         SCALE_INPUT=scale is not None and scale_input,
         SCALE_PARAMS=scale is not None,
+        GATHER=index is not None,
+        DEQUANT=dequant,
         EVEN_N=n % tile.BLOCK_K == 0,
         PDL=pdl,
         DTYPE=TL_DTYPE[dtype],

@@ -184,9 +184,9 @@ def gradient_tile(
     x_slopes = load_slopes(x_slope_ptr, slope, X_STRIDE_SLOPE, cols, K, X_ACT)
     acc, bias, slope_grad = weight_gradient(
         rows, cols, first, last, first_column,
-        grad_ptr, stride_gm, stride_gn, z_ptr, stride_zm, 1,
+        grad_ptr, stride_gm, stride_gn, z_ptr, stride_zm, 1, x_ptr, 0, 0.0, 1.0,
         x_ptr, stride_xm, stride_xk, x_ptr, slopes, x_slopes, N, K,
-        ACT, X_ACT, False, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+        ACT, False, X_ACT, False, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip
     offsets = place + rows[:, None] * K + cols[None, :]
     inside = (rows[:, None] < N) & (cols[None, :] < K)

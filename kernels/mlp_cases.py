@@ -51,7 +51,7 @@ def mlp(
 
     def forward() -> Any:
         save = part != "inference"
-        return mlp_forward(x, net, save=save, keep_z=save and out_act in _KEEP_Z)
+        return mlp_forward(x, net, save=save, keep_z=save and out_act in _KEEP_Z)[:1]
 
     def backward() -> Any:
         left = None if part == "recompute" else saved

@@ -14,6 +14,7 @@ from fastmlp.kernels.launch import arch_of
 from fastmlp.kernels.linear import linear_act
 from fastmlp.kernels.linear_backward import linear_backward
 from fastmlp.kernels.network import Table
+from fastmlp.kernels.quantized import Number
 from fastmlp.kernels.update import Accumulators, update
 
 
@@ -44,17 +45,18 @@ def train_step(
     x: Tensor,
     y: Tensor,
     index: Tensor | None,
-    x_scale: float,
+    x_scale: Number,
     partial: Tensor,
     hypers: Tensor,
     into: Accumulators,
     tile: Tile,
+    x_shift: Number | None = None,
 ) -> None:
     """Forward, loss, backward and update of ``net``. 2L - 1 launches, L >= 2.
 
-    x (M, K) and y (M,), or the data set whose rows ``index`` (M,) are the batch; ``partial`` float32,
-    3 elements a program of the head at least; hypers (groups, HYPERS); ``tile`` the one that ``net`` was
-    made for. The net's buffers hold M rows at least.
+    x (M, K) and y (M,), or the data set whose rows ``index`` (M,) are the batch; x_scale and x_shift as in
+    `linear_act`; ``partial`` float32, 3 elements a program of the head at least; hypers (groups, HYPERS);
+    ``tile`` the one that ``net`` was made for. The net's buffers hold M rows at least.
     """
     m = len(x) if index is None else len(index)
     layers, dtype, precision, pdl = net.layers, task.dtype, task.precision, task.pdl
@@ -73,6 +75,7 @@ def train_step(
             precision,
             index=index if i == 0 else None,
             x_scale=x_scale if i == 0 else 1.0,
+            x_shift=x_shift if i == 0 else None,
             out=(layer.y[:m], _rows(layer.saved, m) if layer.keeps_z else None),
             pdl=pdl,
         )
@@ -136,6 +139,7 @@ def train_step(
         tile=tile,
         dtype=dtype,
         precision=precision,
+        x_shift=x_shift,
         pdl=pdl,
     )
 

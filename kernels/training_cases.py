@@ -16,6 +16,7 @@ from fastmlp.kernels.epoch import epoch
 from fastmlp.kernels.launch import arch_of, cdiv, num_sms
 from fastmlp.kernels.network import ALIGNMENT, LayerMemory, Table, table
 from fastmlp.kernels.optimizers import HYPERS
+from fastmlp.kernels.quantized import Number
 from fastmlp.kernels.step import Task, train_step
 from fastmlp.kernels.update import Accumulators, update
 
@@ -33,6 +34,7 @@ class Problem:
     partial: Tensor
     hypers: Tensor
     barrier: Tensor
+    dequantize: tuple[Tensor, Tensor] | None = None  # scale and shift, which no epoch takes
     _tables: dict[configs.Tile, tuple[Table, Accumulators]] = field(default_factory=dict)
 
     @property
@@ -41,8 +43,10 @@ class Problem:
         return all(layer.copy.dtype == self.task.dtype for layer in self.layers)
 
     @property
-    def scale(self) -> float:
+    def scale(self) -> Number:
         """Of uint8 pixels."""
+        if self.dequantize is not None:
+            return self.dequantize[0]
         return 1 / 255 if self.x.dtype == torch.uint8 else 1.0
 
     def prepared(self, family: str) -> tuple[Table, Accumulators, configs.Tile]:
@@ -61,7 +65,19 @@ class Problem:
         """The launches of one step."""
         net, into, tile = self.prepared("update")
         rows = self.order[: self.batch]
-        train_step(net, self.task, self.x, self.y, rows, self.scale, self.partial, self.hypers[0], into, tile)
+        train_step(
+            net,
+            self.task,
+            self.x,
+            self.y,
+            rows,
+            self.scale,
+            self.partial,
+            self.hypers[0],
+            into,
+            tile,
+            None if self.dequantize is None else self.dequantize[1],
+        )
 
     def update(self) -> None:
         """The last of them."""
@@ -119,6 +135,7 @@ def problem(
     pixels: bool = True,
     pdl: bool = False,
     copies: bool = True,
+    affine: bool = False,
     device: str = "meta",
     examples: int = 60000,
 ) -> Problem:
@@ -172,6 +189,7 @@ def problem(
         torch.ones(3 * batch, device=device),
         torch.zeros(cdiv(examples, batch), 1, HYPERS.value, device=device),
         torch.zeros((), dtype=torch.int64, device=device),
+        (random(widths[0]), random(widths[0])) if affine else None,
     )
 
 
@@ -215,5 +233,8 @@ def problems() -> Iterator[tuple[str, str, Problem]]:
     every: dict[str, Any] = {"rule": "nesterov", "class_weight": True, "smoothing": 0.1, "reduction": "sum"}
     yield "book weight smoothing floats", "bf16", problem(BOOK, *bf16, pixels=False, **every)
     yield "book programmatic launch", "bf16", problem(BOOK, *bf16, pdl=True)
+    for dtype in ("bf16", "fp32"):
+        yield "book affine", dtype, problem(BOOK, *_DTYPES[dtype], affine=True)
+    yield "deep affine adam", "bf16", problem(DEEP, *bf16, affine=True, rule="adam", batch=1024)
     yield "book no copies", "bf16", problem(BOOK, *bf16, copies=False)
     yield "deep no copies", "bf16", problem(DEEP, *bf16, copies=False, batch=1024)

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastmlp.kernels import network
+from fastmlp.kernels import network, quantized
 from fastmlp.kernels.configs import Tile
 from fastmlp.kernels.device import store, tile_of, wait_for_previous
 from fastmlp.kernels.launch import launch, next_power_of_2, num_sms
@@ -44,6 +44,7 @@ from fastmlp.kernels.network import (
     load_stride,
 )
 from fastmlp.kernels.optimizers import HYPERS, apply
+from fastmlp.kernels.quantized import Number, dequantize_gradient
 
 
 @triton.jit
@@ -145,8 +146,8 @@ def finish_step(partial_ptr, num_partials, loss_ptr, sums_ptr, M, MEAN: tl.const
 @triton.jit
 def tile_gradient(
     layer, row, n, k, rows, cols, begin, end,
-    x_ptr, stride_xm, stride_xk, index_ptr, x_scale,
-    GATHER: tl.constexpr, SCALE_X: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    x_ptr, stride_xm, stride_xk, index_ptr, x_scale, stride_scale, x_shift, stride_shift,
+    GATHER: tl.constexpr, DEQUANT: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """A tile of dZᵀ X over the examples from ``begin`` to ``end``, and dZ's sums (of the first column)."""
@@ -156,17 +157,19 @@ def tile_gradient(
     first_column = tl.min(cols, 0) == 0
     if layer == 0:
         acc, bias, _ = weight_gradient(
-            rows, cols, begin, end, first_column, dz_ptr, stride_dz, 1, dz_ptr, 0, 0,
+            rows, cols, begin, end, DEQUANT == "affine" or first_column,
+            dz_ptr, stride_dz, 1, dz_ptr, 0, 0, dz_ptr, 0, 0.0, 1.0,
             x_ptr, stride_xm, stride_xk, index_ptr, slopes, slopes, n, k,
-            "none", "none", GATHER, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+            "none", False, "none", GATHER, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
-        if SCALE_X:
-            acc *= x_scale
+        acc, bias = dequantize_gradient(
+            acc, bias, x_scale, stride_scale, x_shift, stride_shift, cols, k, DEQUANT
+        )
     else:
         acc, bias, _ = weight_gradient(
-            rows, cols, begin, end, first_column, dz_ptr, stride_dz, 1, dz_ptr, 0, 0,
+            rows, cols, begin, end, first_column, dz_ptr, stride_dz, 1, dz_ptr, 0, 0, dz_ptr, 0, 0.0, 1.0,
             load_pointer(row, X, DTYPE), load_stride(row, STRIDE_X), 1, index_ptr, slopes, slopes, n, k,
-            "none", "none", False, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+            "none", False, "none", False, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
     return acc, bias
 
@@ -199,14 +202,14 @@ def update_kernel(
     table_ptr, num_layers,
     x_ptr, stride_xm, stride_xk,  # the first layer's input (M, K)
     index_ptr,  # (M,): which rows of x it is, if GATHER
-    x_scale,
+    x_scale, stride_scale, x_shift, stride_shift,  # see `fastmlp.kernels.quantized`
     hyper_ptr,  # (groups, HYPERS)
     partial_ptr, num_partials,  # (3, num_partials)
     loss_ptr, sums_ptr,  # float32; (2,) float64
     workspace_ptr, counter_ptr, splits, rows_per_split,
     M,
     GATHER: tl.constexpr,
-    SCALE_X: tl.constexpr,
+    DEQUANT: tl.constexpr,
     MEAN: tl.constexpr,
     RULE: tl.constexpr,
     HAS_COPY: tl.constexpr,
@@ -229,8 +232,8 @@ def update_kernel(
     begin = split * rows_per_split
     g, bias_g = tile_gradient(
         layer, row, n, k, rows, cols, begin, tl.minimum(begin + rows_per_split, M),
-        x_ptr, stride_xm, stride_xk, index_ptr, x_scale,
-        GATHER, SCALE_X, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+        x_ptr, stride_xm, stride_xk, index_ptr, x_scale, stride_scale, x_shift, stride_shift,
+        GATHER, DEQUANT, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip
     arrived = 0
     if splits > 1:
@@ -273,7 +276,7 @@ def update(
     net: network.Table,
     x: Tensor,
     index: Tensor | None,
-    x_scale: float,
+    x_scale: Number,
     partial: Tensor,
     num_partials: int,
     hypers: Tensor,
@@ -284,11 +287,13 @@ def update(
     tile: Tile,
     dtype: torch.dtype,
     precision: str,
+    x_shift: Number | None = None,
     pdl: bool = False,
 ) -> None:
     """All gradients of ``net``'s parameters, and the step of ``rule`` with them. One launch.
 
-    x (M, K) of the first layer, or the data set that ``index`` (M,) takes rows of; partial
+    x (M, K) of the first layer, or the data set that ``index`` (M,) takes rows of; x_scale and x_shift as in
+    `linear_act`; partial
     (3, num_partials) from `head`; hypers (groups, HYPERS), contiguous; ``tile`` the one that ``net`` was
     made for.
     """
@@ -302,14 +307,14 @@ def update(
         net.rows, net.depth,
         x, x.stride(0), x.stride(1),
         index,
-        x_scale,
+        *quantized.arguments(x_scale, x_shift),
         hypers,
         partial, num_partials,
         into.loss, into.sums,
         torch.empty(parts, device=x.device, dtype=torch.float32), into.counters, splits, rows_per_split,
         m,
         GATHER=index is not None,
-        SCALE_X=x_scale != 1,
+        DEQUANT=quantized.dequant(x_scale, x_shift),
         MEAN=mean,
         RULE=rule,
         HAS_COPY=net.has_copies,

@@ -7,48 +7,98 @@ product that makes its gradient, which a node per layer cannot.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from fastmlp.activations import NONE, Act
-from fastmlp.backends.base import Backend, Scale
+from fastmlp.backends.base import Backend, Dropout, Quantized, Scale
 
 #: weight, bias, PReLU's weight: the tensors of one layer.
 PER_LAYER = 3
+#: The Functions' tensors before those of the layers: see `pack`.
+FIRST_PARAM = 4
+
+
+class Drops(NamedTuple):
+    """The dropouts of a chain: all masks come from one seed, and none is ever stored."""
+
+    probabilities: tuple[float, ...]  # of each layer; 0 for none
+    seed: Tensor | None  # (1,) int64 on the device
+
+    def of(self, layer: int) -> Dropout | None:
+        """The dropout after ``layer``; -1 is the input, which has none."""
+        p = self.probabilities[layer] if layer >= 0 else 0.0
+        return None if p == 0 or self.seed is None else Dropout(p, self.seed, layer)
+
+    def folds(self, acts: Sequence[Act], layer: int) -> bool:
+        """Whether activation and dropout of ``layer`` are undone where the next layer's dX is written.
+
+        The slopes' gradient needs dY, so a PReLU is undone where its gradient is read.
+        """
+        if layer < 0 or acts[layer].name == "prelu":
+            return False
+        return acts[layer].name != "none" or self.of(layer) is not None
+
+
+#: What a chain is fed: a matrix, or integers that stand for one.
+Input = Tensor | Quantized
+#: Of a quantized input what is no tensor: scale and shift.
+Numbers = tuple[Any, ...] | None
+
+
+def pack(x: Input) -> tuple[list[Tensor | None], Numbers]:
+    """``x`` as tensors that autograd can save, and the rest of it."""
+    if isinstance(x, Tensor):
+        return [x, None, None, None], None
+    return [f if isinstance(f, Tensor) else None for f in x], tuple(
+        None if isinstance(f, Tensor) else f for f in x
+    )
+
+
+def unpack(tensors: Sequence[Tensor | None], numbers: Numbers) -> Input:
+    """What `pack` was given."""
+    if numbers is None:
+        assert tensors[0] is not None
+        return tensors[0]
+    return Quantized(*(n if t is None else t for t, n in zip(tensors, numbers)))
 
 
 def forward_chain(
     backend: Backend,
-    x: Tensor,
+    x: Input,
     params: Sequence[Tensor | None],
     acts: Sequence[Act],
     dtype: torch.dtype,
     keep: bool,
-) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
+    drops: Drops,
+) -> tuple[Tensor, list[Input], list[Tensor | None]]:
     """The output, each layer's input, and what each activation's derivative needs (if ``keep``)."""
-    inputs, saved = [], []
-    for act, (weight, bias, slope) in zip(acts, layers_of(params)):
+    inputs: list[Input] = []
+    saved: list[Tensor | None] = []
+    for i, (act, (weight, bias, slope)) in enumerate(zip(acts, layers_of(params))):
         act = act._replace(weight=slope)
         keep_z = keep and not act.saves_output
-        y, z = backend.linear_act(x, weight, bias, act, keep_z, dtype)
+        y, z = backend.linear_act(x, weight, bias, act, keep_z, dtype, drops.of(i))
         inputs.append(x)
         saved.append(None if act.name == "none" else (z if keep_z else y))
         x = y
+    assert isinstance(x, Tensor)
     return x, inputs, saved
 
 
 def backward_chain(
     backend: Backend,
     grad: Tensor,
-    inputs: Sequence[Tensor],
+    inputs: Sequence[Input],
     params: Sequence[Tensor | None],
     saved: Sequence[Tensor | None],
     acts: Sequence[Act],
     needs: Sequence[bool],
     dtype: torch.dtype,
+    drops: Drops,
     scale: Scale | None = None,
     masked: bool = False,
 ) -> list[Tensor | None]:
@@ -57,7 +107,8 @@ def backward_chain(
     Args:
         needs: what needs a gradient: the input, then every parameter.
         scale: a factor that every gradient still lacks; see `Scale`.
-        masked: ``grad`` is already multiplied by the last activation's derivative.
+        drops: the forward's.
+        masked: the last layer's activation and dropout are undone in ``grad`` already.
     """
     grads: list[Tensor | None] = [None] * len(needs)
     for i in reversed(range(len(acts))):
@@ -66,8 +117,7 @@ def backward_chain(
             break
         weight, bias, slope = params[PER_LAYER * i : PER_LAYER * (i + 1)]
         assert weight is not None
-        # The slopes' gradient needs dY, so a PReLU is undone where its gradient is read.
-        fold = i > 0 and acts[i - 1].name not in ("none", "prelu")
+        fold = drops.folds(acts, i - 1)
         layer = backend.linear_backward(
             grad,
             inputs[i],
@@ -82,6 +132,8 @@ def backward_chain(
             need_params=any(needs[first : first + PER_LAYER]),
             bias_dtype=None if bias is None else bias.dtype,
             dtype=dtype,
+            dropout=None if masked else drops.of(i),
+            previous_dropout=drops.of(i - 1) if fold else None,
         )
         grads[first : first + 2] = layer.weight, layer.bias
         if layer.slope is not None and slope is not None:
@@ -90,7 +142,7 @@ def backward_chain(
         if layer.input is None:
             break
         grad, masked = layer.input, fold
-        if i == 0:
+        if i == 0 and isinstance(inputs[0], Tensor):
             grads[0] = grad.to(inputs[0].dtype)
     return [grad if need else None for grad, need in zip(grads, needs)]
 
@@ -101,12 +153,22 @@ def layers_of(params: Sequence[Tensor | None]) -> list[tuple[Tensor, Tensor | No
 
 
 def reference_chain(
-    x: Tensor, params: Sequence[Tensor | None], acts: Sequence[Act], dtype: torch.dtype
+    backend: Backend,
+    x: Input,
+    params: Sequence[Tensor | None],
+    acts: Sequence[Act],
+    dtype: torch.dtype,
+    drops: Drops,
 ) -> Tensor:
-    """The same chain by torch's own differentiable ops: what a double backward goes through."""
-    for act, (weight, bias, slope) in zip(acts, layers_of(params)):
+    """The same chain, masks included, by torch's own differentiable ops: for a double backward."""
+    if isinstance(x, Quantized):
+        x = x.dense(dtype)
+    for i, (act, (weight, bias, slope)) in enumerate(zip(acts, layers_of(params))):
         z = F.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
         x = act._replace(weight=None if slope is None else slope.to(dtype))(z)
+        dropout = drops.of(i)
+        if dropout is not None:
+            x = x * backend.dropout_mask(dropout, *x.shape) * (1 / (1 - dropout.p))
     return x
 
 
@@ -124,25 +186,41 @@ class Chain(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, backend: Backend, dtype: torch.dtype, acts: Sequence[Act], x: Tensor, *params: Tensor | None
+        ctx: Any,
+        backend: Backend,
+        dtype: torch.dtype,
+        acts: Sequence[Act],
+        drops: Drops,
+        numbers: Numbers,
+        *tensors: Tensor | None,
     ) -> Tensor:
-        """``params`` holds weight, bias and PReLU weight of each layer; ``acts`` hold no tensors."""
+        """``tensors``: the input's, as `pack` gives them, then weight, bias and PReLU weight of each layer.
+
+        ``acts`` hold no tensors.
+        """
+        source, params = tensors[:FIRST_PARAM], tensors[FIRST_PARAM:]
         needed = any(ctx.needs_input_grad)
-        y, inputs, saved = forward_chain(backend, x, params, acts, dtype, keep=needed)
+        y, inputs, saved = forward_chain(backend, unpack(source, numbers), params, acts, dtype, needed, drops)
         ctx.backend, ctx.dtype, ctx.acts = backend, dtype, acts
+        ctx.probabilities, ctx.numbers = drops.probabilities, numbers
         if needed:
-            ctx.save_for_backward(*inputs, *saved, *params)
+            ctx.save_for_backward(drops.seed, *source, *inputs[1:], *saved, *params)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """One launch a layer: dX with the previous f' in its epilogue, beside dW and db."""
-        depth, tensors = len(ctx.acts), ctx.saved_tensors
-        inputs, saved, params = tensors[:depth], tensors[depth : 2 * depth], tensors[2 * depth :]
-        needs = ctx.needs_input_grad[3:]
+        depth, (seed, *tensors) = len(ctx.acts), ctx.saved_tensors
+        source, tensors = tensors[:FIRST_PARAM], tensors[FIRST_PARAM:]
+        drops = Drops(ctx.probabilities, seed)
+        inputs = [unpack(source, ctx.numbers), *tensors[: depth - 1]]
+        saved, params = tensors[depth - 1 : 2 * depth - 1], tensors[2 * depth - 1 :]
+        needs = [ctx.needs_input_grad[5], *ctx.needs_input_grad[5 + FIRST_PARAM :]]
         if torch.is_grad_enabled():
-            output = reference_chain(inputs[0], params, ctx.acts, ctx.dtype)
-            grads = differentiable_grads(output, (inputs[0], *params), needs, grad)
+            output = reference_chain(ctx.backend, inputs[0], params, ctx.acts, ctx.dtype, drops)
+            grads = differentiable_grads(output, (source[0], *params), needs, grad)
         else:
-            grads = backward_chain(ctx.backend, grad, inputs, params, saved, ctx.acts, needs, ctx.dtype)
-        return None, None, None, *grads
+            grads = backward_chain(
+                ctx.backend, grad, inputs, params, saved, ctx.acts, needs, ctx.dtype, drops
+            )
+        return None, None, None, None, None, grads[0], None, None, None, *grads[1:]

@@ -11,11 +11,15 @@ from torch.nn import functional as F
 
 from fastmlp.activations import NONE, Act
 from fastmlp.autograd.chain import (
+    FIRST_PARAM,
     PER_LAYER,
+    Drops,
+    Numbers,
     backward_chain,
     differentiable_grads,
     forward_chain,
     reference_chain,
+    unpack,
 )
 from fastmlp.backends.base import Backend, LossOptions, Scale
 
@@ -104,18 +108,26 @@ class ChainCrossEntropy(torch.autograd.Function):
         options: LossOptions,
         keep_logits: bool,
         acts: Sequence[Act],
+        drops: Drops,
         target: Tensor,
         class_weight: Tensor | None,
-        x: Tensor,
-        *params: Tensor | None,
+        numbers: Numbers,
+        *tensors: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """``params`` and ``acts`` as in `Chain`; the last layer has no activation."""
-        needs = ctx.needs_input_grad[8:]
+        """``acts`` to ``tensors`` as in `Chain`; the last layer has no activation and no dropout.
+
+        A quantized input needs a hidden layer: the head reads none.
+        """
+        source, params = tensors[:FIRST_PARAM], tensors[FIRST_PARAM:]
+        needs = [ctx.needs_input_grad[10], *ctx.needs_input_grad[10 + FIRST_PARAM :]]
         stem = params[:-PER_LAYER]
-        h, inputs, saved = forward_chain(backend, x, stem, acts[:-1], dtype, keep=any(needs))
+        h, inputs, saved = forward_chain(
+            backend, unpack(source, numbers), stem, acts[:-1], dtype, any(needs), drops
+        )
         weight, bias, _ = params[-PER_LAYER:]
         assert weight is not None
-        fold = len(acts) > 1 and acts[-2].name not in ("none", "prelu")
+        # The head draws no masks: a dropout before it is undone where the layer below reads its gradient.
+        fold = len(acts) > 1 and drops.of(len(acts) - 2) is None and drops.folds(acts, len(acts) - 2)
         result = backend.head(
             h,
             weight,
@@ -132,9 +144,11 @@ class ChainCrossEntropy(torch.autograd.Function):
             loss_dtype=loss_dtype,
         )
         ctx.backend, ctx.dtype, ctx.options, ctx.acts, ctx.fold = backend, dtype, options, acts, fold
+        ctx.probabilities, ctx.numbers = drops.probabilities, numbers
         if any(needs):
-            tensors = (target, class_weight, result.denominator, result.dlogits, result.dz)
-            ctx.save_for_backward(*tensors, *inputs, h, *saved, *params)
+            kept = (drops.seed, target, class_weight, result.denominator, result.dlogits, result.dz)
+            hidden = [*inputs, h][1:]
+            ctx.save_for_backward(*kept, *source, *hidden, *saved, *params)
         if result.logits is not None:
             ctx.mark_non_differentiable(result.logits)
         return result.loss, result.logits
@@ -142,15 +156,18 @@ class ChainCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
         """The parameters' gradients; dlogits and the last hidden dZ are there already."""
-        target, class_weight, denominator, dlogits, dz, *rest = ctx.saved_tensors
+        seed, target, class_weight, denominator, dlogits, dz, *rest = ctx.saved_tensors
+        drops = Drops(ctx.probabilities, seed)
         depth = len(ctx.acts)
-        inputs, saved, params = rest[:depth], rest[depth : 2 * depth - 1], rest[2 * depth - 1 :]
-        needs = ctx.needs_input_grad[8:]
+        source, rest = rest[:FIRST_PARAM], rest[FIRST_PARAM:]
+        inputs = [unpack(source, ctx.numbers), *rest[: depth - 1]]
+        saved, params = rest[depth - 1 : 2 * depth - 2], rest[2 * depth - 2 :]
+        needs = [ctx.needs_input_grad[10], *ctx.needs_input_grad[10 + FIRST_PARAM :]]
         if torch.is_grad_enabled():
-            logits = reference_chain(inputs[0], params, ctx.acts, ctx.dtype)
+            logits = reference_chain(ctx.backend, inputs[0], params, ctx.acts, ctx.dtype, drops)
             loss = reference_loss(logits.float(), target, class_weight, ctx.options)
             grad = grad.to(loss.dtype)
-            grads = differentiable_grads(loss, (inputs[0], *params), needs, grad)
+            grads = differentiable_grads(loss, (source[0], *params), needs, grad)
         else:
             scale = Scale(grad, denominator)
             weight, bias, _slope = params[-PER_LAYER:]
@@ -179,6 +196,7 @@ class ChainCrossEntropy(torch.autograd.Function):
                     ctx.acts[:-1],
                     needs[:-PER_LAYER],
                     ctx.dtype,
+                    drops,
                     scale=scale,
                     masked=ctx.fold,
                 )
@@ -186,4 +204,4 @@ class ChainCrossEntropy(torch.autograd.Function):
             else:
                 grads = [*([None] * (len(needs) - PER_LAYER)), *grads]
             grads = [g if need else None for g, need in zip(grads, needs)]
-        return None, None, None, None, None, None, None, None, *grads
+        return *[None] * 10, grads[0], None, None, None, *grads[1:]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastmlp.activations import Act
-from fastmlp.autograd.chain import differentiable_grads, reference_chain
+from fastmlp.autograd.chain import Drops, differentiable_grads, reference_chain
 from fastmlp.backends.base import Backend
 
 
@@ -30,9 +30,7 @@ class WholeNet(torch.autograd.Function):
         needed = any(ctx.needs_input_grad)
         out = acts[-1]
         keep_z = needed and not out.saves_output
-        y, saved, z = backend.mlp(
-            x, params, acts, save=needed and not recompute, keep_z=keep_z, dtype=dtype
-        )
+        y, saved, z = backend.mlp(x, params, acts, save=needed and not recompute, keep_z=keep_z, dtype=dtype)
         ctx.backend, ctx.dtype, ctx.acts = backend, dtype, acts
         if needed:
             out_saved = None if out.name == "none" else (z if keep_z else y)
@@ -45,7 +43,8 @@ class WholeNet(torch.autograd.Function):
         x, saved, out_saved, *params = ctx.saved_tensors
         needs = ctx.needs_input_grad[4:]
         if torch.is_grad_enabled():
-            output = reference_chain(x, params, ctx.acts, ctx.dtype)
+            none = Drops((0.0,) * len(ctx.acts), None)
+            output = reference_chain(ctx.backend, x, params, ctx.acts, ctx.dtype, none)
             grads = differentiable_grads(output, (x, *params), needs, grad)
             return None, None, None, None, *grads
         dx, of_params = ctx.backend.mlp_backward(

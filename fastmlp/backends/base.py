@@ -36,6 +36,35 @@ class Scale(NamedTuple):
         return torch.where(self.denominator == 0, 0.0, self.numerator / self.denominator)
 
 
+class Dropout(NamedTuple):
+    """A dropout after a layer's activation: what is kept is a function of seed, site, row and column."""
+
+    p: float  # of being dropped, in (0, 1)
+    seed: Tensor  # (1,) int64 on the device
+    site: int  # the layer's number: layers of one seed draw different masks
+
+
+class Quantized(NamedTuple):
+    """A first layer's input X = scale * values[index] + shift, which no memory holds."""
+
+    values: Tensor  # (N, K) uint8 or int8; without an index (..., K)
+    scale: float | Tensor = 1.0  # one number, or (K,)
+    shift: float | Tensor | None = None  # likewise
+    #: (M,) int64 or int32: the rows of values that are X; None for all.
+    index: Tensor | None = None  # type: ignore[assignment]  # nobody looks for an item of this tuple
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """X: computed in float32 at least, and rounded once to ``dtype``."""
+        wide = torch.promote_types(dtype, torch.float32)
+        x = self.values if self.index is None else self.values.index_select(0, self.index)
+        x = x.to(wide) * _wide(self.scale, wide)
+        return (x if self.shift is None else x + _wide(self.shift, wide)).to(dtype)
+
+
+def _wide(number: float | Tensor, dtype: torch.dtype) -> float | Tensor:
+    return number.to(dtype) if isinstance(number, Tensor) else number
+
+
 class LossOptions(NamedTuple):
     """The arguments of cross_entropy that are no tensors."""
 
@@ -74,11 +103,19 @@ class Backend(ABC):
 
     @abstractmethod
     def linear_act(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, act: Act, keep_z: bool, dtype: torch.dtype
+        self,
+        x: Tensor | Quantized,
+        weight: Tensor,
+        bias: Tensor | None,
+        act: Act,
+        keep_z: bool,
+        dtype: torch.dtype,
+        dropout: Dropout | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Y = f(X Wᵀ + b) in ``dtype``; also Z = X Wᵀ + b if ``keep_z``.
+        """Y = dropout(f(X Wᵀ + b)) in ``dtype``; also Z = X Wᵀ + b if ``keep_z``.
 
-        x (M, K), weight (N, K), bias (N,); any strides, no size 0. Operands are rounded to
+        x (M, K), weight (N, K), bias (N,); any strides, no size 0. A quantized x is of 8-bit integers,
+        and has no gradient. Operands are rounded to
         ``dtype``; sums are in float32 (in float64 for float64).
         """
 
@@ -86,7 +123,7 @@ class Backend(ABC):
     def linear_backward(
         self,
         grad: Tensor,
-        x: Tensor,
+        x: Tensor | Quantized,
         weight: Tensor,
         *,
         act: Act = NONE,
@@ -99,6 +136,8 @@ class Backend(ABC):
         need_params: bool = True,
         bias_dtype: torch.dtype | None = None,
         dtype: torch.dtype,
+        dropout: Dropout | None = None,
+        previous_dropout: Dropout | None = None,
     ) -> LinearGrads:
         """Gradients of one layer from ``grad`` (M, N), computed in ``dtype``.
 
@@ -106,8 +145,13 @@ class Backend(ABC):
         as it is read. The input's gradient is multiplied by the previous layer's
         f'(``previous_saved``), so that it leaves as that layer's dZ. ``scale`` multiplies the
         parameters' gradients, and with ``scale_input`` the input's. There is a bias' gradient
-        where ``bias_dtype`` is given.
+        where ``bias_dtype`` is given. A ``dropout`` is undone before the activation that it follows,
+        from whose dropped output f' is then computed (where it is computed from an output).
         """
+
+    @abstractmethod
+    def dropout_mask(self, dropout: Dropout, rows: int, features: int) -> Tensor:
+        """Which elements of a layer's output (rows, features) are kept, bool."""
 
     @abstractmethod
     def cross_entropy(

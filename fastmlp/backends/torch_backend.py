@@ -14,8 +14,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastmlp.activations import NONE, Act
-from fastmlp.backends.base import Backend, HeadResult, LinearGrads, LossOptions, Scale
+from fastmlp.backends.base import (
+    Backend,
+    Dropout,
+    HeadResult,
+    LinearGrads,
+    LossOptions,
+    Quantized,
+    Scale,
+)
 from fastmlp.backends.pages import fresh_like
+from fastmlp.backends.philox import keep_mask
 
 
 class TorchBackend(Backend):
@@ -25,16 +34,25 @@ class TorchBackend(Backend):
     head_classes = sys.maxsize
 
     def linear_act(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, act: Act, keep_z: bool, dtype: torch.dtype
+        self,
+        x: Tensor | Quantized,
+        weight: Tensor,
+        bias: Tensor | None,
+        act: Act,
+        keep_z: bool,
+        dtype: torch.dtype,
+        dropout: Dropout | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """See `Backend.linear_act`."""
-        z = F.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
-        return (act(z), z) if keep_z else (act.write_over(z), None)
+        x = x.to(dtype) if isinstance(x, Tensor) else x.dense(dtype)
+        z = F.linear(x, weight.to(dtype), None if bias is None else bias.to(dtype))
+        y = act(z) if keep_z else act.write_over(z)
+        return self._dropped(y, dropout), z if keep_z else None
 
     def linear_backward(
         self,
         grad: Tensor,
-        x: Tensor,
+        x: Tensor | Quantized,
         weight: Tensor,
         *,
         act: Act = NONE,
@@ -47,9 +65,16 @@ class TorchBackend(Backend):
         need_params: bool = True,
         bias_dtype: torch.dtype | None = None,
         dtype: torch.dtype,
+        dropout: Dropout | None = None,
+        previous_dropout: Dropout | None = None,
     ) -> LinearGrads:
         """See `Backend.linear_backward`."""
         dslope = None
+        grad = self._dropped(grad, dropout)
+        saved, previous_saved = (
+            _undropped(saved, act, dropout),
+            _undropped(previous_saved, previous_act, previous_dropout),
+        )
         if saved is not None:
             if act.weight is not None and need_params:
                 dslope = torch.where(saved > 0, 0.0, grad * saved).sum(0)
@@ -57,16 +82,24 @@ class TorchBackend(Backend):
         factor = 1.0 if scale is None else scale.value()
         dx = dw = db = None
         if need_input:
-            dx = grad.to(dtype) @ weight.to(dtype)
+            dx = self._dropped(grad.to(dtype) @ weight.to(dtype), previous_dropout)
             if previous_saved is not None:
                 dx = dx * previous_act.derivative(previous_saved)
             if scale_input:
                 dx = dx * factor
         if need_params:
-            dw = (grad.to(dtype).t() @ x.to(dtype)).to(weight.dtype) * factor
+            x = x.to(dtype) if isinstance(x, Tensor) else x.dense(dtype)
+            dw = (grad.to(dtype).t() @ x).to(weight.dtype) * factor
             db = None if bias_dtype is None else grad.sum(0).to(bias_dtype) * factor
             dslope = None if dslope is None else dslope * factor
         return LinearGrads(dx, dw, db, dslope)
+
+    def dropout_mask(self, dropout: Dropout, rows: int, features: int) -> Tensor:
+        """See `Backend.dropout_mask`."""
+        return keep_mask(dropout.p, dropout.seed, dropout.site, rows, features)
+
+    def _dropped(self, y: Tensor, dropout: Dropout | None) -> Tensor:
+        return y if dropout is None else y * self.dropout_mask(dropout, *y.shape) * (1 / (1 - dropout.p))
 
     def cross_entropy(
         self, logits: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions
@@ -187,6 +220,13 @@ class TorchBackend(Backend):
                     dz = dz * previous_act.derivative(previous_saved)
         loss = (total / denominator).to(loss_dtype)
         return HeadResult(loss, denominator, logits if keep_logits else None, dlogits, dz)
+
+
+def _undropped(saved: Tensor | None, act: Act, dropout: Dropout | None) -> Tensor | None:
+    """What f' is computed from: where that is f's output, what is kept is the layer's."""
+    if saved is None or dropout is None or not act.saves_output:
+        return saved
+    return saved * (1 - dropout.p)
 
 
 def _chunks(logits: Tensor) -> list[slice]:

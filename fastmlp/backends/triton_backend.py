@@ -9,11 +9,21 @@ import torch
 from torch import Tensor
 
 from fastmlp.activations import NONE, Act
-from fastmlp.backends.base import Backend, HeadResult, LinearGrads, LossOptions, NetForward, Scale
+from fastmlp.backends.base import (
+    Backend,
+    Dropout,
+    HeadResult,
+    LinearGrads,
+    LossOptions,
+    NetForward,
+    Quantized,
+    Scale,
+)
 from fastmlp.backends.torch_backend import TorchBackend
 from fastmlp.kernels import cross_entropy as loss_kernels
 from fastmlp.kernels import decisions
 from fastmlp.kernels.decisions import LIBRARY, TMA
+from fastmlp.kernels.dropout import dropout_mask
 from fastmlp.kernels.head import MAX_CLASSES, head
 from fastmlp.kernels.linear import linear_act
 from fastmlp.kernels.linear_backward import linear_backward
@@ -43,24 +53,40 @@ class TritonBackend(Backend):
     whole_nets = True
 
     def linear_act(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, act: Act, keep_z: bool, dtype: torch.dtype
+        self,
+        x: Tensor | Quantized,
+        weight: Tensor,
+        bias: Tensor | None,
+        act: Act,
+        keep_z: bool,
+        dtype: torch.dtype,
+        dropout: Dropout | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """See `Backend.linear_act`."""
         precision = _precision(dtype)
-        ways = decisions.order("forward", x, weight, dtype, precision, x.shape[0])
-        way = ways[0]
-        if way == TMA:
-            way = _instead(ways, forward_misfit(x, weight, dtype, precision))
-        if way == LIBRARY:
-            with torch.autocast(x.device.type, enabled=False):  # the dtype is chosen
-                return _library.linear_act(x, weight, bias, act, keep_z, dtype)
-        launcher = linear_act_tma if way == TMA else linear_act
-        return launcher(x, weight, bias, act.name, act.slope, act.weight, keep_z, dtype, precision)
+        plain = isinstance(x, Tensor) and dropout is None  # of the others the pointer kernel alone knows
+        if plain:
+            ways = decisions.order("forward", x, weight, dtype, precision, x.shape[0])
+            way = ways[0]
+            if way == TMA:
+                way = _instead(ways, forward_misfit(x, weight, dtype, precision))
+            if way == LIBRARY:
+                with torch.autocast(x.device.type, enabled=False):  # the dtype is chosen
+                    return _library.linear_act(x, weight, bias, act, keep_z, dtype)
+            if way == TMA:
+                return linear_act_tma(
+                    x, weight, bias, act.name, act.slope, act.weight, keep_z, dtype, precision
+                )
+        values, source = _source(x)
+        slope = act.slope, act.weight
+        return linear_act(
+            values, weight, bias, act.name, *slope, keep_z, dtype, precision, dropout=dropout, **source
+        )
 
     def linear_backward(
         self,
         grad: Tensor,
-        x: Tensor,
+        x: Tensor | Quantized,
         weight: Tensor,
         *,
         act: Act = NONE,
@@ -73,15 +99,11 @@ class TritonBackend(Backend):
         need_params: bool = True,
         bias_dtype: torch.dtype | None = None,
         dtype: torch.dtype,
+        dropout: Dropout | None = None,
+        previous_dropout: Dropout | None = None,
     ) -> LinearGrads:
         """See `Backend.linear_backward`."""
         precision = _precision(dtype)
-        op = "backward" if act.name == "none" else "backward_prologue"
-        ways = decisions.order(op, x, weight, dtype, precision, x.shape[0])
-        way = ways[0]
-        if way == TMA:
-            misfit = backward_misfit(grad, x, weight, previous_saved, dtype, precision, act.name)
-            way = _instead(ways, misfit)
         asked: dict[str, Any] = {
             "previous_saved": previous_saved,
             "scale": scale,
@@ -91,8 +113,16 @@ class TritonBackend(Backend):
             "bias_dtype": bias_dtype,
             "dtype": dtype,
         }
+        way = ""
+        if isinstance(x, Tensor) and dropout is None and previous_dropout is None:
+            op = "backward" if act.name == "none" else "backward_prologue"
+            ways = decisions.order(op, x, weight, dtype, precision, x.shape[0])
+            way = ways[0]
+            if way == TMA:
+                misfit = backward_misfit(grad, x, weight, previous_saved, dtype, precision, act.name)
+                way = _instead(ways, misfit)
         if way == LIBRARY:
-            with torch.autocast(x.device.type, enabled=False):
+            with torch.autocast(grad.device.type, enabled=False):
                 return _library.linear_backward(
                     grad, x, weight, act=act, saved=saved, previous_act=previous_act, **asked
                 )
@@ -100,8 +130,14 @@ class TritonBackend(Backend):
         asked["previous_act"], asked["previous_slope"] = previous_act.name, previous_act.slope
         if way == TMA:
             return LinearGrads(*linear_backward_tma(grad, x, weight, **asked))
+        values, source = _source(x)
         asked |= {"act": act.name, "saved": saved, "slope": act.slope, "slope_weight": act.weight}
-        return LinearGrads(*linear_backward(grad, x, weight, **asked))
+        asked |= {"dropout": dropout, "previous_dropout": previous_dropout}
+        return LinearGrads(*linear_backward(grad, values, weight, **asked, **source))
+
+    def dropout_mask(self, dropout: Dropout, rows: int, features: int) -> Tensor:
+        """See `Backend.dropout_mask`."""
+        return dropout_mask(dropout, rows, features)
 
     def cross_entropy(
         self, logits: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions
@@ -235,6 +271,13 @@ def _net(params: Sequence[Tensor | None], acts: Sequence[Act], dtype: torch.dtyp
         dtype,
         _precision(dtype),
     )
+
+
+def _source(x: Tensor | Quantized) -> tuple[Tensor, dict[str, Any]]:
+    """The matrix that the kernels read, and how X is had from it."""
+    if isinstance(x, Tensor):
+        return x, {}
+    return x.values, {"index": x.index, "x_scale": x.scale, "x_shift": x.shift}
 
 
 def _precision(dtype: torch.dtype) -> str:

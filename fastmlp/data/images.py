@@ -48,7 +48,9 @@ class Images:
         return replace(self, images=self.images[:count], labels=self.labels[:count])
 
 
-def batches(x: Tensor, y: Tensor, size: int, order: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(
+    x: Tensor, y: Tensor, size: int, order: Tensor | None = None, *, raw: bool = False
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of features and labels, on the device they are on; the last may be shorter.
 
     Args:
@@ -56,8 +58,9 @@ def batches(x: Tensor, y: Tensor, size: int, order: Tensor | None = None) -> Ite
         y: (N,).
         size: examples a batch.
         order: (N,) indices on the device, such as a permutation; None for as they stand.
+        raw: leave the pixels as they are.
     """
     for start in range(0, len(y), size):
         rows = slice(start, start + size) if order is None else order[start : start + size]
         batch = x[rows]
-        yield (batch.float().div_(255) if x.dtype == torch.uint8 else batch), y[rows]
+        yield (batch.float().div_(255) if x.dtype == torch.uint8 and not raw else batch), y[rows]

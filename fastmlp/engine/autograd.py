@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fastmlp.engine.base import Executor
 from fastmlp.modules import CrossEntropyLoss, Sequential
+from fastmlp.modules.dequantize import dequantizes
 
 
 class AutogradExecutor(Executor):
@@ -36,7 +37,7 @@ class AutogradExecutor(Executor):
         """See `Executor.step`."""
         if rows is not None:
             x, y = x[rows], y[rows]
-        if x.dtype == torch.uint8:
+        if x.dtype == torch.uint8 and not dequantizes(self.model):
             x = x.float().div_(255)
         with precision(self.device, self.dtype):
             value, logits = _objective(self.model, self.loss, x, y)

@@ -21,7 +21,7 @@ class Executor(ABC):
         """One step: forward, backward, update. Nothing waits for the device.
 
         Args:
-            x: features (N, ...); uint8 stands for x / 255.
+            x: features (N, ...); uint8 stands for x / 255, unless the model has a `Dequantize`.
             y: class indices (N,) int64.
             rows: which rows of x and y are the batch, (B,) int64 on the device; None for all.
             count: whether to add to `sums`, where that costs something.

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastmlp.engine.network import Network
+from fastmlp.functional.quantized import INTEGERS
 
 _HALVES = (torch.bfloat16, torch.float16)
 
@@ -27,7 +28,10 @@ def check_batch(network: Network, x: Tensor, y: Tensor, rows: Tensor | None, dty
         raise ValueError(f"y: expected ({len(x)},), a class index for each row of x, got {tuple(y.shape)}")
     # As torch: only under autocast may the features be of another dtype than the parameters.
     own = network.layers[0].weight.dtype
-    if x.dtype not in (torch.uint8, own) and not (x.dtype in _HALVES and dtype in _HALVES):
+    if network.scale is not None:
+        if x.dtype not in (*INTEGERS, own):
+            raise TypeError(f"x: expected torch.uint8 or torch.int8 to dequantize, got {x.dtype}")
+    elif x.dtype not in (torch.uint8, own) and not (x.dtype in _HALVES and dtype in _HALVES):
         raise TypeError(f"x: expected torch.uint8 or {own} as the parameters, got {x.dtype}")
     if y.dtype != torch.int64:
         raise TypeError(f"y: expected torch.int64, got {y.dtype}")

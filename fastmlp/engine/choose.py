@@ -184,6 +184,7 @@ def _key(names: list[str], found: Network, job: Job) -> str:
         *(act.name for act in found.acts[:-1]),
         job.batch,
         job.x.dtype,
+        *("dequantize" for number in (found.scale, found.shift) if number is not None),
         job.dtype,
         rule if isinstance(rule, str) else rule.kind,
         *names,

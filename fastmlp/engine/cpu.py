@@ -58,6 +58,7 @@ class CpuExecutor(Executor):
         features, classes = network.widths[0], network.widths[-1]
         self._taken: dict[torch.dtype, Rows] = {}
         self._x_memory, self._y_memory = Rows(features, dtype), Rows(1, torch.int64)
+        self._wide_memory = self._x_memory if dtype == own else Rows(features, own)
         self._head_memory = [Rows(classes, d, columns=classes <= FEW) for d in (own, dtype, own)]
         options = network.options
         self._plain = (
@@ -115,11 +116,22 @@ class CpuExecutor(Executor):
             batch = self._taken[x.dtype].take(count).view(count, *x.shape[1:])
             x = torch.index_select(x, 0, rows, out=batch)  # an index out of range raises here
             y = torch.index_select(y, 0, rows, out=self._y_memory.take(count).view(count))
+        if self._network.scale is not None:
+            return self._dequantized(x, self._network.scale, self._network.shift), y
         if x.dtype != self._dtype or not x.is_contiguous():
             cast = self._x_memory.take(x.shape[0])
             cast.view(x.shape).copy_(x)
             return (cast.div_(255) if x.dtype == torch.uint8 else cast), y
         return (x if x.dim() == 2 else x.flatten(1)), y
+
+    def _dequantized(self, x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
+        """Integers as features of the products' dtype, rounded to it once."""
+        wide = self._wide_memory.take(x.shape[0])
+        wide.view(x.shape).copy_(x)
+        wide.mul_(scale)
+        if shift is not None:
+            wide.add_(shift)
+        return wide if self._dtype == self._own else self._x_memory.take(x.shape[0]).copy_(wide)
 
     def _loss(self, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor, float]:
         """The loss, and a gradient of the logits that still lacks a factor, and that factor."""

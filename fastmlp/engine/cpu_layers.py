@@ -52,7 +52,7 @@ class CpuLayer:
     """One layer of an executor: forward, the input's gradient, and the parameters' gradients added up."""
 
     def __init__(self, layer: Layer, dtype: torch.dtype) -> None:
-        self.master, self.master_bias, self.act = layer
+        self.master, self.master_bias, self.act, _ = layer
         self.dtype = dtype
         self._casts = dtype != self.master.dtype
         self._weight, self._bias = self.master, self.master_bias

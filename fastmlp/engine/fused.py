@@ -102,9 +102,10 @@ class FusedExecutor(Executor):
         states = [state for p in self.network.parameters for state in self.rule.state(p) if state is not None]
         return [*(p.detach() for p in self.network.parameters), *states, *(c.detach() for c in self.copies)]
 
-    @staticmethod
-    def scale(x: Tensor) -> float:
+    def scale(self, x: Tensor) -> float | Tensor:
         """What features are multiplied by: integers up to 255 are exact in every dtype, x / 255 is not."""
+        if self.network.scale is not None:
+            return self.network.scale
         return 1 / 255 if x.dtype == torch.uint8 else 1.0
 
     def launch(self, x: Tensor, y: Tensor, rows: Tensor | None, hypers: Tensor) -> Tensor:
@@ -114,7 +115,8 @@ class FusedExecutor(Executor):
         """
         into = Accumulators(torch.empty((), device=self.device), self.sums, self.counters)
         scale = self.scale(x)
-        train_step(self.memory, self.task, x, y, rows, scale, self.partial, hypers, into, self.tile)
+        shift = self.network.shift
+        train_step(self.memory, self.task, x, y, rows, scale, self.partial, hypers, into, self.tile, shift)
         return into.loss
 
     def _next_row(self) -> Tensor:
@@ -136,6 +138,7 @@ class FusedExecutor(Executor):
         A loaded ``state_dict`` or a ``to`` replaces those.
         """
         tensors = [t for p in self.network.parameters for t in (p, *self.rule.state(p)) if t is not None]
+        tensors += [t for t in (self.network.scale, self.network.shift) if t is not None]
         addresses = [t.data_ptr() for t in tensors]
         return rules.layout(self.rule.optimizer, self.rule.parameters), fp32_precision(), addresses
 
@@ -162,7 +165,7 @@ class FusedExecutor(Executor):
         layers: list[LayerMemory] = []
         groups = iter(self.rule.groups)
         last = len(self.network.layers) - 1
-        for i, ((weight, bias, act), copy) in enumerate(zip(self.network.layers, self.copies)):
+        for i, ((weight, bias, act, _), copy) in enumerate(zip(self.network.layers, self.copies)):
             n = weight.shape[0]
             y = matrix(n) if i < last else None
             states = [self.rule.state(p) if p is not None else (None, None) for p in (weight, bias)]

@@ -12,7 +12,7 @@ from fastmlp.activations import Act
 from fastmlp.backends.base import LossOptions
 from fastmlp.functional.linear import Layer
 from fastmlp.modules import MLP, CrossEntropyLoss, Sequential
-from fastmlp.modules.plan import plan, untouched
+from fastmlp.modules.plan import Dequantized, is_flatten, plan, untouched
 
 
 class Network(NamedTuple):
@@ -25,11 +25,14 @@ class Network(NamedTuple):
     options: LossOptions
     class_weight: Tensor | None  # (C,)
     flatten: bool  # the input is flattened from dimension 1 on; else it is (B, features)
+    #: A `Dequantize` in front: integers are multiplied by scale, and shift is added; each () or (features,).
+    scale: Tensor | None = None
+    shift: Tensor | None = None
 
     @property
     def parameters(self) -> list[Tensor]:
         """Weight and bias of each layer, those that are there."""
-        return [t for weight, bias, _ in self.layers for t in (weight, bias) if t is not None]
+        return [t for weight, bias, *_ in self.layers for t in (weight, bias) if t is not None]
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -58,26 +61,44 @@ def recognise(model: nn.Module, loss: nn.Module) -> Network | str:
         return f"{type(model).__name__} is no Sequential or MLP"
     stages = plan(model, (nn.Sequential, Sequential))  # type: ignore[arg-type]
     flatten = getattr(model, "flatten", False) is True  # fastmlp.MLP's argument
-    if stages and _is_flatten(stages[0]):
+    if stages and is_flatten(stages[0]):
         flatten, stages = True, stages[1:]
+    scale = shift = None
+    if stages and isinstance(stages[0], Dequantized):
+        first = stages[0]
+        scale, shift = first.module.scale, first.module.shift
+        flatten, stages = flatten or first.flatten is not None, [first.layers, *stages[1:]]
     if len(stages) != 1 or not isinstance(stages[0], list):
         return "the model is no single chain of linear layers and known activations"
     layers = tuple(stages[0])
     if layers[-1].act.name != "none":
         return "the last layer has an activation"
+    if any(layer.dropout for layer in layers):
+        return "a dropout is active"
     if any(layer.act.weight is not None for layer in layers):
         return "a PReLU learns its slopes"
-    problem = _parameters_problem(model, layers)
+    problem = _parameters_problem(model, layers) or _numbers_problem(layers[0], scale, shift)
     if problem:
         return problem
     options = LossOptions(
         loss.ignore_index, loss.reduction, loss.label_smoothing, getattr(loss, "z_loss", 0.0)
     )
-    return Network(layers, options, loss.weight, flatten)
+    return Network(layers, options, loss.weight, flatten, scale, shift)
+
+
+def _numbers_problem(first: Layer, *numbers: Tensor | None) -> str | None:
+    for number in numbers:
+        if number is None:
+            continue
+        if number.requires_grad or number.device != first.weight.device:
+            return "the Dequantize wants a gradient, or is on another device"
+        if number.numel() not in (1, first.weight.shape[1]):
+            return "the Dequantize has another number of features than the first layer"
+    return None
 
 
 def _parameters_problem(model: nn.Module, layers: tuple[Layer, ...]) -> str | None:
-    tensors = [t for weight, bias, _ in layers for t in (weight, bias) if t is not None]
+    tensors = [t for weight, bias, *_ in layers for t in (weight, bias) if t is not None]
     if len({id(t) for t in tensors}) != len(tensors):
         return "two layers share a parameter"
     if len({id(p) for p in model.parameters()} - {id(t) for t in tensors}):
@@ -91,14 +112,10 @@ def _parameters_problem(model: nn.Module, layers: tuple[Layer, ...]) -> str | No
             return "a parameter is empty or not contiguous"
         if tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None):
             return "a parameter has gradient hooks"
-    for (weight, _, _), (following, _, _) in itertools.pairwise(layers):
-        if following.shape[1] != weight.shape[0]:
+    for layer, following in itertools.pairwise(layers):
+        if following.weight.shape[1] != layer.weight.shape[0]:
             return "the layers' widths do not fit each other"
     return None
-
-
-def _is_flatten(stage: object) -> bool:
-    return type(stage) is nn.Flatten and untouched(stage) and (stage.start_dim, stage.end_dim) == (1, -1)
 
 
 def _is_torchvision_mlp(model: nn.Module) -> bool:

@@ -22,6 +22,8 @@ def problem(network: Network) -> str | None:
         return "the hidden activations differ"
     if len({layer.bias is None for layer in network.layers}) > 1:
         return "some layers have a bias and others none"
+    if network.shift is not None or (network.scale is not None and network.scale.numel() > 1):
+        return "the model dequantizes with a shift or a scale for each feature"
     if not runs_on(arch_of(network.layers[0].weight)):
         return "its barrier is for NVIDIA GPUs"
     return None

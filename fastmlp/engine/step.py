@@ -53,7 +53,7 @@ class TrainStep:
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """One step on features x (B, ...) and class indices y (B,).
 
-        uint8 features stand for x / 255.
+        uint8 features stand for x / 255, unless the model begins with a `fastmlp.Dequantize`.
 
         Returns:
             The loss before the update, a scalar without a gradient, on the device.

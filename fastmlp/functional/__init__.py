@@ -1,10 +1,12 @@
 """Functional forms, with torch's own argument names and defaults."""
 
+from fastmlp.backends.base import Quantized
 from fastmlp.functional.linear import Layer, chain, linear_act, mlp
 from fastmlp.functional.loss import chain_cross_entropy, cross_entropy, linear_cross_entropy
 
 __all__ = [
     "Layer",
+    "Quantized",
     "chain",
     "chain_cross_entropy",
     "cross_entropy",

@@ -11,28 +11,37 @@ from torch.nn import functional as F
 
 from fastmlp import backends
 from fastmlp.activations import NONE, Act, resolve
-from fastmlp.autograd.chain import Chain
+from fastmlp.autograd.chain import Chain, Drops, pack
 from fastmlp.autograd.whole import WholeNet
 from fastmlp.backends import onednn
+from fastmlp.backends.base import Quantized
 from fastmlp.functional import whole
+from fastmlp.functional.quantized import is_constant, stand_in
 from fastmlp.functional.whole import PLANS
 
 
 class Layer(NamedTuple):
-    """One layer of a chain: Y = act(X weightᵀ + bias)."""
+    """One layer of a chain: Y = dropout(act(X weightᵀ + bias))."""
 
     weight: Tensor  # (N, K)
     bias: Tensor | None  # (N,)
     act: Act = NONE
+    dropout: float = 0.0  # the probability of being dropped, in [0, 1]
 
 
 def linear_act(
-    input: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | nn.Module | None = "relu"
+    input: Tensor | Quantized,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str | nn.Module | None = "relu",
 ) -> Tensor:
     """activation(input weightᵀ + bias), as ``torch.nn.functional.linear`` and then the activation.
 
     Args:
-        input: (..., K), float.
+        input: (..., K), float. Or a `Quantized` of 8-bit integers (..., K), or of a data set (N, K) whose
+            rows ``index`` (M,) are the input: on a GPU the layer's kernels gather and dequantize them as
+            they are loaded. Index entries are rows from 0 to N - 1, which is checked on the CPU and with
+            ``FASTMLP_DEBUG=1``. There is no gradient of integers.
         weight: (N, K), of the input's dtype (autocast apart).
         bias: (N,).
         activation: a name of `fastmlp.activations.NAMES`, an instance of its ``nn.Module`` (which
@@ -43,14 +52,15 @@ def linear_act(
 
     Raises:
         ValueError: an unknown activation, or shapes that do not fit.
-        TypeError: dtypes that are mixed or not floating.
+        TypeError: dtypes that are mixed or not floating; quantized values of another dtype.
+        IndexError: with ``FASTMLP_DEBUG=1`` an index that is no row.
         RuntimeError: tensors on different devices.
     """
     return chain(input, [Layer(weight, bias, resolve(activation))])
 
 
 def mlp(
-    input: Tensor,
+    input: Tensor | Quantized,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor | None] | None = None,
     activation: str | nn.Module | None = "relu",
@@ -63,7 +73,7 @@ def mlp(
     On a GPU a net whose hidden layers are at most 256 wide may run whole, in one kernel; see docs/whole_nets.md.
 
     Args:
-        input: (..., K).
+        input: (..., K), or a `Quantized`; see `linear_act`.
         weights: one (N_i, N_{i-1}) a layer, N_0 = K.
         biases: one (N_i,) or None a layer; None for no biases at all.
         activation: see `linear_act`.
@@ -99,56 +109,89 @@ def mlp_layers(
     return [Layer(w, b, act if i < last else out) for i, (w, b) in enumerate(zip(weights, biases))]
 
 
-def chain(input: Tensor, layers: Sequence[Layer], plan: str = "auto") -> Tensor:
+def chain(input: Tensor | Quantized, layers: Sequence[Layer], plan: str = "auto") -> Tensor:
     """The layers one after another: on a GPU one kernel each or one for all, and one autograd node.
 
+    A layer's ``dropout`` is active always: leave it 0 in evaluation. The kernels draw it from one seed a
+    call, which torch's generator of the device gives.
+
     Args:
-        input: (..., K) of the first layer.
+        input: (..., K) of the first layer, or a `Quantized`; see `linear_act`.
         layers: at least one.
         plan: see `mlp`.
 
     Raises:
-        ValueError, TypeError, RuntimeError: as `linear_act` and `mlp`.
+        ValueError, TypeError, RuntimeError, IndexError: as `linear_act` and `mlp`.
     """
     if plan not in PLANS:
         raise ValueError(f"plan: {plan!r} is not one of {', '.join(PLANS)}")
-    backend = backends.choose(input).backend
-    check_chain(input, layers)
-    if backend is None or not fits_kernels(input, layers):
-        return aten_chain(input, layers)
-    rows = input.reshape(-1, input.shape[-1])
+    x = like(input, layers)
+    backend = backends.choose(x).backend
+    check_chain(x, layers)
+    if backend is None or not fits_kernels(x, layers) or not _is_plain(input):
+        return aten_chain(input if isinstance(input, Tensor) else input.dense(x.dtype), layers)
     acts, params = split_layers(layers)
-    dtype = backends.compute_dtype(input)
+    dtype = backends.compute_dtype(x)
+    rows = as_rows(input)
     plan = whole.choose(backend, rows, layers, dtype, plan)
     if plan == "layers":
-        output = Chain.apply(backend, dtype, acts, rows, *params)
+        tensors, numbers = pack(rows)
+        y = Chain.apply(backend, dtype, acts, draw_drops(layers, x.device), numbers, *tensors, *params)
     else:
-        output = WholeNet.apply(backend, dtype, acts, plan == "recompute", rows, *params)
-    return output.view(*input.shape[:-1], layers[-1].weight.shape[0])
+        y = WholeNet.apply(backend, dtype, acts, plan == "recompute", rows, *params)
+    return y.view(*x.shape[:-1], layers[-1].weight.shape[0])
+
+
+def like(input: Tensor | Quantized, layers: Sequence[Layer]) -> Tensor:
+    """The input, or where it is quantized what stands for it in the checks."""
+    return input if isinstance(input, Tensor) else stand_in(input, layers[0].weight)
+
+
+def as_rows(input: Tensor | Quantized) -> Tensor | Quantized:
+    """The input as a matrix."""
+    if isinstance(input, Tensor):
+        return input.reshape(-1, input.shape[-1])
+    return input._replace(values=input.values.reshape(-1, input.values.shape[-1]))
+
+
+def _is_plain(input: Tensor | Quantized) -> bool:
+    return isinstance(input, Tensor) or is_constant(input)
 
 
 def aten_chain(input: Tensor, layers: Sequence[Layer]) -> Tensor:
     """The chain by ATen's ops with ATen's autograd, or without one by oneDNN's."""
     linear = onednn.linear if onednn.applies(input) else F.linear
-    for weight, bias, act in layers:
+    for weight, bias, act, dropout in layers:
         # The fresh 2-D result of addmm may be overwritten; of more dimensions it is a view.
         z = linear(input, weight, bias)
         input = act.write_over(z) if z.dim() == 2 else act(z)
+        if dropout:
+            input = F.dropout(input, dropout)
     return input
+
+
+def draw_drops(layers: Sequence[Layer], device: torch.device) -> Drops:
+    """The layers' dropouts with a fresh seed from torch's generator of ``device``; nothing waits for it.
+
+    So ``torch.manual_seed``, checkpointing and CUDA graphs do with it what they do with torch's own.
+    """
+    probabilities = tuple(layer.dropout for layer in layers)
+    seed = torch.randint(2**63 - 1, (1,), device=device) if any(probabilities) else None
+    return Drops(probabilities, seed)
 
 
 def split_layers(layers: Sequence[Layer]) -> tuple[list[Act], list[Tensor | None]]:
     """Activations without tensors, and all tensors flat: weight, bias, PReLU's weight a layer."""
     acts = [layer.act._replace(weight=None) for layer in layers]
-    return acts, [t for weight, bias, act in layers for t in (weight, bias, act.weight)]
+    return acts, [t for weight, bias, act, _ in layers for t in (weight, bias, act.weight)]
 
 
 def fits_kernels(input: Tensor, layers: Sequence[Layer]) -> bool:
     """Whether the kernels do this. What they do not goes to torch's own ops."""
-    if input.numel() == 0 or any(layer.weight.numel() == 0 for layer in layers):
+    if input.numel() == 0 or any(layer.weight.numel() == 0 or layer.dropout == 1 for layer in layers):
         return False
     # PReLU's slopes lie along dimension 1, which is that of the features for a matrix alone.
-    return input.dim() == 2 or all(a.weight is None or a.weight.numel() == 1 for _, _, a in layers)
+    return input.dim() == 2 or all(a.weight is None or a.weight.numel() == 1 for _, _, a, _ in layers)
 
 
 def check_chain(input: Tensor, layers: Sequence[Layer]) -> None:
@@ -156,7 +199,7 @@ def check_chain(input: Tensor, layers: Sequence[Layer]) -> None:
     if input.dim() == 0:
         raise ValueError("input: expected (..., features), got a scalar")
     features = input.shape[-1]
-    for i, (weight, bias, act) in enumerate(layers):
+    for i, (weight, bias, act, dropout) in enumerate(layers):
         name = "weight" if len(layers) == 1 else f"weight of layer {i}"
         if weight.dim() != 2 or weight.shape[1] != features:
             source = f"input {tuple(input.shape)}" if i == 0 else f"layer {i - 1}, {features} features"
@@ -170,6 +213,8 @@ def check_chain(input: Tensor, layers: Sequence[Layer]) -> None:
             raise ValueError(
                 f"activation: PReLU's weight has {act.weight.numel()} slopes for {features} features"
             )
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"dropout of layer {i}: expected a probability in [0, 1], got {dropout}")
         for tensor, which in (
             (weight, name),
             (bias, name.replace("weight", "bias")),

@@ -12,17 +12,21 @@ from torch.nn import _reduction as _Reduction
 from torch.nn import functional as F
 
 from fastmlp import backends
+from fastmlp.autograd.chain import pack
 from fastmlp.autograd.cpu_cross_entropy import CpuCrossEntropy
 from fastmlp.autograd.cross_entropy import ChainCrossEntropy, CrossEntropy, reference_loss
-from fastmlp.backends.base import Backend, LossOptions
+from fastmlp.backends.base import Backend, LossOptions, Quantized
 from fastmlp.backends.torch_backend import TorchBackend
 from fastmlp.functional.linear import (
     Layer,
     chain,
     check_chain,
+    draw_drops,
     fits_kernels,
+    like,
     split_layers,
 )
+from fastmlp.functional.quantized import is_constant
 
 _REDUCTIONS = ("none", "mean", "sum")
 _CPU = TorchBackend()
@@ -108,7 +112,7 @@ def cross_entropy(
 
 
 def chain_cross_entropy(
-    input: Tensor,
+    input: Tensor | Quantized,
     layers: Sequence[Layer],
     target: Tensor,
     weight: Tensor | None = None,
@@ -121,7 +125,7 @@ def chain_cross_entropy(
     as one head; else this is `chain` and then `cross_entropy`.
 
     Args:
-        input: (..., K) of the first layer.
+        input: (..., K) of the first layer, or a `Quantized`.
         layers: at least one.
         target: class indices of ``input``'s leading shape, or probabilities.
         weight: of the classes.
@@ -131,27 +135,35 @@ def chain_cross_entropy(
     Raises:
         ValueError, TypeError, RuntimeError, IndexError: as `chain` and `cross_entropy`.
     """
-    backend = backends.choose(input).backend
-    if backend is None or not _fits_head(backend, input, layers, target, weight, options):
+    x = like(input, layers)
+    backend = backends.choose(x).backend
+    if (
+        backend is None
+        or not _fits_head(backend, x, layers, target, weight, options)
+        or (isinstance(input, Quantized) and (len(layers) == 1 or not is_constant(input)))
+    ):
         logits = chain(input, layers)
         return cross_entropy(
             logits, target, weight, **options._asdict()
         ), logits.detach() if with_logits else None
-    check_chain(input, layers)
-    check_loss((len(input), layers[-1].weight.shape[0]), input, target, weight, options)
+    check_chain(x, layers)
+    check_loss((len(x), layers[-1].weight.shape[0]), x, target, weight, options)
     acts, params = split_layers(layers)
-    dtype = backends.compute_dtype(input)
-    autocast = torch.is_autocast_enabled(input.device.type)
+    dtype = backends.compute_dtype(x)
+    autocast = torch.is_autocast_enabled(x.device.type)
+    tensors, numbers = pack(input)
     loss, logits = ChainCrossEntropy.apply(
         backend,
         dtype,
-        torch.float32 if autocast else input.dtype,
+        torch.float32 if autocast else x.dtype,
         options,
         with_logits,
         acts,
+        draw_drops(layers, x.device),
         target,
         weight,
-        input,
+        numbers,
+        *tensors,
         *params,
     )
     return loss, logits
@@ -170,6 +182,7 @@ def _fits_head(
         input.dim() == 2
         and fits_kernels(input, layers)
         and layers[-1].act.name == "none"
+        and layers[-1].dropout == 0
         and layers[-1].weight.dim() == 2
         and layers[-1].weight.shape[0] <= backend.head_classes
         and not target.is_floating_point()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fastmlp.backends.base import Backend
+from fastmlp.backends.base import Backend, Quantized
 from fastmlp.choice import WHOLE_WIDTHS, choose_plan
 from fastmlp.devices import operand_kind
 
@@ -21,13 +21,17 @@ PLANS = ("auto", "layers", "whole", "recompute")
 
 
 def choose(
-    backend: Backend, input: Tensor, layers: Sequence[Layer], dtype: torch.dtype, asked: str = "auto"
+    backend: Backend,
+    input: Tensor | Quantized,
+    layers: Sequence[Layer],
+    dtype: torch.dtype,
+    asked: str = "auto",
 ) -> str:
     """``"layers"``, ``"whole"`` or ``"recompute"``.
 
     Args:
         backend: what runs it.
-        input: (M, K).
+        input: (M, K), or integers that stand for it.
         layers: the chain, its shapes checked.
         dtype: of the products.
         asked: one of `PLANS`.
@@ -38,11 +42,13 @@ def choose(
     if asked == "layers" or (asked == "auto" and len(layers) < 2):
         return "layers"
     problem = misfit(backend, layers, dtype)
+    if isinstance(input, Quantized):
+        problem = "the input is quantized"
     if asked != "auto":
         if problem is not None:
             raise ValueError(f"plan: {asked!r} does not take these layers: {problem}")
         return asked
-    if problem is not None:
+    if problem is not None or isinstance(input, Quantized):
         return "layers"
     widths = (input.shape[1], *(layer.weight.shape[0] for layer in layers))
     trained = sum(layer.weight.requires_grad for layer in layers) if torch.is_grad_enabled() else 0
@@ -61,7 +67,7 @@ def misfit(backend: Backend, layers: Sequence[Layer], dtype: torch.dtype) -> str
         return f"the {backend.name} backend has no such kernels"
     most = WHOLE_WIDTHS[operand_kind(dtype)]
     first = hidden[0].act
-    for weight, _, act in hidden:
+    for weight, _, act, _ in hidden:
         if weight.shape[0] > most:
             return f"a hidden width of {weight.shape[0]}: at most {most} in {operand_kind(dtype)} products"
         if act.row is not first.row or act.slope != first.slope:
@@ -69,7 +75,9 @@ def misfit(backend: Backend, layers: Sequence[Layer], dtype: torch.dtype) -> str
     if last.act.weight is not None:
         return "a PReLU after the last layer"
     kept_in = last.weight.dtype
-    for weight, bias, act in layers:
+    for weight, bias, act, dropout in layers:
+        if dropout:
+            return "a dropout"
         for tensor in (weight, bias, act.weight):
             if tensor is not None and not (tensor.dtype == kept_in and tensor.is_contiguous()):
                 return "a parameter is not contiguous, or of another dtype than the others"

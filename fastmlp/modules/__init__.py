@@ -1,10 +1,11 @@
 """Modules that replace torch's and torchvision's."""
 
 from fastmlp.modules.cost import Cost, cost
+from fastmlp.modules.dequantize import Dequantize
 from fastmlp.modules.fuse import fuse
 from fastmlp.modules.linear_act import LinearAct
 from fastmlp.modules.loss import CrossEntropyLoss
 from fastmlp.modules.mlp import MLP
 from fastmlp.modules.sequential import Sequential
 
-__all__ = ["MLP", "Cost", "CrossEntropyLoss", "LinearAct", "Sequential", "cost", "fuse"]
+__all__ = ["MLP", "Cost", "CrossEntropyLoss", "Dequantize", "LinearAct", "Sequential", "cost", "fuse"]

@@ -14,8 +14,8 @@ from fastmlp.activations import from_module, resolve
 from fastmlp.devices import Device, find, operand_kind
 from fastmlp.functional.linear import Layer
 from fastmlp.modules.linear_act import LinearAct
+from fastmlp.modules.plan import Dequantized, untouched
 from fastmlp.modules.plan import plan as stages_of
-from fastmlp.modules.plan import untouched
 from fastmlp.modules.sequential import Sequential
 from fastmlp.plans import Dense, Launch, Plan
 
@@ -196,13 +196,16 @@ class _Walk:
         for stage in stages_of(module, (nn.Sequential, Sequential)):
             if isinstance(stage, list):
                 self.chain([_dense(layer) for layer in stage])
+            elif isinstance(stage, Dequantized):  # its bytes are fewer than are counted here
+                self.not_counted.append(f"{name}.{names[id(stage.module)]} (Dequantize)".lstrip("."))
+                self.chain([_dense(layer) for layer in stage.layers], "the input is quantized")
             else:
                 self.module(stage, f"{name}.{names.get(id(stage), '')}".strip("."))
 
-    def chain(self, layers: list[Dense]) -> None:
-        """Count a chain of layers by every plan, and choose one."""
+    def chain(self, layers: list[Dense], misfit: str | None = None) -> None:
+        """Count a chain of layers by every plan that takes it (all, but for a ``misfit``), and choose one."""
         by_plan = {name: self._count(name, layers) for name in ("eager", "layers")}
-        misfit = choice.whole_misfit(layers, self.kind)
+        misfit = misfit or choice.whole_misfit(layers, self.kind)
         if misfit is None:
             names = ("whole", "recompute") if self.training else ("whole",)
             by_plan |= {name: self._count(name, layers) for name in names}
@@ -281,4 +284,4 @@ def _dense(layer: Layer) -> Dense:
     """A chain's layer, as far as counting goes."""
     (n, k), act = layer.weight.shape, layer.act
     slopes = 0 if act.weight is None else act.weight.numel()
-    return Dense(k, n, layer.bias is not None, act.name, not act.saves_output, slopes)
+    return Dense(k, n, layer.bias is not None, act.name, not act.saves_output, slopes, layer.dropout > 0)

@@ -1,17 +1,42 @@
-"""What a Sequential runs: its children as stages, linear layers and their activations together."""
+"""What a Sequential runs: its children as stages, linear layers with activation and dropout together."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from fastmlp.activations import Act, from_module
-from fastmlp.functional.linear import Layer
+from fastmlp.backends.base import Quantized
+from fastmlp.functional.linear import Layer, chain
+from fastmlp.functional.quantized import INTEGERS
+from fastmlp.modules.dequantize import Dequantize
 
-#: A run of linear layers, each with its activation; or a module that runs as itself.
-Stage = list[Layer] | nn.Module
+
+class Dequantized(NamedTuple):
+    """A `Dequantize`, perhaps an ``nn.Flatten`` after it, and the chain in whose loads it happens."""
+
+    module: Dequantize
+    flatten: nn.Flatten | None
+    layers: list[Layer]
+
+    def __call__(self, input: Tensor) -> Tensor:
+        """What the three do one after another."""
+        return chain(self.source(input), self.layers)
+
+    def source(self, input: Tensor) -> Tensor | Quantized:
+        """What the chain is fed."""
+        if input.dtype not in INTEGERS or input.dim() == 0:  # of which the kernels know nothing
+            input = self.module(input)
+            return input if self.flatten is None else self.flatten(input)
+        return self.module.quantized(input if self.flatten is None else self.flatten(input))
+
+
+#: A run of linear layers, each with its activation and dropout; one that reads integers; or a module that
+#: runs as itself.
+Stage = list[Layer] | Dequantized | nn.Module
 
 
 def plan(children: Iterable[nn.Module], opened: tuple[type[nn.Sequential], ...]) -> list[Stage]:
@@ -23,8 +48,8 @@ def plan(children: Iterable[nn.Module], opened: tuple[type[nn.Sequential], ...])
     children.
     """
     stages: list[Stage] = []
-    open_chain: list[Layer] | None = None  # its last layer may still take an activation
-    fresh = False  # whether that layer has none yet
+    open_chain: list[Layer] | None = None  # its last layer may still take an activation and a dropout
+    fresh = False  # whether that layer has neither yet
     for child in _flat(children, opened):
         if untouched(child):
             layer = layer_of(child)
@@ -39,12 +64,36 @@ def plan(children: Iterable[nn.Module], opened: tuple[type[nn.Sequential], ...])
                 continue
             act = from_module(child) if fresh else None
             if act is not None and open_chain is not None and _fits(act, open_chain[-1]):
-                open_chain[-1] = Layer(open_chain[-1].weight, open_chain[-1].bias, act)
+                open_chain[-1] = open_chain[-1]._replace(act=act)
+                fresh = False
+                continue
+            # With p = 1 everything is dropped; what torch then does is its own.
+            if type(child) is nn.Dropout and child.p < 1 and open_chain and not open_chain[-1].dropout:
+                open_chain[-1] = open_chain[-1]._replace(dropout=child.p)
                 fresh = False
                 continue
         stages.append(child)
         open_chain, fresh = None, False
+    return _quantized(stages)
+
+
+def _quantized(stages: list[Stage]) -> list[Stage]:
+    """The stages with a `Dequantize` in front of a chain made part of it; flattening commutes with it."""
+    for i, stage in enumerate(stages):
+        if type(stage) is not Dequantize or not untouched(stage):
+            continue
+        after = stages[i + 1 : i + 3]
+        flatten = after.pop(0) if after and is_flatten(after[0]) and stage.is_uniform else None
+        # As torch: outside of autocast the features must be of the layer's dtype.
+        if after and isinstance(after[0], list) and after[0][0].weight.dtype == stage.scale.dtype:
+            made = Dequantized(stage, flatten, after[0])  # type: ignore[arg-type]
+            return [*stages[:i], made, *stages[i + (2 if flatten is None else 3) :]]
     return stages
+
+
+def is_flatten(stage: object) -> bool:
+    """Whether ``stage`` makes rows of features of whatever a batch is made of."""
+    return type(stage) is nn.Flatten and untouched(stage) and (stage.start_dim, stage.end_dim) == (1, -1)
 
 
 def untouched(module: nn.Module) -> bool:

@@ -9,8 +9,10 @@ from fastmlp.backends import choose, onednn, requested
 from fastmlp.backends.base import LossOptions
 from fastmlp.functional.linear import chain
 from fastmlp.functional.loss import chain_cross_entropy
+from fastmlp.functional.quantized import INTEGERS
+from fastmlp.modules.dequantize import Dequantize
 from fastmlp.modules.loss import CrossEntropyLoss
-from fastmlp.modules.plan import Stage, layer_of, plan, untouched
+from fastmlp.modules.plan import Dequantized, Stage, layer_of, plan, untouched
 
 
 class Sequential(nn.Sequential):
@@ -23,7 +25,7 @@ class Sequential(nn.Sequential):
     def forward(self, input: Tensor) -> Tensor:
         """Run the children in order; see `plan` for what is fused."""
         # Modules may pass on anything, as in torch's; the kernels take tensors.
-        if not isinstance(input, Tensor) or choose(input).backend is None:
+        if not isinstance(input, Tensor) or choose(self._like(input)).backend is None:
             if isinstance(input, Tensor) and requested() == "auto" and onednn.applies(input):
                 return self._infer(input)
             for child in self._modules.values():  # nn.Sequential's own loop: nothing is to be planned
@@ -48,6 +50,14 @@ class Sequential(nn.Sequential):
             input, fresh = child(input), False
         return input
 
+    def _like(self, input: Tensor) -> Tensor:
+        """What the backend is chosen by: of integers that a child dequantizes, what they become."""
+        if input.dtype in INTEGERS:
+            for child in self._modules.values():
+                if type(child) is Dequantize:
+                    return child.scale
+        return input
+
     def _plan(self) -> list[Stage]:
         return plan(self, (nn.Sequential, Sequential))
 
@@ -63,7 +73,7 @@ class Sequential(nn.Sequential):
 
     def _head(self, input: Tensor, target: Tensor, loss: CrossEntropyLoss) -> tuple[Tensor, Tensor] | None:
         """`cross_entropy`, where the forward is known to be the children in order."""
-        if not isinstance(input, Tensor) or choose(input).backend is None:
+        if not isinstance(input, Tensor) or choose(self._like(input)).backend is None:
             return None
         if type(loss) is not CrossEntropyLoss or loss.inplace or not (untouched(self) and untouched(loss)):
             return None
@@ -71,11 +81,12 @@ class Sequential(nn.Sequential):
         if not stages:
             return None
         *before, last = stages
-        if not isinstance(last, list):
+        if not isinstance(last, list | Dequantized):
             return None
         for stage in before:
             input = chain(input, stage) if isinstance(stage, list) else stage(input)
+        layers, source = (last, input) if isinstance(last, list) else (last.layers, last.source(input))
         options = LossOptions(loss.ignore_index, loss.reduction, loss.label_smoothing, loss.z_loss)
-        value, logits = chain_cross_entropy(input, last, target, loss.weight, options, with_logits=True)
+        value, logits = chain_cross_entropy(source, layers, target, loss.weight, options, with_logits=True)
         assert logits is not None
         return value, logits

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from fastmlp.data import Images, batches
 from fastmlp.engine import choose
 from fastmlp.engine.autograd import precision
+from fastmlp.functional.quantized import INTEGERS
 from fastmlp.modules import CrossEntropyLoss
+from fastmlp.modules.dequantize import dequantizes
 from fastmlp.training import schedules
 
 #: Features and labels: an `Images` set, or a pair of tensors (N, ...) and (N,).
@@ -78,7 +80,8 @@ def fit(
 
     Args:
         net: maps (B, features) to logits (B, classes).
-        train: an `Images` set, or a pair (x, y): x (N, ...) floating, y (N,) int64.
+        train: an `Images` set, or a pair (x, y): x (N, ...) floating, y (N,) int64. x may be uint8, which
+            stands for x / 255, or, for a net that begins with a `fastmlp.Dequantize`, uint8 or int8.
         test: the same, or None.
         epochs: passes over the data.
         batch_size: examples a step.
@@ -104,8 +107,8 @@ def fit(
         TrainingError: the loss is not finite at the end of an epoch.
     """
     device = torch.device(device) if device is not None else _device_of(net)
-    train = _checked(train, "train", device)
-    test = None if test is None else _checked(test, "test", device)
+    train = _checked(train, "train", device, net)
+    test = None if test is None else _checked(test, "test", device, net)
     for name, value, least in (("epochs", epochs, 0), ("batch_size", batch_size, 1)):
         if value < least:
             raise ValueError(f"{name}: expected at least {least}, got {value}")
@@ -153,11 +156,11 @@ def accuracy(net: nn.Module, data: Data, batch_size: int = 4096, dtype: torch.dt
         ValueError: as `fit`.
     """
     device, training = _device_of(net), net.training
-    x, y = _checked(data, "data", device)
+    x, y = _checked(data, "data", device, net)
     correct = torch.zeros((), device=device, dtype=torch.int64)
     net.eval()
     try:
-        for inputs, labels in batches(x, y, batch_size):
+        for inputs, labels in batches(x, y, batch_size, raw=dequantizes(net)):
             with precision(device, dtype):
                 correct += (net(inputs).argmax(1) == labels).sum()
     finally:
@@ -171,7 +174,7 @@ def _check_labels(net: nn.Module, loss: nn.Module, x: Tensor, y: Tensor) -> None
     training = net.training
     net.eval()  # one example has no batch statistics
     try:
-        ((example, _),) = batches(x[:1], y[:1], 1)
+        ((example, _),) = batches(x[:1], y[:1], 1, raw=dequantizes(net))
         logits = net(example)
     finally:
         net.train(training)
@@ -187,13 +190,14 @@ def _device_of(net: nn.Module) -> torch.device:
     return next((parameter.device for parameter in net.parameters()), torch.device("cpu"))
 
 
-def _checked(data: Data, name: str, device: torch.device) -> tuple[Tensor, Tensor]:
+def _checked(data: Data, name: str, device: torch.device, net: nn.Module) -> tuple[Tensor, Tensor]:
     """Features and labels on ``device``; uint8 images as flat rows of pixels."""
     x, y = (data.images.flatten(1), data.labels) if isinstance(data, Images) else data
     if len(x) == 0:
         raise ValueError(f"{name}: expected at least one example, got {tuple(x.shape)}")
     if y.shape != (len(x),) or y.dtype != torch.int64:
         raise ValueError(f"{name}: expected labels ({len(x)},) torch.int64, got {tuple(y.shape)} {y.dtype}")
-    if not (x.is_floating_point() or x.dtype == torch.uint8):
-        raise ValueError(f"{name}: expected features that are floating or uint8, got {x.dtype}")
+    if not (x.is_floating_point() or x.dtype in (INTEGERS if dequantizes(net) else (torch.uint8,))):
+        integers = "uint8 or int8" if dequantizes(net) else "uint8"
+        raise ValueError(f"{name}: expected features that are floating or {integers}, got {x.dtype}")
     return x.to(device), y.to(device)

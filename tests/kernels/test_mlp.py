@@ -36,7 +36,16 @@ def draw(
     ]
     out = activation(rng, rng.choice(_OUTPUTS), 1, dtype, device)
     net = Net(
-        weights, biases, slopes, name, hidden.slope, out.name, out.slope, not hidden.saves_output, dtype, "ieee"
+        weights,
+        biases,
+        slopes,
+        name,
+        hidden.slope,
+        out.name,
+        out.slope,
+        not hidden.saves_output,
+        dtype,
+        "ieee",
     )
     return x, net, [*(hidden._replace(weight=s) for s in slopes), out][:depth]
 
@@ -132,9 +141,7 @@ def test_a_long_batch_is_split_in_a_fixed_order(name: str, device: str) -> None:
     x = torch.randn(1030, 5, device=device)
     check(x, net, acts, False, name)
     grad, out = torch.randn(1030, 3, device=device), torch.rand(1030, 3, device=device)
-    runs = [
-        mlp_backward(grad, x, net, None, out, need_input=True, need_params=True) for _ in range(2)
-    ]
+    runs = [mlp_backward(grad, x, net, None, out, need_input=True, need_params=True) for _ in range(2)]
     for a, b in zip(*(in_order(run, net) for run in runs)):
         assert torch.equal(a, b)
 
@@ -190,6 +197,8 @@ def test_special_values(name: str, value: float, device: str) -> None:
     """As torch's, through a hidden and an output activation."""
     one = torch.ones(1, 1, device=device)
     act = Act(TABLE[name], 0.1 if name == "leaky_relu" else 0.0)
-    net = Net([one, one], [None, None], [None], name, act.slope, name, act.slope, False, torch.float32, "ieee")
+    net = Net(
+        [one, one], [None, None], [None], name, act.slope, name, act.slope, False, torch.float32, "ieee"
+    )
     y, _, _ = mlp_forward(value * one, net, save=False, keep_z=False)
     torch.testing.assert_close(y, act(act(value * one)), equal_nan=True, rtol=1e-6, atol=1e-37)

@@ -37,14 +37,14 @@ def draw(seed: int, dtype: torch.dtype, device: str, name: str | None = None) ->
 
 
 def tensors_of(x: Tensor, layers: list[Layer]) -> list[Tensor]:
-    return [x, *(t for w, b, a in layers for t in (w, b, a.weight) if t is not None)]
+    return [x, *(t for w, b, a, *_ in layers for t in (w, b, a.weight) if t is not None)]
 
 
 def with_grad(x: Tensor, layers: list[Layer], dtype: torch.dtype | None = None) -> tuple[Tensor, list[Layer]]:
     def leaf(t: Tensor | None) -> Tensor | None:
         return None if t is None else t.detach().clone().to(dtype or t.dtype).requires_grad_()
 
-    fresh = [Layer(leaf(w), leaf(b), a._replace(weight=leaf(a.weight))) for w, b, a in layers]  # type: ignore[arg-type]
+    fresh = [Layer(leaf(w), leaf(b), a._replace(weight=leaf(a.weight))) for w, b, a, *_ in layers]  # type: ignore[arg-type]
     return leaf(x), fresh  # type: ignore[return-value]
 
 
@@ -164,7 +164,7 @@ def test_autocast(device: str) -> None:
                 None if b is None else b.double(),
                 a._replace(weight=None if a.weight is None else a.weight.double()),
             )
-            for w, b, a in layers
+            for w, b, a, *_ in layers
         ],
     )
     assert_as_good_as_torch(y, theirs, exact, roundings=2 * len(layers))

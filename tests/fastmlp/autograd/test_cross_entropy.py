@@ -32,7 +32,7 @@ def classifier(
         slope = torch.full((1,), 0.25, device=device, dtype=dtype, requires_grad=True)
         act = Act(TABLE[name], 0.1 if name == "leaky_relu" else 0.0, slope if name == "prelu" else None)
         layers.append(Layer(w, b, NONE if i == len(widths) - 2 else act))
-    return layers, [t for w, b, a in layers for t in (w, b, a.weight) if t is not None]
+    return layers, [t for w, b, a, *_ in layers for t in (w, b, a.weight) if t is not None]
 
 
 def results(

@@ -89,7 +89,7 @@ def tie(model: nn.Sequential) -> None:
         (nn.Sequential(*plain(), nn.ReLU()), "last layer has an activation"),
         (nn.Sequential(nn.Linear(6, 8), nn.PReLU(), nn.Linear(8, 3)), "PReLU"),
         (nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)), "no single chain"),
-        (nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 3)), "no single chain"),
+        (nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 3)), "a dropout is active"),
         (nn.Sequential(), "no single chain"),
         (nn.Sequential(nn.Linear(6, 8), nn.Linear(7, 3)), "widths do not fit"),
         (changed(lambda m: m.double()), "float64"),

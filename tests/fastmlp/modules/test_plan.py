@@ -14,10 +14,12 @@ from fastmlp.modules.plan import plan
 
 
 def names(*children: nn.Module) -> list[str]:
-    """Each stage: the activations of a chain, or the module's type."""
+    """Each stage: the activations of a chain with their dropouts, or the module's type."""
     stages = plan(children, (nn.Sequential, fastmlp.Sequential))
     return [
-        "+".join(layer.act.name for layer in stage) if isinstance(stage, list) else type(stage).__name__
+        "+".join(f"{layer.act.name} {layer.dropout or ''}".strip() for layer in stage)
+        if isinstance(stage, list)
+        else type(stage).__name__
         for stage in stages
     ]
 
@@ -32,10 +34,27 @@ def test_runs_of_linear_and_activation_become_chains() -> None:
 
 def test_identities_do_not_break_a_chain() -> None:
     layers = nn.Linear(4, 3), nn.ReLU(), nn.Dropout(0.5), nn.Identity(), nn.Linear(3, 2)
-    assert names(*layers) == ["relu", "Dropout", "none"]
+    assert names(*layers) == ["relu 0.5+none"]
     layers[2].eval()
     assert names(*layers) == ["relu+none"]
     assert names(nn.Linear(4, 3), nn.Dropout(0.0), nn.ReLU()) == ["relu"]
+
+
+def test_a_dropout_belongs_to_the_layer_before() -> None:
+    """After the activation or without one; an activation after it, a second one and one of 1 do not."""
+    assert names(nn.Linear(4, 3), nn.Dropout(0.2, inplace=True), nn.Linear(3, 2)) == ["none 0.2+none"]
+    assert names(nn.Linear(4, 3), nn.Dropout(0.2), nn.GELU()) == ["none 0.2", "GELU"]
+    assert names(nn.Linear(4, 3), nn.Tanh(), nn.Dropout(0.2), nn.Dropout(0.1)) == ["tanh 0.2", "Dropout"]
+    assert names(nn.Linear(4, 3), nn.Dropout(1.0), nn.Linear(3, 2)) == ["none", "Dropout", "none"]
+    assert names(nn.Dropout(0.2), nn.Linear(4, 3), nn.AlphaDropout(0.2)) == [
+        "Dropout",
+        "none",
+        "AlphaDropout",
+    ]
+    hooked = nn.Dropout(0.2)
+    hooked.register_forward_hook(lambda *_: None)
+    assert names(nn.Linear(4, 3), hooked) == ["none", "Dropout"]
+    assert names(*fastmlp.MLP(4, [3, 2], dropout=0.3)) == ["relu 0.3+none 0.3"]
 
 
 def test_nested_sequentials_are_opened() -> None:

@@ -1,0 +1,83 @@
+"""Quantized inputs of a first layer: X = scale * Q + shift, Q of uint8 or int8.
+
+Scale and shift are numbers or tensors on the device, of one element or one a feature. Integers up to 256
+are exact in every dtype that the products run in, so one scale alone goes into the epilogue of an exact
+product (``scale``); with a shift, or a scale a feature, X is formed as its tile is loaded, in float32 and
+rounded once (``affine``). The gradient needs no X: dW = scale * dZᵀ Q + shift * (row sums of dZ), from
+the exact integers in either case.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language import core  # Triton 3.6 has `to_tensor` there alone
+
+#: A number, or a tensor of one or of K numbers.
+Number = float | Tensor
+
+
+@triton.jit
+def scalar(number):
+    """One number, given as itself or as a tensor of one element."""
+    number = core.to_tensor(number)
+    if number.dtype.is_ptr():
+        return tl.load(number).to(tl.float32)
+    else:
+        return number
+
+
+@triton.jit
+def numbers(number, stride, features, num_features):
+    """A number for each feature: one that is given as itself, or a tensor's (stride 0: its one element)."""
+    number = core.to_tensor(number)
+    if number.dtype.is_ptr():
+        loaded = tl.load(number + features * stride, mask=features < num_features, other=0.0)
+        return loaded.to(tl.float32)
+    else:
+        return tl.zeros_like(features).to(tl.float32) + number
+
+
+@triton.jit
+def dequantize(q, scale, stride_scale, shift, stride_shift, features, num_features):
+    """A tile (rows, features) of X, float32."""
+    scales = numbers(scale, stride_scale, features, num_features)
+    shifts = numbers(shift, stride_shift, features, num_features)
+    return q.to(tl.float32) * scales[None, :] + shifts[None, :]
+
+
+@triton.jit
+def dequantize_gradient(
+    acc, sums, scale, stride_scale, shift, stride_shift, features, num_features, DEQUANT: tl.constexpr
+):
+    """dZᵀ X from ``acc`` = dZᵀ Q and the ``sums`` of dZ over the same examples; and these sums."""
+    if DEQUANT == "scale":
+        acc = acc * scalar(scale)
+    elif DEQUANT == "affine":
+        scales = numbers(scale, stride_scale, features, num_features)
+        shifts = numbers(shift, stride_shift, features, num_features)
+        sums += 0.0  # Triton 3.8's compiler trips over a loop's row sums that are read more than once
+        acc = acc * scales[None, :] + sums[:, None] * shifts[None, :]
+    return acc, sums
+
+
+def dequant(scale: Number, shift: Number | None) -> str:
+    """How the kernels do it: "none", "scale" or "affine"."""
+    many = isinstance(scale, Tensor) and scale.numel() > 1
+    if shift is not None or many:
+        return "affine"
+    return "none" if not isinstance(scale, Tensor) and scale == 1 else "scale"
+
+
+def arguments(scale: Number, shift: Number | None) -> tuple[Any, int, Any, int]:
+    """Scale and shift as kernel arguments, each with its stride."""
+    return *_argument(scale), *_argument(0.0 if shift is None else shift)
+
+
+def _argument(number: Number) -> tuple[Any, int]:
+    if isinstance(number, Tensor):
+        return number, number.stride(0) if number.numel() > 1 else 0
+    return float(number), 0

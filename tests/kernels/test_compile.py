@@ -213,7 +213,7 @@ def test_cases_cover_activations_and_precisions() -> None:
     assert len({(c.family, c.variant, c.dtype) for c in every}) == len(every), "two cases have one name"
     for family in set(MATRIX_PROBLEMS) - {"update", "epoch"}:
         mine = [
-            case for case in every if case.family == family.removesuffix("_prologue").removesuffix("_dropout")
+            case for case in every if case.family == family.removesuffix("_prologue").removesuffix("_extra")
         ]
         assert {case.dtype for case in mine} == set(NUMERICS)
         words = {word for case in mine if case.dtype == "bf16" for word in re.split(r"[ =]", case.variant)}

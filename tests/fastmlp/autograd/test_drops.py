@@ -25,6 +25,8 @@ from tests.fastmlp.autograd.test_chain import tensors_of, with_grad
 from tests.numerics import assert_as_good_as_torch
 from tests.problems import SIZES, activation, matrix, vector
 
+SMOOTH = ("none", "sigmoid", "tanh", "gelu", "gelu_tanh", "silu")
+
 
 @pytest.fixture(autouse=True)
 def _triton():
@@ -33,14 +35,19 @@ def _triton():
 
 
 def draw(seed: int, dtype: torch.dtype, device: str, last: bool = True) -> tuple[Tensor, list[Layer]]:
-    """A random chain with dropouts; after the last layer only if ``last``."""
+    """A random chain with dropouts; after the last layer only if ``last``.
+
+    In 16 bits of smooth activations: a z that rounds to the other side of a kink changes an element of dZ
+    as a whole. One layer at a time, from one and the same z, tests/kernels/test_dropout.py has them all.
+    """
     rng = random.Random(seed)
+    names = NAMES if dtype == torch.float32 else SMOOTH
     widths = [rng.choice(SIZES) for _ in range(rng.randint(2, 4))] + [rng.choice([3, 17, 33])]
     x = matrix(rng, rng.choice(SIZES), widths[0], dtype, device)
     layers = []
     for i, (k, n) in enumerate(itertools.pairwise(widths)):
         open_ended = last or i < len(widths) - 2
-        act = activation(rng, rng.choice(NAMES) if open_ended else "none", n, dtype, device)
+        act = activation(rng, rng.choice(names) if open_ended else "none", n, dtype, device)
         bias = vector(rng, n, dtype, device) if rng.random() < 0.7 else None
         p = rng.choice([0.0, 0.2, 0.6, 0.6]) if open_ended else 0.0
         layers.append(Layer(matrix(rng, n, k, dtype, device) / k**0.5, bias, act, p))
@@ -59,7 +66,7 @@ def by_torch(x: Tensor, layers: list[Layer], dtype: torch.dtype) -> Tensor:
 
 
 @pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize("seed", range(20, 36))
+@pytest.mark.parametrize("seed", range(16))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_random_chain(seed: int, dtype: torch.dtype, device: str) -> None:
     """Output and every gradient under one mask, against float64 and torch's own error."""

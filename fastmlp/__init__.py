@@ -6,7 +6,14 @@ GPU they run fused Triton kernels, on a CPU plain torch.
 
 from fastmlp import data, functional
 from fastmlp.engine import TrainStep
-from fastmlp.modules import MLP, CrossEntropyLoss, LinearAct, Sequential, fuse
+from fastmlp.modules import (
+    MLP,
+    CrossEntropyLoss,
+    LinearAct,
+    LinearCrossEntropyLoss,
+    Sequential,
+    fuse,
+)
 from fastmlp.training import fit
 
 __version__ = "0.1.0"
@@ -14,6 +21,7 @@ __all__ = [
     "MLP",
     "CrossEntropyLoss",
     "LinearAct",
+    "LinearCrossEntropyLoss",
     "Sequential",
     "TrainStep",
     "data",

@@ -2,8 +2,9 @@
 
 from fastmlp.modules.fuse import fuse
 from fastmlp.modules.linear_act import LinearAct
+from fastmlp.modules.linear_cross_entropy import LinearCrossEntropyLoss
 from fastmlp.modules.loss import CrossEntropyLoss
 from fastmlp.modules.mlp import MLP
 from fastmlp.modules.sequential import Sequential
 
-__all__ = ["MLP", "CrossEntropyLoss", "LinearAct", "Sequential", "fuse"]
+__all__ = ["MLP", "CrossEntropyLoss", "LinearAct", "LinearCrossEntropyLoss", "Sequential", "fuse"]

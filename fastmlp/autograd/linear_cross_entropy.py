@@ -74,7 +74,7 @@ class Work:
     def losses(
         self, upstream: Tensor | None, grads: Grads, accumulated: Tensor | None
     ) -> tuple[Tensor, list[Tensor]]:
-        """The rows' losses (N, D) and each tile's statistics; with ``upstream``, a scalar, into ``grads`` too."""
+        """The rows' losses (N, D) and each tile's statistics; with ``upstream``, a scalar, gradients too."""
         losses, stats = [], []
         for rows, tile, logits in self._row_tiles():
             part = (logits, self.target[rows], self.class_weight, self.job.options, upstream)
@@ -158,7 +158,7 @@ def denominator(
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """x (N, K), weight (C, D, K), bias (C, D) and a target (N, D) or (N, C, D) to a loss: (N, D), or a scalar."""
+    """x (N, K), weight (C, D, K), bias (C, D), target (N, D) or (N, C, D) to a loss: (N, D), or a scalar."""
 
     @staticmethod
     def forward(
@@ -197,17 +197,16 @@ class LinearCrossEntropy(torch.autograd.Function):
         x, weight, bias, target, class_weight, share, *stats = ctx.saved_tensors
         job, needs = ctx.job, ctx.needs_input_grad[1:4]
         if torch.is_grad_enabled() or _is_batched(upstream):
-            loss = reference(job, x, weight, bias, target, class_weight)
-            grads = differentiable_grads(loss, (x, weight, bias), needs, upstream)
-            return None, *grads, None, None
+            with torch.enable_grad():
+                loss = reference(job, x, weight, bias, target, class_weight)
+            again = differentiable_grads(loss, (x, weight, bias), needs, upstream)
+            return None, *again, None, None
         done, ctx.grads = ctx.grads, Grads()
         reduce = job.options.reduction != "none"
         wide = upstream.to(share.dtype)
         if reduce:
             done.scale_(wide * share / _HALF_UNIT if job.dtype == torch.float16 else wide)
-        missing = [
-            need and grad is None for need, grad in zip(needs, (done.input, done.weight, done.bias))
-        ]
+        missing = [need and grad is None for need, grad in zip(needs, (done.input, done.weight, done.bias))]
         if any(missing):
             work = Work.of(job, x, weight, bias, target, class_weight)
             rows = (len(x), weight.shape[1])

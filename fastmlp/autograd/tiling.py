@@ -51,14 +51,14 @@ def plan(
         workspace: bytes besides the results; None for a tenth of what eager takes.
     """
     (n, k), (c, d, _) = x.shape, weight.shape
+    copies = sum(
+        t.numel() * dtype.itemsize for t in (x, weight) if t.dtype != dtype
+    )  # eager's autocast has them
     if workspace is None:
-        eager = _EAGER_MATRICES * n * c * d * loss_dtype.itemsize
+        eager = _EAGER_MATRICES * n * c * d * loss_dtype.itemsize + copies
         workspace = max(eager // 10, _LEAST.get(x.device.type, 0))
-    fixed = 8 * n * d * 4  # statistics and losses
-    for operand in (x, weight):
-        if operand.dtype != dtype:  # autocast's copy; of few rows the weights' is larger than all else
-            fixed += operand.numel() * dtype.itemsize
-    free = max(workspace - fixed, workspace // 2)
+    fixed = copies + 8 * n * d * 4  # and statistics and losses
+    free = max(workspace - fixed, workspace // 16)  # of few rows, the weights' copy is larger than all else
     element = dtype.itemsize + scratch
     rows = _part(n, free, c * d * element)
     accumulates = weight.dtype == dtype and dtype.itemsize >= 4

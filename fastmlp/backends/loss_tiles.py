@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastmlp.backends.base import LossOptions
 
-_BLOCK = 1 << 20  # bytes of a block that stays in a core's cache through all passes
+_BLOCK = 1 << 22  # bytes of a block that stays in the cache through all passes, and has work for every core
 _PARTS = 4  # a block is at most this part of its tile
 
 
@@ -45,9 +45,7 @@ def loss_of_rows(
         else:
             index, total = _index_and_weight(t, weight, options, wide)
             weighted = total * (x.gather(1, index.unsqueeze(1)).squeeze(1) - peak)
-        torch.softmax(x, 1, out=x)
-        # The largest p is at least 1/C: its log never saturates, as that of a rare class' p would.
-        log_sum = x.amax(1).log_().neg_()
+        log_sum = _softmax(x, peak)
         loss = total * log_sum - weighted
         if not target.is_floating_point():
             ignored = t == options.ignore_index
@@ -61,6 +59,7 @@ def loss_of_rows(
             _subtract(x.mul_((upstream * total).unsqueeze(1)), a, t, total, 0, upstream, options)
             if wide != logits.dtype:
                 _rows(logits, rows).copy_(x)
+        del x, a  # before the next block is made
     return losses, stats
 
 
@@ -75,7 +74,7 @@ def loss_gradient(
     classes: int,
 ) -> None:
     """See `Backend.loss_gradient`."""
-    n, v, d = logits.shape
+    n, _, d = logits.shape
     wide = torch.promote_types(logits.dtype, torch.float32)
     for rows in _blocks(logits):
         x = _rows(logits, rows).to(wide)
@@ -91,6 +90,7 @@ def loss_gradient(
         _subtract(x, a, t, total, first, up, options)
         if wide != logits.dtype:
             _rows(logits, rows).copy_(x)
+        del x, a
 
 
 def _subtract(
@@ -120,21 +120,33 @@ def _index_and_weight(
 def _coefficients(
     target: Tensor, weight: Tensor | None, options: LossOptions, x: Tensor, first: int, classes: int
 ) -> Tensor:
-    """a_c = w_c ((1 - ε) t_c + ε / C) of the classes of ``x``, which start at ``first``; 0 in ignored rows."""
+    """a_c = w_c ((1 - ε) t_c + ε / C) of the classes of ``x``, from ``first`` on; 0 in ignored rows."""
     epsilon, last = options.label_smoothing, first + x.shape[1]
     if target.is_floating_point():
         a = torch.empty_like(x).copy_(target[:, first:last]).mul_(1 - epsilon)
         a.add_(epsilon / classes)
     else:
         kept = target != options.ignore_index
-        a = (kept * (epsilon / classes)).to(x.dtype).unsqueeze(1).expand(x.shape).contiguous()
+        a = (kept.to(x.dtype) * (epsilon / classes)).unsqueeze(1).expand(x.shape).contiguous()
         inside = kept & (target >= first) & (target < last)
         index = torch.where(inside, target - first, 0).unsqueeze(1)
-        a.scatter_add_(1, index, (inside * (1 - epsilon)).to(x.dtype).unsqueeze(1))
+        a.scatter_add_(1, index, (inside.to(x.dtype) * (1 - epsilon)).unsqueeze(1))
     if weight is not None:
         w = weight[first:last].to(x.dtype)
         a.mul_(w if x.dim() == 2 else w.unsqueeze(1))
     return a
+
+
+def _softmax(x: Tensor, peak: Tensor) -> Tensor:
+    """Softmax along the classes in place; returns lse - ``peak``, the maximum of ``x``."""
+    if x.dtype == torch.float64:  # of which ATen's softmax is good to 20 units in the last place
+        x.sub_(peak.unsqueeze(1)).exp_()
+        total = x.sum(1)
+        x.div_(total.unsqueeze(1))
+        return total.log_()
+    torch.softmax(x, 1, out=x)
+    # The largest p is at least 1/C: its log never saturates, as that of a rare class' p would.
+    return x.amax(1).log_().neg_()
 
 
 def _finite(peak: Tensor) -> Tensor:

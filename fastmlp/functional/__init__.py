@@ -1,7 +1,7 @@
 """Functional forms, with torch's own argument names and defaults."""
 
 from fastmlp.functional.linear import Layer, chain, linear_act, mlp
-from fastmlp.functional.linear_cross_entropy import linear_cross_entropy
+from fastmlp.functional.linear_loss import linear_cross_entropy
 from fastmlp.functional.loss import chain_cross_entropy, cross_entropy
 
 __all__ = [

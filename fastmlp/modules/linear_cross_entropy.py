@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.loss import _WeightedLoss
 
-from fastmlp.functional.linear_cross_entropy import linear_cross_entropy
+from fastmlp.functional.linear_loss import linear_cross_entropy
 
 if TYPE_CHECKING:
     from torch.nn import LinearCrossEntropyOptions
@@ -59,7 +59,7 @@ _Base: Any = getattr(nn, "LinearCrossEntropyLoss", _LinearCrossEntropyLoss)
 
 
 class LinearCrossEntropyLoss(_Base):  # type: ignore[misc]
-    """``torch.nn.LinearCrossEntropyLoss``, and the ``workspace`` of `fastmlp.functional.linear_cross_entropy`.
+    """``torch.nn.LinearCrossEntropyLoss``, and `fastmlp.functional.linear_cross_entropy`'s ``workspace``.
 
     Its state_dict has ``linear.weight`` (C * prod(out_features), in_features) and, with ``bias``,
     ``linear.bias``; and ``weight``, where class weights are given.

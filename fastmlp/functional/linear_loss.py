@@ -41,7 +41,7 @@ def linear_cross_entropy(
     options: LinearCrossEntropyOptions | None = None,
     workspace: int | None = None,
 ) -> Tensor:
-    """The cross-entropy of input linear_weightᵀ + linear_bias, as ``torch.nn.functional.linear_cross_entropy``.
+    """The cross-entropy of input linear_weightᵀ + linear_bias, as torch 2.14's function of that name.
 
     Many classes are computed in tiles (docs/linear_cross_entropy.md): a tenth of the memory that eager
     takes, with every argument. Gradients of ``weight`` or ``target``, derivatives of derivatives,
@@ -100,12 +100,17 @@ def linear_cross_entropy(
     logits_shape = (len(x), *shape[input.dim() - 1 :])
     dtype = backends.compute_dtype(x)
     loss_dtype = torch.float32 if dtype != input.dtype or _autocast(input) else input.dtype
-    check_loss(logits_shape, x.new_empty(0, dtype=loss_dtype), *_as_loss(target, weight, loss_dtype), loss_options)
+    check_loss(logits_shape, x, target, None if weight is None else weight.to(x.dtype), loss_options)
     c, k = len(linear_weight), x.shape[1]
-    if linear_weight.dim() == 2 and c <= backend.head_classes and backend is not _CPU:
-        if reduction != "none" and not probabilities:
-            layer = Layer(linear_weight, linear_bias)
-            return chain_cross_entropy(x, [layer], target, weight, loss_options)[0]
+    if (
+        backend is not _CPU
+        and c <= backend.head_classes
+        and linear_weight.dim() == 2
+        and reduction != "none"
+        and not probabilities
+        and (weight is None or weight.dtype == x.dtype)
+    ):
+        return chain_cross_entropy(x, [Layer(linear_weight, linear_bias)], target, weight, loss_options)[0]
     w = linear_weight.reshape(c, -1, k)
     b = None if linear_bias is None else linear_bias.reshape(c, -1)
     t = target.reshape(len(x), c, -1) if probabilities else target.reshape(len(x), -1).long()
@@ -128,7 +133,7 @@ def linear_cross_entropy(
     loss = LinearCrossEntropy.apply(job, x, w, b, t, weight)
     if reduction != "none":
         return loss
-    return loss.view(*input.shape[:-1], *linear_weight.shape[1:-1])
+    return loss.view((*input.shape[:-1], *linear_weight.shape[1:-1]))
 
 
 def _logits_shape(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> tuple[int, ...]:
@@ -209,6 +214,8 @@ def _backend(
 ) -> Backend | None:
     """Who computes it; None for torch's own ops, which take, or refuse, whatever is odd."""
     input, linear_weight, target, linear_bias, weight = tensors
+    if torch.compiler.is_compiling() or forward_ad._current_level >= 0:  # a Function has no jvp
+        return None
     if input.numel() == 0 or linear_weight.numel() == 0 or options.reduction not in _REDUCTIONS:
         return None
     if any(t is not None and t.requires_grad for t in (target, weight)) or not input.is_floating_point():
@@ -246,10 +253,8 @@ def _pays_on_cpu(
     if (
         not input.is_cpu
         or torch.Size(shape).numel() < _CPU_ELEMENTS
-        or torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or torch._C._are_functorch_transforms_active()  # an autograd.Function is opaque to these
-        or forward_ad._current_level >= 0
         or backends.compute_dtype(input) not in _CPU_DTYPES
     ):
         return False
@@ -263,10 +268,3 @@ def _pays_on_cpu(
 
 def _autocast(input: Tensor) -> bool:
     return input.dtype != torch.float64 and torch.is_autocast_enabled(input.device.type)
-
-
-def _as_loss(
-    target: Tensor, weight: Tensor | None, dtype: torch.dtype
-) -> tuple[Tensor, Tensor | None]:
-    """Target and weight as the loss sees them: autocast widens the weight."""
-    return target, weight if weight is None or weight.dtype == dtype else weight.detach().to(dtype)

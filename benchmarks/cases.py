@@ -49,6 +49,7 @@ class Case:
     work: Work
     build: Callable[[str], dict[str, Factory]] = field(repr=False)
     key: bool = False  # in the README's table, and in a quick report
+    memory: bool = False  # peak memory is measured too
 
     @property
     def precision(self) -> str:
@@ -83,7 +84,11 @@ def cases(device: str) -> Iterator[Case]:
             continue  # a CPU has no bfloat16 target but these
         for rows, classes in [(256, 10), (4096, 1000), (2048, 32000)] + half * [(4096, 128256)]:
             yield cross_entropy(rows, classes, dtype, key=True)
-        yield linear_cross_entropy(*((4096, 4096, 128256) if half else (512, 512, 32000)), dtype)
+        heads = (
+            [(4096, 4096, 128256), (8192, 4096, 128256)] if half else [(512, 512, 32000), (2048, 512, 32000)]
+        )
+        for sizes in heads:
+            yield linear_cross_entropy(*sizes, dtype)
         for shape in [(256, 784, 256), (4096, 1024, 1024)] + half * [(8192, 8192, 8192)]:
             modes = (COMPILED, AUTOTUNED) if shape[0] == 8192 else (COMPILED,)
             yield linear_relu(shape, dtype, backward=False, modes=modes, key=shape[0] == 8192)
@@ -265,10 +270,11 @@ def linear_cross_entropy(rows: int, features: int, classes: int, dtype: torch.dt
         def run(loss: Callable[..., Tensor]) -> Run:
             return Run(lambda: torch.autograd.grad(loss(x, w, y), (x, w)))
 
-        def of_torch() -> Run:
+        def of_torch(chunks: bool) -> Run:
             if not hasattr(F, "linear_cross_entropy"):
                 raise MissingPeerError(f"torch {torch.__version__} has none")
-            return run(F.linear_cross_entropy)
+            options = nn.LinearCrossEntropyOptions() if chunks else None
+            return run(lambda x, w, y: F.linear_cross_entropy(x, w, y, options=options))
 
         def liger() -> Run:
             package = peers.library("liger_kernel.transformers", "liger-kernel", device)
@@ -284,13 +290,14 @@ def linear_cross_entropy(rows: int, features: int, classes: int, dtype: torch.dt
         return {
             OURS: lambda: run(functional.linear_cross_entropy),
             **peers.of_torch(eager, device),
-            peers.TORCH_LINEAR: of_torch,
+            peers.TORCH_LINEAR: lambda: of_torch(chunks=False),
+            peers.TORCH_CHUNKS: lambda: of_torch(chunks=True),
             peers.LIGER: liger,
             peers.CUT: cut,
         }
 
     work = counts.linear_cross_entropy(rows, features, classes, dtype)
-    return Case(HEAD, f"{rows} x {features} -> {classes}", dtype, work, build)
+    return Case(HEAD, f"{rows} x {features} -> {classes}", dtype, work, build, memory=True)
 
 
 def linear_relu(

@@ -31,13 +31,14 @@ JAX = "JAX"
 LIGER = "Liger-Kernel"
 CUT = "cut-cross-entropy"
 TORCH_LINEAR = "F.linear_cross_entropy"
+TORCH_CHUNKS = "F.linear_cross_entropy, chunks"
 BOOK = "book's pipeline"
 BOOK_WORKERS = "book's pipeline, 4 workers"
 
 #: In the order of columns and colours, ours first.
 PEERS = (
     OURS, OURS_MODULES, *OURS_ENGINES.values(), EAGER, EAGER_FLOAT32, GRAPH, COMPILED, REDUCED, AUTOTUNED,
-    JAX, TORCH_LINEAR, LIGER, CUT, BOOK, BOOK_WORKERS,
+    JAX, TORCH_LINEAR, TORCH_CHUNKS, LIGER, CUT, BOOK, BOOK_WORKERS,
 )  # fmt: skip
 MODES = {COMPILED: "default", REDUCED: "reduce-overhead", AUTOTUNED: "max-autotune"}
 

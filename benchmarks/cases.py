@@ -52,7 +52,7 @@ class Case:
     build: Callable[[str], dict[str, Factory]] = field(repr=False)
     key: bool = False  # in the README's table, and in a quick report
     plans: dict[str, Work] = field(default_factory=dict)  # what it takes by each plan (`fastmlp.plans`)
-    memory: bool = False  # the peak is measured too
+    memory: bool = False  # peak memory is measured too
 
     @property
     def precision(self) -> str:
@@ -87,7 +87,11 @@ def cases(device: str) -> Iterator[Case]:
             continue  # a CPU has no bfloat16 target but these
         for rows, classes in [(256, 10), (4096, 1000), (2048, 32000)] + half * [(4096, 128256)]:
             yield cross_entropy(rows, classes, dtype, key=True)
-        yield linear_cross_entropy(*((8192, 4096, 128256) if half else (512, 512, 32000)), dtype)
+        heads = (
+            [(4096, 4096, 128256), (8192, 4096, 128256)] if half else [(512, 512, 32000), (2048, 512, 32000)]
+        )
+        for sizes in heads:
+            yield linear_cross_entropy(*sizes, dtype)
         for shape in [(256, 784, 256), (4096, 1024, 1024)] + half * [(8192, 8192, 8192)]:
             modes = (COMPILED, AUTOTUNED) if shape[0] == 8192 else (COMPILED,)
             yield linear_relu(shape, dtype, backward=False, modes=modes, key=shape[0] == 8192)
@@ -261,10 +265,11 @@ def linear_cross_entropy(rows: int, features: int, classes: int, dtype: torch.dt
         def run(loss: Callable[..., Tensor]) -> Run:
             return Run(lambda: torch.autograd.grad(loss(x, w, y), (x, w)))
 
-        def of_torch() -> Run:
+        def of_torch(chunks: bool) -> Run:
             if not hasattr(F, "linear_cross_entropy"):
                 raise MissingPeerError(f"torch {torch.__version__} has none")
-            return run(F.linear_cross_entropy)
+            options = nn.LinearCrossEntropyOptions() if chunks else None
+            return run(lambda x, w, y: F.linear_cross_entropy(x, w, y, options=options))
 
         def liger() -> Run:
             package = peers.library("liger_kernel.transformers", "liger-kernel", device)
@@ -280,7 +285,8 @@ def linear_cross_entropy(rows: int, features: int, classes: int, dtype: torch.dt
         return {
             OURS: lambda: run(functional.linear_cross_entropy),
             **peers.of_torch(eager, device),
-            peers.TORCH_LINEAR: of_torch,
+            peers.TORCH_LINEAR: lambda: of_torch(chunks=False),
+            peers.TORCH_CHUNKS: lambda: of_torch(chunks=True),
             peers.LIGER: liger,
             peers.CUT: cut,
         }

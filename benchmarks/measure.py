@@ -11,10 +11,16 @@ import torch
 from benchmarks import memory
 from benchmarks.cases import Case
 from benchmarks.floors import Ceilings
-from benchmarks.peers import EAGER, OURS, Factory
+from benchmarks.peers import CUT, EAGER, LIGER, OURS, TORCH_CHUNKS, Factory
 from benchmarks.timing import Run, interleave
 
-_MEASURED_MEMORY = (OURS, EAGER)  # compiling takes more memory than what is compiled
+_MEASURED_MEMORY = (
+    OURS,
+    EAGER,
+    TORCH_CHUNKS,
+    LIGER,
+    CUT,
+)  # compiling takes more memory than what is compiled
 Row = dict[str, Any]
 
 

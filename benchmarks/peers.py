@@ -34,13 +34,14 @@ LIGER = "Liger-Kernel"
 CUT = "cut-cross-entropy"
 TORCH_LINEAR = "F.linear_cross_entropy"
 TCNN = "tiny-cuda-nn"  # in fp16 without biases: it has neither bf16 nor a bias
+TORCH_CHUNKS = "F.linear_cross_entropy, chunks"
 BOOK = "book's pipeline"
 BOOK_WORKERS = "book's pipeline, 4 workers"
 
 #: In the order of columns and colours, ours first.
 PEERS = (
     OURS, OURS_MODULES, *OURS_ENGINES.values(), *OURS_PLANS.values(), EAGER, EAGER_FLOAT32, GRAPH, COMPILED,
-    REDUCED, AUTOTUNED, JAX, TORCH_LINEAR, LIGER, CUT, TCNN, BOOK, BOOK_WORKERS,
+    REDUCED, AUTOTUNED, JAX, TORCH_LINEAR, TORCH_CHUNKS, LIGER, CUT, TCNN, BOOK, BOOK_WORKERS,
 )  # fmt: skip
 OF_OURS = (OURS, OURS_MODULES, *OURS_ENGINES.values(), *OURS_PLANS.values())
 MODES = {COMPILED: "default", REDUCED: "reduce-overhead", AUTOTUNED: "max-autotune"}

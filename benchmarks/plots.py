@@ -40,6 +40,7 @@ _COLOURS = {
     peers.AUTOTUNED: "#8c2d04",
     peers.JAX: "#2f6fd0",
     peers.TORCH_LINEAR: "#b5838d",
+    peers.TORCH_CHUNKS: "#6d597a",
     peers.LIGER: "#8e5bd0",
     peers.CUT: "#c77dd8",
     peers.TCNN: "#d6336c",

@@ -158,7 +158,7 @@ class Session:
         effort = Effort(self._effort.rounds, self._effort.seconds, self._without)
         for case in found:
             if case.key or not self._quick:
-                self._row(part, str(case), partial(self._measure, case, effort))
+                self._row(part, str(case), partial(self._measure, case, effort, case.memory))
 
     def _measure(self, case: Case, effort: Effort, with_memory: bool = False) -> Row:
         assert self._ceilings is not None

@@ -157,12 +157,14 @@ def _cases(rows: Sequence[Row]) -> str:
     lines = []
     for row in rows:
         if row.get("error"):
-            lines.append([*_names(row), "-", f"error: {row['error']}", "-", "-"])
+            lines.append([*_names(row), "-", f"error: {row['error']}", "-", "-", ""])
         for i, peer in enumerate(_in_order(row["seconds"])):
             names = _names(row) if i == 0 else ["", "", ""]
             share = _share(row) if i == 0 else ""
-            lines.append([*names, peer, _time(row["seconds"][peer]), _ratio(row, peer), share])
-    return _table(["work", "size", "dtype", "by", "time", "×", "floor / time"], lines)
+            held = row.get("memory", {}).get(peer)
+            taken = "" if held is None else _bytes(held)
+            lines.append([*names, peer, _time(row["seconds"][peer]), _ratio(row, peer), share, taken])
+    return _table(["work", "size", "dtype", "by", "time", "×", "floor / time", "peak memory"], lines)
 
 
 def _plans(rows: Sequence[Row]) -> str:

@@ -6,7 +6,17 @@ GPU they run fused Triton kernels, on a CPU plain torch.
 
 from fastmlp import data, functional
 from fastmlp.engine import TrainStep
-from fastmlp.modules import MLP, Cost, CrossEntropyLoss, Dequantize, LinearAct, Sequential, cost, fuse
+from fastmlp.modules import (
+    MLP,
+    Cost,
+    CrossEntropyLoss,
+    Dequantize,
+    LinearAct,
+    LinearCrossEntropyLoss,
+    Sequential,
+    cost,
+    fuse,
+)
 from fastmlp.training import fit
 
 __version__ = "0.1.0"
@@ -16,6 +26,7 @@ __all__ = [
     "CrossEntropyLoss",
     "Dequantize",
     "LinearAct",
+    "LinearCrossEntropyLoss",
     "Sequential",
     "TrainStep",
     "cost",

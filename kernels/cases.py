@@ -383,6 +383,22 @@ def cross_entropy(
     return run
 
 
+def class_tile(dtype: torch.dtype, device: str = "meta", *, probabilities: bool = False) -> Run:
+    """The gradient over the logits of a quarter of the classes, as a linear cross-entropy makes it."""
+    rows, width, classes = 8192, 32064, 128256
+    logits = torch.empty(rows, width, 1, dtype=dtype, device=device).normal_()
+    if probabilities:
+        target = torch.empty(rows, classes, 1, dtype=dtype, device=device).fill_(1 / classes)
+    else:
+        target = torch.zeros(rows, 1, dtype=torch.int64, device=device)
+    stats = torch.ones(3, rows, device=device)
+    upstream = torch.ones((), device=device).expand(rows, 1)
+    options: dict[str, Any] = {"reduction": "none", "ignore_index": -100, "label_smoothing": 0.0}
+    return lambda: ce.backward(
+        upstream, logits, target, None, stats, None, logits, first=width, classes=classes, **options
+    )
+
+
 def _cross_entropy_cases() -> Iterator[Case]:
     def case(variant: str, dtype: str, sizes: tuple[int, int, int], **kwargs: Any) -> Case:
         return Case("cross_entropy", variant, dtype, cross_entropy(NUMERICS[dtype].storage, sizes, **kwargs))
@@ -400,6 +416,10 @@ def _cross_entropy_cases() -> Iterator[Case]:
         yield case(f"1 class {size}", "bf16", (sizes[0], 1, 1), reduction="sum", **every)
     yield case("10 classes uint8", "bf16", digits, index=torch.uint8)
     yield case("image 19 classes sum", "bf16", (4, 19, 256 * 256), reduction="sum")
+    for dtype in ("bf16", "fp32"):
+        yield Case("cross_entropy", "tile of classes", dtype, class_tile(NUMERICS[dtype].storage))
+    run = class_tile(torch.bfloat16, probabilities=True)
+    yield Case("cross_entropy", "tile of classes probabilities", "bf16", run)
 
 
 def _matrix(rows: int, cols: int, dtype: torch.dtype, device: str, transposed: bool = False) -> Tensor:

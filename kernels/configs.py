@@ -48,8 +48,8 @@ class TmaTile(Tile):
 # tiles of dX and dW in "linear_backward" are alike (f' in its prologue takes registers, so that has a
 # family of its own), "extra" is what takes yet more of them (an affine quantized input; a dropout's mask in
 # the backward's epilogue), "head" is the classifier head, "update" dW with the optimizer behind it, "epoch"
-# the persistent kernel, all of whose phases have one tile. "matmul" is the forward by TMA and "matmul_backward"
-# dX and dW alike; they are there where TMA and tensor cores are.
+# the persistent kernel, all of whose phases have one tile. "matmul" is the forward by TMA,
+# "matmul_backward" dX and dW alike; they are there where TMA and tensor cores are.
 Key = tuple[str, str, str, str]
 
 TMA_FAMILIES = ("matmul", "matmul_backward")
@@ -176,7 +176,7 @@ def _mlp_rows() -> Iterator[tuple[Key, Tile]]:
     """Whole nets: the largest tiles that neither spill nor overflow the shared memory.
 
     BLOCK_N is a block of features, BLOCK_K one of the input's; in mlp_gradients of examples. Two stages load
-    the next layer's weights while this one multiplies. Past 128 features their registers are the activations'.
+    the next layer's weights while this one multiplies. Past 128 features those registers hold activations.
     """
     for arch in ARCHITECTURES:
         blackwell = arch == "sm_100"

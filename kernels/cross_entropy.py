@@ -147,7 +147,7 @@ def cross_entropy_backward_kernel(
     grad_ptr, stride_gn, stride_gd,  # upstream: (N, D), or one number with strides of 0
     denominator_ptr,
     dx_ptr, stride_dn, stride_dc, stride_dd,
-    num_rows, C, D,
+    num_rows, C, D, first, width,  # the logits are those of classes first .. first + width
     ignore_index, smoothing,
     PROBABILITIES: tl.constexpr,
     REDUCE: tl.constexpr,
@@ -155,12 +155,13 @@ def cross_entropy_backward_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    blocks = tl.cdiv(C, BLOCK_C)
+    blocks = tl.cdiv(width, BLOCK_C)
     rows = tl.program_id(0) // blocks * BLOCK_M + tl.arange(0, BLOCK_M)
-    cols = tl.program_id(0) % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    local = tl.program_id(0) % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    cols = first + local
     ok = rows < num_rows
-    inside = ok[:, None] & (cols[None, :] < C)
-    col_offsets = cols[None, :].to(tl.int64)
+    inside = ok[:, None] & (local[None, :] < width)
+    col_offsets = local[None, :].to(tl.int64)
     m = tl.load(stats_ptr + rows, mask=ok, other=0.0)
     log_sum = tl.load(stats_ptr + num_rows.to(tl.int64) + rows, mask=ok, other=0.0)
     coefficient = tl.load(stats_ptr + 2 * num_rows.to(tl.int64) + rows, mask=ok, other=0.0)
@@ -171,7 +172,8 @@ def cross_entropy_backward_kernel(
 
     t_row = t_ptr + _row_offsets(rows, D, stride_tn, stride_td)
     if PROBABILITIES:
-        t = tl.load(t_row[:, None] + col_offsets * stride_tc, mask=inside, other=0.0).to(tl.float32)
+        t = tl.load(t_row[:, None] + cols[None, :].to(tl.int64) * stride_tc, mask=inside, other=0.0)
+        t = t.to(tl.float32)
         a = probability_coefficients(t, cols, C, w_ptr, stride_w, smoothing, HAS_WEIGHT)
     else:
         target, ignored, _ = load_targets(t_row, ok, C, ignore_index)
@@ -196,11 +198,12 @@ def forward(
     ignore_index: int,
     label_smoothing: float,
     z_loss: float,
+    loss_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss, (N, D) for reduction "none", else a scalar; and what the backward needs of it.
 
     That is each row's max, log-sum and coefficient of p, (3, rows) float32; and the number that a
-    reduced loss was divided by, on the device.
+    reduced loss was divided by, on the device. The loss is in the logits' dtype if no other is asked for.
 
     logits (N, C, D), target (N, D) class indices or (N, C, D) probabilities, weight (C,); any
     strides; N, C and D are not 0. One launch, two for a reduction over many elements.
@@ -212,7 +215,7 @@ def forward(
     # A coefficient for every element besides the logit, and the registers hold an eighth of the rows.
     block_c, block_m, warps = _blocks(c, 512 if probabilities or label_smoothing > 0 else 4096)
     programs = 1 if reduce and rows * max(c, block_c) <= _ONE_PROGRAM else cdiv(rows, block_m)
-    loss = torch.empty((n, d) if not reduce else (), device=logits.device, dtype=logits.dtype)
+    loss = torch.empty((n, d) if not reduce else (), device=logits.device, dtype=loss_dtype or logits.dtype)
     stats = torch.empty((3, rows), device=logits.device, dtype=torch.float32)
     sums = torch.empty(2 * programs + 1, device=logits.device, dtype=torch.float32)
     partial, denominator = sums[1:], sums[0]
@@ -254,16 +257,19 @@ def backward(
     target: Tensor,
     weight: Tensor | None,
     stats: Tensor,
-    denominator: Tensor,
+    denominator: Tensor | None,
     out: Tensor,
     *,
     reduction: str,
     ignore_index: int,
     label_smoothing: float,
+    first: int = 0,
+    classes: int | None = None,
 ) -> None:
     """Write the logits' gradient to ``out`` (N, C, D), which may be the logits themselves. One launch.
 
-    grad (N, D) for reduction "none", else a scalar.
+    grad (N, D) for reduction "none", which needs no denominator; else a scalar. The logits may be those
+    of some ``classes`` alone, from ``first`` on; target, weight and stats are of all.
     """
     n, c, d = logits.shape
     reduce = reduction != "none"
@@ -278,7 +284,7 @@ def backward(
         grad, *((0, 0) if reduce else grad.stride()),
         denominator,
         out, *out.stride(),
-        n * d, c, d,
+        n * d, classes or c, d, first, c,
         ignore_index, float(label_smoothing),
         PROBABILITIES=target.dim() == 3,
         REDUCE=reduce,

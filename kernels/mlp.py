@@ -138,7 +138,7 @@ def hidden_layers(
             z, biases[0], HAS_BIAS[0], slopes[0], STRIDE_SLOPE[0], slope, saved_ptr, 0, rows, features, M,
             WIDTHS[1], TOTAL, RAGGED, ACT, SAVE, SAVE_Z, DTYPE,
         )  # fmt: skip
-        h = h + (y,)
+        h = h + (y,)  # type: ignore[assignment]
     for layer in range(1, HIDDEN):
         n = pick(WIDTHS, layer + 1)
         k = pick(WIDTHS, layer)
@@ -152,7 +152,7 @@ def hidden_layers(
                 slope, saved_ptr, tl.multiple_of(pick(OFFSETS, layer), 16), rows, features, M, n, TOTAL,
                 RAGGED, ACT, SAVE, SAVE_Z, DTYPE,
             )  # fmt: skip
-            following = following + (y,)
+            following = following + (y,)  # type: ignore[assignment]
         h = following
     return h
 

@@ -7,8 +7,8 @@
 and writes each dZ once, beside the saved matrices' layout (M, TOTAL). With RECOMPUTE the forward saved
 nothing: the kernel runs it again first and writes what it will read.
 
-`mlp_gradients_kernel` then forms every dW = dZᵀ X with db in one grid over all tiles of all layers. They go to
-one flat buffer, of which the gradients are views; a long batch is split, each split has a row of a
+`mlp_gradients_kernel` then forms every dW = dZᵀ X with db in one grid over all tiles of all layers. They go
+to one flat buffer, of which the gradients are views; a long batch is split, each split has a row of a
 workspace, and `sum_splits_kernel` adds the rows first to last: no atomics, the same bits every time.
 """
 
@@ -138,7 +138,7 @@ def mlp_backward_kernel(
             acc, saved_ptr, dz_ptr, slopes[LAST - 1], STRIDE_SLOPE[LAST - 1], slope, rows, features,
             OFFSETS[LAST - 1], M, WIDTH, TOTAL, RAGGED, ACT, DTYPE,
         )  # fmt: skip
-        d = d + (dz,)
+        d = d + (dz,)  # type: ignore[assignment]
     for step in range(1, LAST):
         layer = LAST - step  # dZ of its output is d; that of its input follows
         n = pick(WIDTHS, layer + 1)
@@ -152,7 +152,7 @@ def mlp_backward_kernel(
                 grad, saved_ptr, dz_ptr, pick(slopes, layer - 1), pick(STRIDE_SLOPE, layer - 1), slope,
                 rows, features, tl.multiple_of(pick(OFFSETS, layer - 1), 16), M, k, TOTAL, RAGGED, ACT, DTYPE,
             )  # fmt: skip
-            following = following + (dz,)
+            following = following + (dz,)  # type: ignore[assignment]
         d = following
     if NEED_INPUT:
         for start in range(0, WIDTHS[0], BLOCK_K):
@@ -261,7 +261,8 @@ def mlp_gradients_kernel(
         gradient_tile(
             pid - pick(TILES, layer), split, rows_per_split, num_splits, M,
             pick(WIDTHS, layer + 1), pick(WIDTHS, layer),
-            dz_ptr + offset, TOTAL, 1, saved_ptr + offset, TOTAL, pick(slopes, layer), pick(STRIDE_SLOPE, layer),
+            dz_ptr + offset, TOTAL, 1, saved_ptr + offset, TOTAL,
+            pick(slopes, layer), pick(STRIDE_SLOPE, layer),
             saved_ptr + x_offset, TOTAL, 1, pick(slopes, layer - 1), pick(STRIDE_SLOPE, layer - 1), slope,
             grads_ptr, tl.multiple_of(pick(PLACES, layer), 16), dslopes_ptr, offset, workspace_ptr,
             SIZE, SLOPES, MASK, X_ACT, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
@@ -290,6 +291,8 @@ def sum_splits_kernel(
 
 
 _SUM_BLOCK = 1024
+#: The network's constants that `mlp_gradients_kernel` takes.
+_OF_GRADIENTS = ("WIDTHS", "OFFSETS", "STRIDE_SLOPE", "ACT", "SAVE_Z", "DTYPE", "PRECISION")
 
 
 class Gradients(NamedTuple):
@@ -379,7 +382,7 @@ def _parameter_gradients(
         PLACES=tuple(places),
         SIZE=size,
         SLOPES=slopes,
-        **{k: constants[k] for k in ("WIDTHS", "OFFSETS", "STRIDE_SLOPE", "ACT", "SAVE_Z", "DTYPE", "PRECISION")},
+        **{name: constants[name] for name in _OF_GRADIENTS},
         BLOCK_M=tile.BLOCK_M,
         BLOCK_N=tile.BLOCK_N,
         BLOCK_K=tile.BLOCK_K,

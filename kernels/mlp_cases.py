@@ -28,7 +28,7 @@ def mlp(
     part: str = "training",
     bias: bool = True,
 ) -> Callable[[], Any]:
-    """``part`` of a network: "inference", "forward" (which saves), "backward" or "recompute"; "training" is both."""
+    """A "forward" (which saves), "inference", "backward" or "recompute" of a net; "training" is both."""
     storage, dtype, precision = numerics
 
     def random(*shape: int, dtype: torch.dtype = storage) -> Tensor:

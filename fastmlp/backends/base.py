@@ -178,6 +178,45 @@ class Backend(ABC):
         """Write the logits' gradient to ``out``, which may be the logits. ``grad`` is the loss' shape."""
 
     @abstractmethod
+    def loss_of_rows(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        options: LossOptions,
+        upstream: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Each row's loss (N, D), in float32 or better, and statistics for `loss_gradient`.
+
+        Arguments as `cross_entropy`'s, without its reduction and z-loss; the logits are this call's to
+        write over. With ``upstream``, a scalar, they become the gradient of that many losses each.
+        """
+
+    @abstractmethod
+    def loss_gradient(
+        self,
+        logits: Tensor,
+        first: int,
+        target: Tensor,
+        weight: Tensor | None,
+        stats: Tensor,
+        upstream: Tensor,
+        options: LossOptions,
+        classes: int,
+    ) -> None:
+        """Write the logits' gradient over logits (N, V, D) of the classes from ``first`` on.
+
+        ``upstream`` is (N, D) in any strides; target, weight and stats are those of all ``classes``.
+        """
+
+    @abstractmethod
+    def loss_scratch(self, dtype: torch.dtype, dense: bool) -> float:
+        """How much `loss_of_rows` and `loss_gradient` allocate: bytes an element of logits in ``dtype``.
+
+        ``dense``: for probability targets or label smoothing.
+        """
+
+    @abstractmethod
     def head(
         self,
         h: Tensor,

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastmlp.activations import NONE, Act
+from fastmlp.backends import loss_tiles
 from fastmlp.backends.base import (
     Backend,
     Dropout,
@@ -176,6 +177,35 @@ class TorchBackend(Backend):
         if options.reduction == "none":
             return losses, grad
         return losses.sum() if total is None else losses.sum() / total, grad
+
+    def loss_of_rows(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        options: LossOptions,
+        upstream: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """See `Backend.loss_of_rows`."""
+        return loss_tiles.loss_of_rows(logits, target, weight, options, upstream)
+
+    def loss_gradient(
+        self,
+        logits: Tensor,
+        first: int,
+        target: Tensor,
+        weight: Tensor | None,
+        stats: Tensor,
+        upstream: Tensor,
+        options: LossOptions,
+        classes: int,
+    ) -> None:
+        """See `Backend.loss_gradient`."""
+        loss_tiles.loss_gradient(logits, first, target, weight, stats, upstream, options, classes)
+
+    def loss_scratch(self, dtype: torch.dtype, dense: bool) -> float:
+        """See `Backend.loss_scratch`."""
+        return loss_tiles.scratch(dtype, dense)
 
     def head(
         self,

@@ -64,8 +64,7 @@ class TritonBackend(Backend):
     ) -> tuple[Tensor, Tensor | None]:
         """See `Backend.linear_act`."""
         precision = _precision(dtype)
-        plain = isinstance(x, Tensor) and dropout is None  # of the others the pointer kernel alone knows
-        if plain:
+        if isinstance(x, Tensor) and dropout is None:  # of the others the pointer kernel alone knows
             ways = decisions.order("forward", x, weight, dtype, precision, x.shape[0])
             way = ways[0]
             if way == TMA:
@@ -169,6 +168,53 @@ class TritonBackend(Backend):
             ignore_index=options.ignore_index,
             label_smoothing=options.label_smoothing,
         )
+
+    def loss_of_rows(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        options: LossOptions,
+        upstream: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """See `Backend.loss_of_rows`."""
+        rows = options._replace(reduction="none")._asdict()
+        loss, stats, _ = loss_kernels.forward(logits, target, weight, loss_dtype=torch.float32, **rows)
+        if upstream is not None:
+            each = upstream.expand(loss.shape)
+            self.loss_gradient(logits, 0, target, weight, stats, each, options, logits.shape[1])
+        return loss, stats
+
+    def loss_gradient(
+        self,
+        logits: Tensor,
+        first: int,
+        target: Tensor,
+        weight: Tensor | None,
+        stats: Tensor,
+        upstream: Tensor,
+        options: LossOptions,
+        classes: int,
+    ) -> None:
+        """See `Backend.loss_gradient`."""
+        loss_kernels.backward(
+            upstream,
+            logits,
+            target,
+            weight,
+            stats,
+            None,
+            logits,
+            reduction="none",
+            ignore_index=options.ignore_index,
+            label_smoothing=options.label_smoothing,
+            first=first,
+            classes=classes,
+        )
+
+    def loss_scratch(self, dtype: torch.dtype, dense: bool) -> float:
+        """See `Backend.loss_scratch`."""
+        return 0
 
     def head(
         self,

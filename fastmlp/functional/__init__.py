@@ -2,7 +2,8 @@
 
 from fastmlp.backends.base import Quantized
 from fastmlp.functional.linear import Layer, chain, linear_act, mlp
-from fastmlp.functional.loss import chain_cross_entropy, cross_entropy, linear_cross_entropy
+from fastmlp.functional.linear_loss import linear_cross_entropy
+from fastmlp.functional.loss import chain_cross_entropy, cross_entropy
 
 __all__ = [
     "Layer",

@@ -70,7 +70,7 @@ def mlp(
 ) -> Tensor:
     """Linear layers with ``activation`` between them, and ``output_activation`` after the last.
 
-    On a GPU a net whose hidden layers are at most 256 wide may run whole, in one kernel; see docs/whole_nets.md.
+    On a GPU a net whose hidden layers are narrow may run whole, in one kernel; see docs/whole_nets.md.
 
     Args:
         input: (..., K), or a `Quantized`; see `linear_act`.

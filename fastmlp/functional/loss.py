@@ -191,36 +191,6 @@ def _fits_head(
     )
 
 
-def linear_cross_entropy(
-    input: Tensor,
-    linear_weight: Tensor,
-    target: Tensor,
-    *,
-    linear_bias: Tensor | None = None,
-    weight: Tensor | None = None,
-    reduction: str = "mean",
-    ignore_index: int = -100,
-    label_smoothing: float = 0.0,
-) -> Tensor:
-    """The cross-entropy of input linear_weightᵀ + linear_bias.
-
-    Args:
-        input: (N, K).
-        linear_weight: (C, K).
-        target: class indices (N,), or probabilities (N, C).
-        linear_bias: (C,).
-        weight: of the classes, (C,).
-        reduction: see `cross_entropy`.
-        ignore_index: see `cross_entropy`.
-        label_smoothing: see `cross_entropy`.
-
-    Raises:
-        ValueError, TypeError, RuntimeError, IndexError: as `linear_act` and `cross_entropy`.
-    """
-    options = LossOptions(ignore_index, reduction, label_smoothing)
-    return chain_cross_entropy(input, [Layer(linear_weight, linear_bias)], target, weight, options)[0]
-
-
 def _widened(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 

@@ -4,8 +4,19 @@ from fastmlp.modules.cost import Cost, cost
 from fastmlp.modules.dequantize import Dequantize
 from fastmlp.modules.fuse import fuse
 from fastmlp.modules.linear_act import LinearAct
+from fastmlp.modules.linear_cross_entropy import LinearCrossEntropyLoss
 from fastmlp.modules.loss import CrossEntropyLoss
 from fastmlp.modules.mlp import MLP
 from fastmlp.modules.sequential import Sequential
 
-__all__ = ["MLP", "Cost", "CrossEntropyLoss", "Dequantize", "LinearAct", "Sequential", "cost", "fuse"]
+__all__ = [
+    "MLP",
+    "Cost",
+    "CrossEntropyLoss",
+    "Dequantize",
+    "LinearAct",
+    "LinearCrossEntropyLoss",
+    "Sequential",
+    "cost",
+    "fuse",
+]

@@ -27,9 +27,12 @@ def test_narrow_deep_nets_are_whole_and_wide_ones_are_not() -> None:
 
 
 def test_what_fits() -> None:
-    assert choice.whole_fits((3, 64, 64, 1), "ieee") and not choice.whole_fits((3, 65, 1), "ieee")
-    assert choice.whole_fits((3, 128, 1), "tf32") and not choice.whole_fits((3, 129, 1), "tf32")
-    assert choice.whole_fits((3, 256, 1), "half") and not choice.whole_fits((3, 257, 1), "half")
+    assert choice.whole_fits((3, 64, 64, 1), "ieee")
+    assert not choice.whole_fits((3, 65, 1), "ieee")
+    assert choice.whole_fits((3, 128, 1), "tf32")
+    assert not choice.whole_fits((3, 129, 1), "tf32")
+    assert choice.whole_fits((3, 256, 1), "half")
+    assert not choice.whole_fits((3, 257, 1), "half")
     assert not choice.whole_fits((64, 64), "half")
     assert choice.whole_fits((5000, 16, 5000), "half")
     mixed = [Dense(8, 8, act="relu"), Dense(8, 8, act="tanh"), Dense(8, 8)]

@@ -168,14 +168,16 @@ def test_infinities_stay_in_their_row(device: str) -> None:
     y, _, _ = mlp_forward(x, net, save=False, keep_z=False)
     theirs, _ = reference(x, net, acts, torch.zeros_like(y), torch.float32)
     torch.testing.assert_close(y, theirs.detach(), equal_nan=True, rtol=1e-5, atol=1e-5)
-    assert torch.isfinite(y[:7]).all() and torch.isfinite(y[8:]).all()
+    assert torch.isfinite(y[:7]).all()
+    assert torch.isfinite(y[8:]).all()
 
 
 def test_inference_writes_the_output_alone(device: str) -> None:
     x, net, _ = draw(random.Random(2), "gelu", torch.float32, device, [8, MAX_WIDTH, 3])
     with record_launches() as launches:
         y, saved, z = mlp_forward(x, net, save=False, keep_z=False)
-    assert saved is None and z is None
+    assert saved is None
+    assert z is None
     written = [a for a in launches[0].args if isinstance(a, Tensor) and a.data_ptr() == y.data_ptr()]
     assert len(written) == 1
 
@@ -186,9 +188,12 @@ def test_what_needs_no_gradient_is_not_computed(device: str) -> None:
     net = net._replace(out_act="none")
     with record_launches() as launches:
         found = mlp_backward(grad, x, net, None, None, need_input=True, need_params=False)
-    assert len(launches) == 1 and found.input is not None and not found.weights
+    assert len(launches) == 1
+    assert found.input is not None
+    assert not found.weights
     found = mlp_backward(grad, x, net, None, None, need_input=False, need_params=True)
-    assert found.input is None and len(found.weights) == 3
+    assert found.input is None
+    assert len(found.weights) == 3
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), 1e30, -1e30, 0.0])

@@ -148,4 +148,5 @@ def test_a_quantized_input_is_named() -> None:
     found = fastmlp.cost(net, 32, device="h200")
     assert found.not_counted == ("0 (Dequantize)",)
     (choice,) = found.choices
-    assert choice.plan == "layers" and "quantized" in choice.why
+    assert choice.plan == "layers"
+    assert "quantized" in choice.why

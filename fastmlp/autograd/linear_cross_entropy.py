@@ -1,0 +1,279 @@
+"""Linear layer and softmax cross-entropy as one autograd node whose logits never exist whole.
+
+`fastmlp.autograd.tiling` says in which tiles they are made. A reduced loss forms what the sweep over rows
+gives (dX, and in float32 dW) already in the forward, which has the logits at hand; the upstream gradient,
+one number, comes in the backward. What is missing then, or was handed out by an earlier backward, or has
+an upstream gradient for every row, the backward makes from the logits computed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastmlp.autograd.chain import differentiable_grads
+from fastmlp.autograd.cross_entropy import reference_loss
+from fastmlp.autograd.tiling import Plan
+from fastmlp.backends import products
+from fastmlp.backends.base import Backend, LossOptions, Scale
+
+#: float16 gradients of a loss divided by its rows would vanish before the loss' scale reaches them.
+_HALF_UNIT = 256.0
+
+
+@dataclass(frozen=True)
+class LinearLoss:
+    """What is computed: everything but the tensors that have gradients of their own."""
+
+    backend: Backend
+    plan: Plan
+    options: LossOptions
+    dtype: torch.dtype  # of the products
+    loss_dtype: torch.dtype  # of the result
+
+
+@dataclass
+class Grads:
+    """dX (N, K), dW (C, D, K) and db (C, D); None where not asked for, or not yet made."""
+
+    input: Tensor | None = None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+
+    def scale_(self, factor: Tensor) -> None:
+        """Multiply all of them in place."""
+        if factor.is_cpu and bool(factor == 1):
+            return
+        for grad in (self.input, self.weight, self.bias):
+            if grad is not None:
+                grad.mul_(factor.view(1))  # not a scalar, which would be rounded to 16 bits first
+
+
+@dataclass(frozen=True)
+class Work:
+    """The tensors of one forward or backward, the operands in the products' dtype."""
+
+    job: LinearLoss
+    x: Tensor  # (N, K)
+    weight: Tensor  # (C, D, K)
+    bias: Tensor | None  # (C, D)
+    target: Tensor  # (N, D), or (N, C, D)
+    class_weight: Tensor | None  # (C,)
+
+    @staticmethod
+    def of(job: LinearLoss, x: Tensor, weight: Tensor, bias: Tensor | None, *target: Any) -> Work:
+        """With ``x``, ``weight`` and ``bias`` cast as autocast casts them."""
+        bias = None if bias is None else bias.to(job.dtype)
+        return Work(job, x.to(job.dtype), weight.to(job.dtype), bias, *target)
+
+    def losses(
+        self, upstream: Tensor | None, grads: Grads, accumulated: Tensor | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The rows' losses (N, D) and each tile's statistics; with ``upstream``, a scalar, gradients too."""
+        losses, stats = [], []
+        for rows, tile, logits in self._row_tiles():
+            part = (logits, self.target[rows], self.class_weight, self.job.options, upstream)
+            loss, stat = self.job.backend.loss_of_rows(*part)
+            losses.append(loss)
+            stats.append(stat)
+            if upstream is not None:
+                self._add(rows, tile, grads, accumulated)
+        return (losses[0] if len(losses) == 1 else torch.cat(losses)), stats
+
+    def sweep_rows(
+        self, stats: list[Tensor], upstream: Tensor, grads: Grads, accumulated: Tensor | None
+    ) -> None:
+        """Gradients from logits computed again; ``upstream`` (N, D)."""
+        c = len(self.weight)
+        for i, (rows, tile, logits) in enumerate(self._row_tiles()):
+            part = (self.target[rows], self.class_weight, stats[i], upstream[rows], self.job.options, c)
+            self.job.backend.loss_gradient(logits, 0, *part)
+            self._add(rows, tile, grads, accumulated)
+
+    def sweep_classes(
+        self, stats: list[Tensor], upstream: Tensor, grads: Grads, accumulated: Tensor | None
+    ) -> None:
+        """dW and db, a tile of classes at a time, each complete; ``upstream`` (N, D)."""
+        (n, _), (c, d, k) = self.x.shape, self.weight.shape
+        whole = stats[0] if len(stats) == 1 else torch.cat(stats, 1)
+        size = self.job.plan.classes
+        buffer = self.x.new_empty(n * size * d)
+        for first in range(0, c, size):
+            classes = slice(first, min(first + size, c))
+            weight = self.weight[classes].reshape(-1, k)
+            tile = buffer[: n * len(weight)].view(n, -1)
+            bias = None if self.bias is None else self.bias[classes].reshape(-1)
+            products.logits(self.x, weight, bias, tile)
+            part = (self.target, self.class_weight, whole, upstream, self.job.options, c)
+            self.job.backend.loss_gradient(tile.view(n, -1, d), first, *part)
+            if grads.weight is not None:
+                out = grads.weight[classes].view(-1, k)
+                products.weight_gradient(tile, self.x, out, accumulate=False)
+            if accumulated is not None:
+                torch.sum(tile, 0, dtype=accumulated.dtype, out=accumulated[classes].view(-1))
+
+    def _row_tiles(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Rows, and their logits as (rows, C * D) and as (rows, C, D)."""
+        (n, _), (c, d, k) = self.x.shape, self.weight.shape
+        size = self.job.plan.rows
+        weight, bias = self.weight.reshape(-1, k), None if self.bias is None else self.bias.reshape(-1)
+        buffer = self.x.new_empty(size, c * d)
+        for first in range(0, n, size):
+            rows = slice(first, min(first + size, n))
+            tile = buffer[: rows.stop - first]
+            products.logits(self.x[rows], weight, bias, tile)
+            yield rows, tile, tile.view(-1, c, d)
+
+    def _add(self, rows: slice, dlogits: Tensor, grads: Grads, accumulated: Tensor | None) -> None:
+        """What these rows give to the gradients."""
+        k, more = self.x.shape[1], rows.start > 0
+        if grads.input is not None:
+            products.input_gradient(dlogits, self.weight.reshape(-1, k), grads.input[rows])
+        if grads.weight is not None:
+            products.weight_gradient(dlogits, self.x[rows], grads.weight.view(-1, k), accumulate=more)
+        if accumulated is not None:
+            total = dlogits.sum(0, dtype=accumulated.dtype).view_as(accumulated)
+            if more:
+                accumulated.add_(total)
+            else:
+                accumulated.copy_(total)
+
+
+def denominator(
+    target: Tensor, weight: Tensor | None, options: LossOptions, classes: int, wide: torch.dtype
+) -> Tensor:
+    """What a loss of reduction "mean" is divided by; a scalar."""
+    if target.is_floating_point():
+        return torch.full((), target.numel() // classes, dtype=wide, device=target.device)
+    kept = target != options.ignore_index
+    if weight is None:
+        return kept.sum(dtype=wide)
+    known = kept & (target >= 0) & (target < classes)  # an index that is no class must not be an address
+    return torch.where(known, weight.to(wide)[torch.where(known, target, 0)], 0.0).sum()
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """x (N, K), weight (C, D, K), bias (C, D), target (N, D) or (N, C, D) to a loss: (N, D), or a scalar."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        job: LinearLoss,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target: Tensor,
+        class_weight: Tensor | None,
+    ) -> Tensor:
+        """Keeps three floats a row, and the gradients that the logits at hand give."""
+        work = Work.of(job, x, weight, bias, target, class_weight)
+        needs = ctx.needs_input_grad[1:4]
+        options, one = job.options, torch.ones((), dtype=_wide(job), device=x.device)
+        reduce = options.reduction != "none"
+        total = one
+        if options.reduction == "mean":
+            total = denominator(target, class_weight, options, len(weight), one.dtype)
+        share = Scale(one, total).value()
+        half = job.dtype == torch.float16
+        unit = torch.full_like(one, _HALF_UNIT) if half else share
+        # The sweep over rows gives the parameters' gradients too, or leaves them to the one over classes.
+        now = (needs[0], *((need and not job.plan.classes) for need in needs[1:]))
+        form = reduce and any(now)
+        grads, accumulated = _empty_grads(x, weight, bias, now if form else (False, False, False), one.dtype)
+        losses, stats = work.losses(unit if form else None, grads, accumulated)
+        _finish_bias(grads, bias, accumulated)
+        ctx.job, ctx.grads = job, grads
+        ctx.save_for_backward(x, weight, bias, target, class_weight, share, *(stats if any(needs) else ()))
+        return (losses.sum() / total if reduce else losses).to(job.loss_dtype)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """The kept gradients times the upstream one; else, and for every row its own, they are made here."""
+        x, weight, bias, target, class_weight, share, *stats = ctx.saved_tensors
+        job, needs = ctx.job, ctx.needs_input_grad[1:4]
+        if torch.is_grad_enabled() or _is_batched(upstream):
+            with torch.enable_grad():
+                loss = reference(job, x, weight, bias, target, class_weight)
+            again = differentiable_grads(loss, (x, weight, bias), needs, upstream)
+            return None, *again, None, None
+        done, ctx.grads = ctx.grads, Grads()
+        reduce = job.options.reduction != "none"
+        wide = upstream.to(share.dtype)
+        if reduce:
+            done.scale_(wide * share / _HALF_UNIT if job.dtype == torch.float16 else wide)
+        missing = [need and grad is None for need, grad in zip(needs, (done.input, done.weight, done.bias))]
+        if any(missing):
+            work = Work.of(job, x, weight, bias, target, class_weight)
+            rows = (len(x), weight.shape[1])
+            each = (wide * share).expand(rows) if reduce else wide
+            grads, accumulated = _empty_grads(x, weight, bias, missing, share.dtype)
+            later = bool(job.plan.classes)
+            params = replace(grads, input=None)
+            if missing[0] or not later:
+                first = Grads(grads.input) if later else grads
+                work.sweep_rows(stats, each, first, None if later else accumulated)
+            if later and any(missing[1:]):
+                work.sweep_classes(stats, each, params, accumulated)
+            _finish_bias(grads, bias, accumulated)
+            done = Grads(
+                grads.input if done.input is None else done.input,
+                grads.weight if done.weight is None else done.weight,
+                grads.bias if done.bias is None else done.bias,
+            )
+        return None, done.input, done.weight, done.bias, None, None
+
+
+def reference(
+    job: LinearLoss,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    class_weight: Tensor | None,
+) -> Tensor:
+    """The same by torch's own differentiable ops."""
+    c, d, _ = weight.shape
+    flat = None if bias is None else bias.to(job.dtype).reshape(-1)
+    logits = F.linear(x.to(job.dtype), weight.to(job.dtype).flatten(0, 1), flat).view(-1, c, d)
+    logits = logits.to(job.loss_dtype)
+    class_weight = None if class_weight is None else class_weight.to(logits.dtype)
+    if target.is_floating_point():
+        target = target.to(logits.dtype)
+    if d > 1:
+        return reference_loss(logits, target, class_weight, job.options)
+    loss = reference_loss(logits.squeeze(2), target.squeeze(-1), class_weight, job.options)
+    return loss.unsqueeze(1) if job.options.reduction == "none" else loss
+
+
+def _wide(job: LinearLoss) -> torch.dtype:
+    return torch.promote_types(job.dtype, torch.float32)
+
+
+def _empty_grads(
+    x: Tensor, weight: Tensor, bias: Tensor | None, needs: Any, wide: torch.dtype
+) -> tuple[Grads, Tensor | None]:
+    """Memory for the gradients that are needed; and a wide one for the bias', which is summed over rows."""
+
+    def like(tensor: Tensor) -> Tensor:
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+
+    accumulated = None
+    if needs[2] and bias is not None:
+        accumulated = torch.empty(bias.shape, dtype=wide, device=bias.device)
+    return Grads(like(x) if needs[0] else None, like(weight) if needs[1] else None), accumulated
+
+
+def _finish_bias(grads: Grads, bias: Tensor | None, accumulated: Tensor | None) -> None:
+    if bias is not None and accumulated is not None:
+        grads.bias = accumulated.to(bias.dtype)
+
+
+def _is_batched(upstream: Tensor) -> bool:
+    """Whether autograd runs under vmap (``is_grads_batched``): nothing can be written into plain memory."""
+    functorch = torch._C._functorch
+    return bool(functorch.is_batchedtensor(upstream) or functorch.is_legacy_batchedtensor(upstream))

@@ -1,0 +1,166 @@
+"""Loss and gradient of a tile of logits in plain torch: every argument of the loss, in float16 to float64.
+
+All forms of the loss are Σ_c a_c (lse - x_c) with gradient A p_c - a_c, A = Σ_c a_c, as in the kernels
+(`fastmlp.kernels.softmax`). A block of rows at a time is computed in float32 (float64 for float64), in
+place where the logits are that already, so that what is allocated stays a fraction of the tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from fastmlp.backends.base import LossOptions
+
+_BLOCK = 1 << 22  # bytes of a block that stays in the cache through all passes, and has work for every core
+_PARTS = 4  # a block is at most this part of its tile
+
+
+def scratch(dtype: torch.dtype, dense: bool) -> float:
+    """Bytes allocated for each element of a tile: see `Backend.loss_scratch`."""
+    wide = torch.promote_types(dtype, torch.float32)
+    copies = (wide != dtype) + 3 * dense
+    return copies * wide.itemsize / _PARTS
+
+
+def loss_of_rows(
+    logits: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions, upstream: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """See `Backend.loss_of_rows`."""
+    n, c, d = logits.shape
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    losses = torch.empty((n, d), dtype=wide, device=logits.device)
+    stats = torch.empty((3, n * d), dtype=wide, device=logits.device)
+    for rows in _blocks(logits):
+        x = _rows(logits, rows).to(wide)
+        t = _rows(target, rows)
+        peak = x.amax(1)
+        a = None
+        if _is_dense(target, options):
+            a = _coefficients(t, weight, options, x, 0, c)
+            total = a.sum(1)
+            weighted = (x - _finite(peak).unsqueeze(1)).mul_(a).sum(1)
+        else:
+            index, total = _index_and_weight(t, weight, options, wide)
+            weighted = total * (x.gather(1, index.unsqueeze(1)).squeeze(1) - peak)
+        log_sum = _softmax(x, peak)
+        loss = total * log_sum - weighted
+        if not target.is_floating_point():
+            ignored = t == options.ignore_index
+            loss = torch.where(ignored, 0.0, loss)
+            total = torch.where(ignored, 0.0, total)
+        losses[rows] = loss.view(-1, d)
+        at = slice(rows.start * d, rows.stop * d)
+        for plane, value in zip(stats, (peak, log_sum, total)):
+            plane[at] = value.reshape(-1)
+        if upstream is not None:
+            _subtract(x.mul_((upstream * total).unsqueeze(1)), a, t, total, 0, upstream, options)
+            if wide != logits.dtype:
+                _rows(logits, rows).copy_(x)
+        del x, a  # before the next block is made
+    return losses, stats
+
+
+def loss_gradient(
+    logits: Tensor,
+    first: int,
+    target: Tensor,
+    weight: Tensor | None,
+    stats: Tensor,
+    upstream: Tensor,
+    options: LossOptions,
+    classes: int,
+) -> None:
+    """See `Backend.loss_gradient`."""
+    n, _, d = logits.shape
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    for rows in _blocks(logits):
+        x = _rows(logits, rows).to(wide)
+        t = _rows(target, rows)
+        peak, log_sum, total = (_rows(plane.view(n, d), rows) for plane in stats)
+        up = _rows(upstream, rows).to(wide)
+        if not target.is_floating_point():  # selected, not multiplied: 0 * inf is NaN
+            up = torch.where(t == options.ignore_index, 0.0, up)
+        # Not exp(x - lse): near 1e4 one float has no digits left for the difference.
+        x.sub_(peak.unsqueeze(1)).exp_().mul_((up * total * log_sum.neg().exp_()).unsqueeze(1))
+        dense = _is_dense(target, options)
+        a = _coefficients(t, weight, options, x, first, classes) if dense else None
+        _subtract(x, a, t, total, first, up, options)
+        if wide != logits.dtype:
+            _rows(logits, rows).copy_(x)
+        del x, a
+
+
+def _subtract(
+    x: Tensor, a: Tensor | None, target: Tensor, total: Tensor, first: int, up: Tensor, options: LossOptions
+) -> None:
+    """x -= up * a, for classes from ``first`` on; of class indices alone, a is ``total`` at the target."""
+    if a is not None:
+        x.sub_(a.mul_(up if up.dim() == 0 else up.unsqueeze(1)))
+        return
+    inside = (target >= first) & (target < first + x.shape[1]) & (target != options.ignore_index)
+    index = torch.where(inside, target - first, 0).unsqueeze(1)
+    x.scatter_add_(1, index, torch.where(inside, -(up * total), 0.0).unsqueeze(1))
+
+
+def _is_dense(target: Tensor, options: LossOptions) -> bool:
+    return target.is_floating_point() or options.label_smoothing > 0
+
+
+def _index_and_weight(
+    target: Tensor, weight: Tensor | None, options: LossOptions, wide: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """A class for every row (0 for the ignored), and its weight."""
+    index = torch.where(target == options.ignore_index, 0, target)
+    return index, torch.ones_like(index, dtype=wide) if weight is None else weight.to(wide)[index]
+
+
+def _coefficients(
+    target: Tensor, weight: Tensor | None, options: LossOptions, x: Tensor, first: int, classes: int
+) -> Tensor:
+    """a_c = w_c ((1 - ε) t_c + ε / C) of the classes of ``x``, from ``first`` on; 0 in ignored rows."""
+    epsilon, last = options.label_smoothing, first + x.shape[1]
+    if target.is_floating_point():
+        a = torch.empty_like(x).copy_(target[:, first:last]).mul_(1 - epsilon)
+        a.add_(epsilon / classes)
+    else:
+        kept = target != options.ignore_index
+        a = (kept.to(x.dtype) * (epsilon / classes)).unsqueeze(1).expand(x.shape).contiguous()
+        inside = kept & (target >= first) & (target < last)
+        index = torch.where(inside, target - first, 0).unsqueeze(1)
+        a.scatter_add_(1, index, (inside.to(x.dtype) * (1 - epsilon)).unsqueeze(1))
+    if weight is not None:
+        w = weight[first:last].to(x.dtype)
+        a.mul_(w if x.dim() == 2 else w.unsqueeze(1))
+    return a
+
+
+def _softmax(x: Tensor, peak: Tensor) -> Tensor:
+    """Softmax along the classes in place; returns lse - ``peak``, the maximum of ``x``."""
+    if x.dtype == torch.float64:  # of which ATen's softmax is good to 20 units in the last place
+        x.sub_(peak.unsqueeze(1)).exp_()
+        total = x.sum(1)
+        x.div_(total.unsqueeze(1))
+        return total.log_()
+    torch.softmax(x, 1, out=x)
+    # The largest p is at least 1/C: its log never saturates, as that of a rare class' p would.
+    return x.amax(1).log_().neg_()
+
+
+def _finite(peak: Tensor) -> Tensor:
+    return torch.where(peak == -torch.inf, 0.0, peak)
+
+
+def _rows(tensor: Tensor, rows: slice) -> Tensor:
+    """Some rows of (N, D) or (N, C, D), without a D of 1: ATen has a fast softmax of the last dimension."""
+    part = tensor[rows]
+    return part.squeeze(-1) if part.shape[-1] == 1 else part
+
+
+def _blocks(logits: Tensor) -> Iterator[slice]:
+    n, v, d = logits.shape
+    rows = _BLOCK // (v * d * max(logits.element_size(), 4))
+    rows = max(1, min(max(rows, torch.get_num_threads()), -(-n // _PARTS)))
+    return (slice(i, min(i + rows, n)) for i in range(0, n, rows))

@@ -1,0 +1,531 @@
+"""linear_cross_entropy against linear and cross_entropy in float64: every argument, tiling and derivative."""
+
+from __future__ import annotations
+
+import inspect
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastmlp import backends
+from fastmlp.functional import linear_cross_entropy
+from fastmlp.kernels.launch import record_launches
+from tests.memory import peak
+from tests.numerics import assert_as_good_as_torch
+from tests.problems import DTYPES, matrix, vector
+
+TORCHS = getattr(F, "linear_cross_entropy", None)
+needs_torchs = pytest.mark.skipif(TORCHS is None, reason="this torch has no linear_cross_entropy")
+BACKENDS = ("triton", "auto")
+
+
+@pytest.fixture(autouse=True)
+def _low_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a small problem runs in tiles on a CPU, and a tenth of eager's memory is a tenth there too."""
+    monkeypatch.setattr("fastmlp.functional.linear_loss._CPU_ELEMENTS", 1)
+    monkeypatch.setattr("fastmlp.autograd.tiling._LEAST", {})
+
+
+def reference(
+    x: Tensor, w: Tensor, target: Tensor, linear_bias: Tensor | None = None, **kwargs: Any
+) -> Tensor:
+    """torch's linear and cross_entropy."""
+    bias = None if linear_bias is None else linear_bias.reshape(-1)
+    logits = F.linear(x, w.reshape(-1, w.shape[-1]), bias).reshape(*x.shape[:-1], *w.shape[:-1])
+    if kwargs.get("ignore_index", 0) is None:
+        del kwargs["ignore_index"]
+    return F.cross_entropy(logits, target, **kwargs)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Arguments of the loss."""
+
+    x: Tensor
+    w: Tensor
+    target: Tensor
+    linear_bias: Tensor | None = None
+    weight: Tensor | None = None
+    reduction: str = "mean"
+    ignore_index: int | None = None
+    label_smoothing: float = 0.0
+    workspace: int | None = None
+    upstream: Tensor | None = None
+
+    def grads(self, function: Callable[..., Tensor], dtype: torch.dtype) -> list[Tensor]:
+        """Loss and gradients of x, w and the bias in ``dtype``."""
+
+        def cast(tensor: Tensor | None) -> Any:
+            return None if tensor is None else tensor.detach().to(dtype)
+
+        leaves = [cast(t).requires_grad_() for t in (self.x, self.w, self.linear_bias) if t is not None]
+        target = cast(self.target) if self.target.is_floating_point() else self.target
+        kwargs = {
+            "reduction": self.reduction,
+            "ignore_index": self.ignore_index,
+            "label_smoothing": self.label_smoothing,
+            "weight": cast(self.weight),
+        }
+        if function is linear_cross_entropy:
+            kwargs["workspace"] = self.workspace
+        bias = leaves[2] if len(leaves) > 2 else None
+        loss = function(leaves[0], leaves[1], target, linear_bias=bias, **kwargs)
+        upstream = torch.ones_like(loss) if self.upstream is None else cast(self.upstream).expand_as(loss)
+        return [loss, *torch.autograd.grad(loss, leaves, upstream)]
+
+    def check(self, what: str = "", roundings: int = 2) -> None:
+        """Ours is never worse than twice torch's own error; the logits are rounded, and so is dlogits.
+
+        In float64 torch's result is the exact one here, and its own error unknown.
+        """
+        dtype = self.x.dtype
+        roundings = 16 if dtype == torch.float64 else roundings
+        results = (
+            self.grads(linear_cross_entropy, dtype),
+            self.grads(reference, dtype),
+            self.grads(reference, torch.float64),
+        )
+        for name, a, b, c in zip(("loss", "dx", "dw", "db"), *results):
+            assert_as_good_as_torch(a, b, c, f"{name} {what} {tuple(self.w.shape)}", roundings)
+
+
+def draw(seed: int, dtype: torch.dtype, device: str, few: bool = False) -> Problem:
+    """A random problem: sizes, layouts, and every argument; of ``few`` tiles, for an interpreter."""
+    rng = random.Random(f"{seed}{dtype}")
+    torch.manual_seed(seed)
+    n, c, k = rng.choice([1, 2, 7, 33]), rng.choice([1, 3, 61, 257, 300]), rng.choice([1, 5, 16, 33])
+    more = rng.choice([(), (), (), (2,), (3, 1)])
+    d = 1
+    for size in more:
+        d *= size
+    w = matrix(rng, c * d, k, dtype, device).mul_(k**-0.5)
+    x = matrix(rng, n, k, dtype, device)
+    probabilities = rng.random() < 0.3
+    ignore_index = None if probabilities else rng.choice([None, -100, 0, c - 1])
+    if probabilities:
+        target = torch.rand(n, c, *more, device=device).softmax(1).to(dtype)
+    else:
+        target = torch.randint(c, (n, *more), device=device)
+        if rng.random() < 0.5:
+            ignored = -100 if ignore_index is None else ignore_index
+            target = torch.where(torch.rand(target.shape, device=device) < 0.3, ignored, target)
+    reduction = rng.choice(["none", "mean", "sum"])
+    bytes_of_logits = n * c * d * dtype.itemsize
+    upstream = (
+        torch.randn(n, *more, device=device) if reduction == "none" else torch.tensor(-0.7, device=device)
+    )
+    if rng.random() < 0.2:
+        upstream = torch.tensor(rng.choice([0.0, 1.0]), device=device)  # of stride 0
+    return Problem(
+        x,
+        w.reshape(c, *more, k),
+        target,
+        vector(rng, c * d, dtype, device).reshape(c, *more) if rng.random() < 0.5 else None,
+        torch.rand(c, device=device).add_(0.1).to(dtype) if rng.random() < 0.4 else None,
+        reduction,
+        ignore_index,
+        rng.choice([0.0, 0.0, 0.1, 1.0]),
+        rng.choice([bytes_of_logits // 2, 1 << 30] if few else [None, 1, bytes_of_logits, 1 << 30]),
+        upstream.to(dtype),
+    )
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
+@pytest.mark.parametrize("block", range(2))
+def test_random_problem(dtype: torch.dtype, backend: str, block: int, device: str) -> None:
+    """2 x 4 x (5 + 15) = 160 problems: every argument, one row or class a tile, some, or all at once."""
+    few = backend == "triton"
+    count = 5 if few else 15
+    for seed in range(count * block, count * block + count):
+        with backends.use(backend):
+            draw(seed, dtype, device, few).check(f"seed {seed}")
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_tiles_with_tails(backend: str, dtype: torch.dtype, reduction: str, device: str) -> None:
+    """Rows and classes that no tile divides, indices and probabilities, and a second backward."""
+    n, c, k = (37, 403, 24) if backend == "triton" else (150, 1003, 24)
+    x, w = torch.randn(n, k, device=device).to(dtype), (torch.randn(c, k, device=device) / 5).to(dtype)
+    bias, weight = torch.randn(c, device=device).to(dtype), torch.rand(c, device=device).add_(0.5).to(dtype)
+    hard = torch.randint(c, (n,), device=device)
+    hard[::5] = -100
+    soft = torch.rand(n, c, device=device).softmax(1).to(dtype)
+    upstream = torch.randn(n, device=device).to(dtype) if reduction == "none" else None
+    with backends.use(backend):
+        for target, smoothing in ((hard, 0.0), (soft, 0.1)):
+            problem = Problem(x, w, target, bias, weight, reduction, None, smoothing, None, upstream)
+            problem.check()
+
+
+def test_unbatched(device: str) -> None:
+    x, w = torch.randn(5, device=device), torch.randn(7, 5, device=device)
+    for target in (torch.tensor(3, device=device), torch.rand(7, device=device)):
+        for reduction in ("none", "mean"):
+            for backend in BACKENDS:
+                with backends.use(backend):
+                    Problem(x, w, target, reduction=reduction).check()
+
+
+def test_signature_is_torchs_and_one_keyword() -> None:
+    parameters = list(inspect.signature(linear_cross_entropy).parameters.values())
+    assert parameters[-1].name == "workspace"
+    assert parameters[-1].kind is inspect.Parameter.KEYWORD_ONLY
+    if TORCHS is not None:
+        theirs = inspect.signature(TORCHS).parameters.values()
+        found = [(p.name, p.default, p.kind) for p in parameters[:-1]]
+        assert found == [(p.name, p.default, p.kind) for p in theirs]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("needs", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 1, 1)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_only_some_need_gradients(
+    needs: tuple[int, ...], backend: str, dtype: torch.dtype, device: str
+) -> None:
+    """Which leaves them alone as they are beside the others; and what needs none gets none."""
+    data = [torch.randn(s, device=device).to(dtype) for s in ((40, 8), (301, 8), (301,))]
+    target = torch.randint(301, (40,), device=device)
+
+    def grads(needs: tuple[int, ...]) -> list[Tensor | None]:
+        x, w, b = (t.clone().requires_grad_(bool(need)) for t, need in zip(data, needs))
+        with backends.use(backend):
+            linear_cross_entropy(x, w, target, linear_bias=b).backward()
+        return [x.grad, w.grad, b.grad]
+
+    for got, wanted, need in zip(grads(needs), grads((1, 1, 1)), needs):
+        assert (got is None) == (not need)
+        if need:
+            torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_backward_twice(backend: str, reduction: str, dtype: torch.dtype, device: str) -> None:
+    """The first hands out what the forward made, the second makes it again; the input is left alone."""
+    x = torch.randn(30, 9, device=device).to(dtype).requires_grad_()
+    w = (torch.randn(300, 9, device=device) / 3).to(dtype).requires_grad_()
+    before = x.detach().clone()
+    with backends.use(backend):
+        loss = linear_cross_entropy(x, w, torch.arange(30, device=device), reduction=reduction)
+        grad = torch.randn_like(loss)
+        passes = [torch.autograd.grad(loss, (x, w), grad, retain_graph=True) for _ in range(3)]
+    for again in passes[1:]:
+        for a, b in zip(passes[0], again):
+            torch.testing.assert_close(
+                a, b, rtol=4 * torch.finfo(dtype).eps, atol=1e-3 if dtype != torch.float32 else 1e-6
+            )
+    assert torch.equal(x.detach(), before)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kwargs", [{}, {"reduction": "none", "label_smoothing": 0.1}], ids=str)
+def test_double_backward(backend: str, kwargs: dict[str, Any], device: str) -> None:
+    data = (
+        torch.randn(6, 5, device=device),
+        torch.randn(300, 5, device=device),
+        torch.randn(300, device=device),
+    )
+    target = torch.randint(300, (6,), device=device)
+
+    def penalty(function: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        x, w, b = (t.clone().requires_grad_() for t in data)
+        loss = function(x, w, target, linear_bias=b, **kwargs)
+        grads = torch.autograd.grad(loss, (x, w, b), torch.ones_like(loss), create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in grads), (x, w, b))
+
+    with backends.use(backend):
+        found = penalty(linear_cross_entropy)
+    for a, b in zip(found, penalty(reference)):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_other_derivatives_are_torchs(backend: str, device: str) -> None:
+    """torch.func, forward-mode AD, a batch of upstream gradients, torch.compile."""
+    x, w = torch.randn(6, 5, device=device), torch.randn(300, 5, device=device)
+    target = torch.randint(300, (6,), device=device)
+
+    def of(function: Callable[..., Tensor]) -> list[Tensor]:
+        tangent = torch.ones_like(x)
+        found = [torch.func.grad(lambda x: function(x, w, target))(x)]
+        found.append(torch.func.jvp(lambda x: function(x, w, target), (x,), (tangent,))[1])
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(x, tangent)
+            found.append(torch.autograd.forward_ad.unpack_dual(function(dual, w, target)).tangent)
+        leaf, ups = x.clone().requires_grad_(), torch.tensor([1.0, 0.5], device=device)
+        found += torch.autograd.grad(function(leaf, w, target), leaf, ups, is_grads_batched=True)
+        found.append(torch.compile(function, backend="eager", fullgraph=True)(x, w, target))
+        return found
+
+    with backends.use(backend):
+        for a, b in zip(of(linear_cross_entropy), of(reference)):
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_of_weight_and_probabilities_are_torchs(backend: str, device: str) -> None:
+    x, w = torch.randn(6, 5, device=device), torch.randn(300, 5, device=device)
+    soft = torch.rand(6, 300, device=device, requires_grad=True)
+    weight = torch.rand(300, device=device, requires_grad=True)
+    with backends.use(backend):
+        found = torch.autograd.grad(linear_cross_entropy(x, w, soft, weight=weight), (soft, weight))
+    expected = torch.autograd.grad(reference(x, w, soft, weight=weight), (soft, weight))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtypes", [("float32", "float32"), ("bfloat16", "float32")], ids=str)
+@pytest.mark.parametrize("cast", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast(backend: str, dtypes: tuple[str, str], cast: torch.dtype, device: str) -> None:
+    """Products in 16 bits, the loss in float32, each gradient in its tensor's own dtype."""
+    x_dtype, w_dtype = (getattr(torch, name) for name in dtypes)
+    x, w = torch.randn(70, 16, device=device).to(x_dtype), torch.randn(400, 16, device=device).to(w_dtype) / 4
+    target = torch.randint(400, (70,), device=device)
+    weight = torch.rand(400, device=device).add_(0.1)
+
+    def of(function: Callable[..., Tensor], dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
+        leaves = [t.detach().to(dtype or t.dtype).requires_grad_() for t in (x, w)]
+        with torch.autocast(device, cast, enabled=dtype is None):
+            loss = function(*leaves, target, weight=weight.to(dtype or weight.dtype))
+        return loss, *torch.autograd.grad(loss, leaves)
+
+    with backends.use(backend):
+        found = of(linear_cross_entropy)
+    for a, b, c in zip(found, of(reference), of(reference, torch.float64)):
+        assert a.dtype == b.dtype
+        assert_as_good_as_torch(a.to(cast), b.to(cast), c, f"{tuple(a.shape)}", roundings=2)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_loss_scaling_of_half_precision(backend: str, device: str) -> None:
+    """A gradient of 1/N² passes float16 when the loss is scaled, as in torch; and does without."""
+    x = torch.randn(200, 8, device=device).half().requires_grad_()
+    w = (torch.randn(300, 8, device=device) / 3).half().requires_grad_()
+    target = torch.randint(300, (200,), device=device)
+    exact = [t.detach().double().requires_grad_() for t in (x, w)]
+    wanted = torch.autograd.grad(reference(*exact, target), exact)
+    for scale in (1.0, 2.0**14):
+        with backends.use(backend):
+            loss = linear_cross_entropy(x, w, target).float() * scale
+        for got, exactly in zip(torch.autograd.grad(loss, (x, w)), wanted):
+            error = (got.double() / scale - exactly).norm() / exactly.norm()
+            assert error < (4e-3 if scale > 1 else 4e-2), scale
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_all_rows_ignored(backend: str, dtype: torch.dtype, device: str) -> None:
+    """The mean is NaN, its gradients 0."""
+    x = torch.randn(20, 4, device=device).to(dtype).requires_grad_()
+    w = torch.randn(300, 4, device=device).to(dtype).requires_grad_()
+    with backends.use(backend):
+        loss = linear_cross_entropy(x, w, torch.full((20,), 7, device=device), ignore_index=7)
+    assert loss.isnan()
+    for grad in torch.autograd.grad(loss, (x, w)):
+        assert torch.equal(grad, torch.zeros_like(grad))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_rows(backend: str, device: str) -> None:
+    x, w = torch.randn(0, 4, device=device, requires_grad=True), torch.randn(300, 4, device=device)
+    for reduction in ("none", "mean", "sum"):
+        with backends.use(backend):
+            loss = linear_cross_entropy(x, w, torch.zeros(0, device=device).long(), reduction=reduction)
+        expected = reference(x, w, torch.zeros(0, device=device).long(), reduction=reduction)
+        torch.testing.assert_close(loss, expected, equal_nan=True)
+        assert torch.autograd.grad(loss.sum(), x)[0].shape == (0, 4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_special_values(backend: str, device: str) -> None:
+    """Infinite, huge and undefined logits, as torch's: through a bias, and offsets that leave few digits."""
+    x, w, target = (
+        torch.ones(4, 1, device=device),
+        torch.zeros(300, 1, device=device),
+        torch.arange(4, device=device),
+    )
+    for bias in (1e4, -1e4, 3e38, -float("inf")):
+        b = torch.randn(300, device=device) + bias
+        with backends.use(backend):
+            Problem(x, w, target, b, reduction="none").check(f"bias {bias}")
+    for value in (float("inf"), -float("inf"), float("nan")):
+        b = torch.randn(300, device=device)
+        b[2] = value
+        with backends.use(backend):
+            Problem(x, w, target, b, reduction="none").check(f"one of {value}")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_without_gradients(backend: str, device: str) -> None:
+    x, w = torch.randn(20, 4, device=device), torch.randn(300, 4, device=device, requires_grad=True)
+    target = torch.randint(300, (20,), device=device)
+    with torch.no_grad(), backends.use(backend):
+        loss = linear_cross_entropy(x, w, target)
+    assert not loss.requires_grad
+    torch.testing.assert_close(loss, reference(x, w, target).detach())
+
+
+# Memory.
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="counts a CPU's allocations")
+@pytest.mark.parametrize(
+    ("backend", "dtype", "kwargs"),
+    [
+        ("auto", torch.float32, {}),
+        ("auto", torch.float32, {"label_smoothing": 0.1}),
+        ("auto", torch.float32, {"reduction": "none"}),
+        ("auto", torch.bfloat16, {}),
+        ("auto", torch.bfloat16, {"label_smoothing": 0.1, "reduction": "none"}),
+        ("triton", torch.float32, {}),
+    ],
+    ids=str,
+)
+def test_a_tenth_of_eagers_memory(backend: str, dtype: torch.dtype, kwargs: dict[str, Any]) -> None:
+    """Besides the gradients, at (tokens, hidden, vocabulary) in the proportions of (8192, 4096, 128256)."""
+    n, k, c = (128, 64, 2004) if backend == "triton" else (512, 256, 8016)
+    x, w = torch.randn(n, k).to(dtype).requires_grad_(), torch.randn(c, k).div_(8).to(dtype).requires_grad_()
+    target = torch.randint(c, (n,))
+
+    def run(function: Callable[..., Tensor]) -> object:
+        loss = function(x, w, target, **kwargs)
+        return torch.autograd.grad(loss.sum(), (x, w))
+
+    results, logits = (x.numel() + w.numel()) * dtype.itemsize, n * c * dtype.itemsize
+    eager = peak(lambda: run(reference))
+    assert 3 * logits <= eager < 4 * logits, "the counter does not see eager's logits"
+    with backends.use(backend):
+        assert peak(lambda: run(linear_cross_entropy)) - results <= 0.1 * 3 * logits
+
+
+# Which code runs.
+
+
+@pytest.mark.parametrize(("dtype", "launches"), [(torch.float32, 8), (torch.bfloat16, 12)], ids=str)
+def test_launches(dtype: torch.dtype, launches: int, device: str) -> None:
+    """Two a tile of rows, loss and gradient; and one a tile of classes, which float32 does not need."""
+    x = torch.randn(64, 4, device=device).to(dtype).requires_grad_()
+    w = torch.randn(512, 4, device=device).to(dtype).requires_grad_()
+    with backends.use("triton"), record_launches() as seen:
+        linear_cross_entropy(x, w, torch.zeros(64, device=device).long()).backward()
+    assert len(seen) == launches, [launch.name for launch in seen]
+    assert {launch.name for launch in seen} == {
+        "cross_entropy_forward_kernel",
+        "cross_entropy_backward_kernel",
+    }
+
+
+def test_few_classes_take_the_head(device: str) -> None:
+    x, w = torch.randn(256, 4, device=device, requires_grad=True), torch.randn(10, 4, device=device)
+    with backends.use("triton"), record_launches() as seen:
+        linear_cross_entropy(x, w, torch.zeros(256, device=device).long())
+    assert seen[0].name == "head_kernel"
+
+
+def test_size_decides_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastmlp.functional.linear_loss._CPU_ELEMENTS", 3000)
+    x, w = torch.randn(9, 4, requires_grad=True), torch.randn(1000, 4)
+    for rows, name in ((2, "NllLoss"), (9, "LinearCrossEntropy")):
+        loss = linear_cross_entropy(x[:rows], w, torch.zeros(rows).long())
+        assert loss.grad_fn is not None
+        assert loss.grad_fn.name().startswith(name)
+
+
+@needs_torchs
+def test_options_run_torchs_own_chunks() -> None:
+    """Where torch's path takes the call; else ours, which needs no options, and no warning."""
+    options = torch.nn.LinearCrossEntropyOptions()
+    x, w, target = torch.randn(9, 4, requires_grad=True), torch.randn(300, 4), torch.zeros(9).long()
+    loss = linear_cross_entropy(x, w, target, options=options)
+    assert "chunked" in loss.grad_fn.name()
+    ours = linear_cross_entropy(x, w, target, options=options, label_smoothing=0.1)
+    assert ours.grad_fn.name() == "LinearCrossEntropyBackward"
+
+
+def test_options_of_a_torch_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(F, "linear_cross_entropy", raising=False)
+    with pytest.raises(TypeError, match="options"):
+        linear_cross_entropy(torch.ones(2, 3), torch.ones(4, 3), torch.zeros(2).long(), options=object())
+
+
+# Errors.
+
+X, W, T = torch.ones(4, 3), torch.ones(300, 3), torch.tensor([0, 1, 2, 4])
+BAD: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
+    "an input of 3 dimensions": ((X[None], W, T), {}, "input"),
+    "a weight vector": ((X, W[0], T), {}, "linear_weight"),
+    "features that differ": ((X, W[:, :2], T), {}, "linear_weight"),
+    "a short bias": ((X, W, T), {"linear_bias": torch.ones(3)}, "linear_bias"),
+    "unbatched and more dimensions": ((X[0], W[:, None], T), {}, "input"),
+    "probabilities and ignore_index": ((X, W, torch.ones(4, 300)), {"ignore_index": -100}, "ignore_index"),
+    "too few targets": ((X, W, T[:3]), {}, "target|batch_size"),
+    "int32 targets": ((X, W, T.int()), {}, "target|Int"),
+    "float64 weights": ((X, W.double(), T), {}, "dtype"),
+    "float64 class weights": ((X, W, T), {"weight": torch.ones(300).double()}, "Double|weight"),
+    "a short class weight": ((X, W, T), {"weight": torch.ones(3)}, "weight"),
+    "label_smoothing of 1.5": ((X, W, T), {"label_smoothing": 1.5}, "label_smoothing"),
+    "an unknown reduction": ((X, W, T), {"reduction": "median"}, "median"),
+    "a target that is no class": ((X, W, T + 299), {}, "out of bounds"),
+    "integer input": ((X.long(), W.long(), T), {}, "Long"),
+    "half probabilities": ((X, W, torch.ones(4, 299).half()), {}, "target|size"),
+}
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="the kernels cannot raise for a target that is no class"
+)
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_raises_what_torch_raises(name: str) -> None:
+    arguments, kwargs, match = BAD[name]
+    expected: type[Exception] = Exception
+    if TORCHS is not None:
+        with pytest.raises(Exception) as theirs:  # noqa: PT011
+            TORCHS(*arguments, **kwargs)
+        expected = theirs.type
+    for backend in BACKENDS:
+        if name == "a target that is no class" and backend == "triton":
+            continue
+        with backends.use(backend), record_launches() as seen, pytest.raises(expected, match=match):
+            linear_cross_entropy(*arguments, **kwargs)
+        assert not seen
+
+
+def test_a_workspace_of_nothing() -> None:
+    with pytest.raises(ValueError, match="workspace"):
+        linear_cross_entropy(X, W, T, workspace=0)
+
+
+def test_a_target_that_is_no_class_is_nan_in_the_kernels(
+    monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    x, w = torch.randn(3, 4, device=device), torch.randn(300, 4, device=device)
+    target = torch.tensor([0, 300, -100], device=device)
+    with backends.use("triton"):
+        for weight in (None, torch.ones(300, device=device)):
+            loss = linear_cross_entropy(x, w, target, weight=weight, reduction="none")
+            assert loss.isnan().tolist() == [False, True, False]
+            assert linear_cross_entropy(x, w, target, weight=weight).isnan()
+        monkeypatch.setenv("FASTMLP_DEBUG", "1")
+        with pytest.raises(IndexError, match="target: 300 is out of bounds for 300 classes"):
+            linear_cross_entropy(x, w, target)
+
+
+def test_tiles_do_not_change_the_result(device: str) -> None:
+    problem = draw(3, torch.float32, device)
+    whole, small = (
+        replace(problem, workspace=size).grads(linear_cross_entropy, torch.float32) for size in (1 << 30, 1)
+    )
+    for a, b in zip(whole, small):
+        torch.testing.assert_close(a, b)

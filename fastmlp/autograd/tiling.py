@@ -18,7 +18,7 @@ from torch import Tensor
 #: What eager holds at its peak: log-softmax, its gradient, and the logits' gradient.
 _EAGER_MATRICES = 3
 #: Less than this is no burden, and small problems are fastest in one tile.
-_LEAST = {"cuda": 1 << 25, "cpu": 1 << 22}
+_LEAST = 1 << 25
 _ALIGNED = 64
 
 
@@ -56,7 +56,7 @@ def plan(
     )  # eager's autocast has them
     if workspace is None:
         eager = _EAGER_MATRICES * n * c * d * loss_dtype.itemsize + copies
-        workspace = max(eager // 10, _LEAST.get(x.device.type, 0))
+        workspace = max(eager // 10, _LEAST)
     fixed = copies + 8 * n * d * 4  # and statistics and losses
     free = max(workspace - fixed, workspace // 16)  # of few rows, the weights' copy is larger than all else
     element = dtype.itemsize + scratch

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _REDUCTIONS = ("none", "mean", "sum")
 _CPU = TorchBackend()
 #: From so many logits on tiles are worth a Function in Python; ATen's chain is faster on fewer.
-_CPU_ELEMENTS = 1 << 20
+_CPU_ELEMENTS = 1 << 21
 _CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -59,8 +59,8 @@ def linear_cross_entropy(
         label_smoothing: in [0, 1].
         options: torch's knobs for torch's own chunks: where these take the call, torch's op runs.
         workspace: bytes that this may take besides its results; None for a tenth of what eager takes
-            (at least 32 MB on a GPU, 4 MB on a CPU). The tiles are the largest that fit, one row or
-            one class at least. Of no effect where torch's own ops run.
+            (at least 32 MB). The tiles are the largest that fit, one row or one class at least. Of no
+            effect where torch's own ops run.
 
     Returns:
         A scalar; for reduction "none" (N,) or (N, d1, ...). On a GPU a target that is no class makes its

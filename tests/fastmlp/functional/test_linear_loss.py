@@ -29,7 +29,7 @@ BACKENDS = ("triton", "auto")
 def _low_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a small problem runs in tiles on a CPU, and a tenth of eager's memory is a tenth there too."""
     monkeypatch.setattr("fastmlp.functional.linear_loss._CPU_ELEMENTS", 1)
-    monkeypatch.setattr("fastmlp.autograd.tiling._LEAST", {})
+    monkeypatch.setattr("fastmlp.autograd.tiling._LEAST", 0)
 
 
 def reference(
@@ -82,10 +82,10 @@ class Problem:
     def check(self, what: str = "", roundings: int = 2) -> None:
         """Ours is never worse than twice torch's own error; the logits are rounded, and so is dlogits.
 
-        In float64 torch's result is the exact one here, and its own error unknown.
+        In float64 torch's result stands for the exact one, though its softmax is good to 20 units alone.
         """
         dtype = self.x.dtype
-        roundings = 16 if dtype == torch.float64 else roundings
+        roundings = 64 if dtype == torch.float64 else roundings
         results = (
             self.grads(linear_cross_entropy, dtype),
             self.grads(reference, dtype),

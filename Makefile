@@ -7,7 +7,7 @@ install:
 	python3 -m venv .venv && $(BIN)/pip install -q -e '.[dev]'
 
 test:
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto
 
 lint:
 	$(BIN)/ruff format --check .

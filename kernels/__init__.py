@@ -14,6 +14,8 @@ kernel family, and what the families share in one place:
 ``softmax``        device functions shared by the losses
 ``cross_entropy``  softmax-cross-entropy over any number of classes
 ``head``           the classifier head: logits, loss, dlogits and dZ in one kernel
+``mlp``            a narrow network's forward in one launch
+``mlp_backward``   its backward, in two or three
 ``optimizers``     SGD, Adam, AdamW on one element
 ``network``        a network's layers as a table of addresses
 ``update``         every dW and db with the optimizer behind it, in one launch

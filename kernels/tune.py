@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from fastmlp.kernels import configs
-from fastmlp.kernels.cases import MATRIX_PROBLEMS, NUMERICS, Run, Shape
+from fastmlp.kernels.case import NUMERICS, Run, Shape
+from fastmlp.kernels.cases import MATRIX_PROBLEMS
 from fastmlp.kernels.compile import align
 from fastmlp.kernels.configs import Key, Tile, TmaTile
 from fastmlp.kernels.head import MAX_CLASSES

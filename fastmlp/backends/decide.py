@@ -22,7 +22,7 @@ import triton
 from fastmlp.activations import NONE, TABLE, Act
 from fastmlp.backends.triton_backend import TritonBackend
 from fastmlp.kernels import decisions
-from fastmlp.kernels.cases import NUMERICS, Run, Shape
+from fastmlp.kernels.case import NUMERICS, Run, Shape
 from fastmlp.kernels.decisions import CONTENDERS, OPS, Machine, Row
 from fastmlp.kernels.launch import INTERPRETED
 from fastmlp.kernels.tune import Timer, alike, parse_shape, tensors_of

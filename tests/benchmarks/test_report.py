@@ -82,8 +82,8 @@ def test_sweeps_stop_and_accuracy_needs_the_real_data(
     from benchmarks import sweeps
     from fastmlp.data import synthetic
 
-    monkeypatch.setattr(sweeps, "_QUICK", sweeps.Limits(10.0, 1 << 20))
-    monkeypatch.setattr(sweeps, "SWEEPS", sweeps.SWEEPS[:3])
+    monkeypatch.setattr(sweeps, "_QUICK", sweeps.Limits(10.0, 4 << 20))
+    monkeypatch.setattr(sweeps, "SWEEPS", sweeps.SWEEPS[:2])
     monkeypatch.setattr(report, "load", lambda data, say: synthetic(train=300, test=10))
     monkeypatch.setattr(report.plots, "draw", lambda *_: None)  # five pictures take seconds
     data = _run(tmp_path, only=["sweeps", "accuracy"], match="")

@@ -17,7 +17,8 @@ from fastmlp.activations import NAMES
 from fastmlp.kernels import cases as module_of_cases
 from fastmlp.kernels import compile as report
 from fastmlp.kernels import configs, resources, training_cases
-from fastmlp.kernels.cases import MATRIX_PROBLEMS, NUMERICS, cases
+from fastmlp.kernels.case import NUMERICS
+from fastmlp.kernels.cases import MATRIX_PROBLEMS, cases
 from fastmlp.kernels.compile import Row, align
 from fastmlp.kernels.optimizers import RULES
 from fastmlp.kernels.resources import ARCHITECTURES, Resources

@@ -78,7 +78,7 @@ triton.jit = specializing_jit  # before the kernels are imported
 import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
-from fastmlp.kernels import cases, configs, launch
+from fastmlp.kernels import cases, configs, launch, loss_cases
 from fastmlp.kernels.compile import specializations, warmup
 from fastmlp.kernels.launch import dry_run, record_launches
 
@@ -126,10 +126,10 @@ def layer(act, previous, **options):
     return run
 
 def head(act, **options):
-    return lambda m, numerics: cases.head(numerics, (m, 10, 256), act, **options)()
+    return lambda m, numerics: loss_cases.head(numerics, (m, 10, 256), act, **options)()
 
 def loss(classes, **options):
-    return lambda m, numerics: cases.cross_entropy(numerics.storage, (m, classes, 1), **options)()
+    return lambda m, numerics: loss_cases.cross_entropy(numerics.storage, (m, classes, 1), **options)()
 
 problems = {
     "relu": layer("relu", "none"),

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from fastmlp.kernels import configs, tune
-from fastmlp.kernels.cases import MATRIX_PROBLEMS, Run
+from fastmlp.kernels.case import Run
+from fastmlp.kernels.cases import MATRIX_PROBLEMS
 from fastmlp.kernels.configs import Tile, TmaTile
 from fastmlp.kernels.resources import ARCHITECTURES
 

@@ -13,7 +13,7 @@ import torch
 from fastmlp.backends import decide
 from fastmlp.backends.torch_backend import TorchBackend
 from fastmlp.kernels import decisions
-from fastmlp.kernels.cases import Run
+from fastmlp.kernels.case import Run
 from fastmlp.kernels.decisions import Machine
 
 HERE = Machine("a GPU", "sm_90", 132)

@@ -1,0 +1,66 @@
+"""What a case is, and what all families' cases are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Numerics(NamedTuple):
+    """What parameters are kept in, what a matrix product computes in, and how it treats float32."""
+
+    storage: torch.dtype
+    compute: torch.dtype
+    precision: str
+
+
+NUMERICS = {
+    "bf16": Numerics(torch.bfloat16, torch.bfloat16, "ieee"),
+    "fp16": Numerics(torch.float16, torch.float16, "ieee"),
+    "tf32": Numerics(torch.float32, torch.float32, "tf32"),
+    "fp32": Numerics(torch.float32, torch.float32, "ieee"),
+    "autocast": Numerics(torch.float32, torch.bfloat16, "ieee"),
+}
+
+Run = Callable[[], Any]
+Shape = tuple[int, int, int]  # M, N, K: rows, output features, input features
+
+NARROW: Shape = (256, 256, 784)
+WIDE: Shape = (4096, 4096, 4096)
+RAGGED: Shape = (256, 10, 250)  # a classifier's last layer: nothing a multiple of 16
+SINGLE: Shape = (60000, 1, 1)  # Triton makes an argument that is 1 a constant, of which not all works
+LONG: Shape = (60000, 64, 256)  # few tiles of dW over a long batch: several programs share each
+# By the registers that f' takes. It needs the input of the heavy ones, so their forward keeps it.
+LIGHT = ("relu", "leaky_relu", "sigmoid", "tanh")
+HEAVY = ("prelu", "gelu", "gelu_tanh", "silu")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of a launcher, and how to name it in a report."""
+
+    family: str
+    variant: str
+    dtype: str
+    run: Run
+
+
+def matrix(rows: int, cols: int, dtype: torch.dtype, device: str, transposed: bool = False) -> Tensor:
+    """Standard normal."""
+    if transposed:
+        return matrix(cols, rows, dtype, device).t()
+    return torch.empty(rows, cols, dtype=dtype, device=device).normal_()
+
+
+def vector(size: int, dtype: torch.dtype, device: str) -> Tensor:
+    """Standard normal."""
+    return torch.empty(size, dtype=dtype, device=device).normal_()
+
+
+def scalar(device: str) -> Tensor:
+    """One."""
+    return torch.ones((), device=device)

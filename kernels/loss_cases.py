@@ -1,0 +1,166 @@
+"""The losses' launches: the classifier head and cross-entropy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from fastmlp.kernels import cross_entropy as ce
+from fastmlp.kernels.case import (
+    HEAVY,
+    LIGHT,
+    NUMERICS,
+    RAGGED,
+    SINGLE,
+    Case,
+    Numerics,
+    Run,
+    Shape,
+    matrix,
+    vector,
+)
+from fastmlp.kernels.head import MAX_CLASSES
+from fastmlp.kernels.head import head as head_kernels
+
+
+def head(
+    numerics: Numerics,
+    shape: Shape,
+    previous_act: str = "relu",
+    device: str = "meta",
+    *,
+    bias: bool = True,
+    class_weight: bool = False,
+    smoothing: float = 0.0,
+    keep_logits: bool = False,
+    need_grad: bool = True,
+    need_input: bool = True,
+    target: torch.dtype = torch.int64,
+) -> Run:
+    """The classifier head on a hidden layer's output; the shape's N is the number of classes."""
+    m, c, k = shape
+    storage, dtype, precision = numerics
+    h = matrix(m, k, storage if previous_act == "none" else dtype, device)
+    weight = matrix(c, k, storage, device)
+    b = vector(c, storage, device) if bias else None
+    classes = torch.zeros(m, dtype=target, device=device)
+    weights = vector(c, storage, device) if class_weight else None
+    arguments: dict[str, Any] = {
+        "previous_act": previous_act,
+        "previous_saved": matrix(m, k, dtype, device) if previous_act in HEAVY else h,
+        "previous_slope": 0.01,
+        "reduction": "mean",
+        "ignore_index": -100,
+        "label_smoothing": smoothing,
+        "z_loss": 0.0,
+        "keep_logits": keep_logits,
+        "need_grad": need_grad,
+        "need_input": need_input,
+        "loss_dtype": storage,
+        "dtype": dtype,
+        "precision": precision,
+    }
+    return lambda: head_kernels(h, weight, b, classes, weights, **arguments)
+
+
+def head_cases() -> Iterator[Case]:
+    """The head in every precision, and every branch of it."""
+
+    def case(variant: str, dtype: str, shape: Shape, *args: Any, **kwargs: Any) -> Case:
+        return Case("head", variant, dtype, head(NUMERICS[dtype], shape, *args, **kwargs))
+
+    digits, most = (256, 10, 256), (4096, MAX_CLASSES, 4096)
+    yield case(f"{MAX_CLASSES} classes narrow", "autocast", (256, MAX_CLASSES, 256))
+    for dtype in NUMERICS:
+        yield case("10 classes relu", dtype, digits)
+        yield case(f"{MAX_CLASSES} classes relu", dtype, most)
+    for act in LIGHT[1:]:
+        yield case(f"10 classes {act}", "bf16", digits, act)
+    for act in HEAVY[1:]:  # a PReLU's gradient is not the head's
+        yield case(f"{MAX_CLASSES} classes {act}", "bf16", most, act)
+    every = {"class_weight": True, "smoothing": 0.1, "keep_logits": True}
+    yield case("10 classes weight smoothing logits", "bf16", digits, **every)
+    yield case(f"{MAX_CLASSES} classes weight smoothing logits", "bf16", most, **every)
+    yield case("10 classes no-bias uint8", "bf16", digits, bias=False, target=torch.uint8)
+    yield case("10 classes evaluation", "bf16", digits, "none", need_grad=False, keep_logits=True)
+    yield case("10 classes first-layer", "bf16", digits, "none", need_input=False)
+    yield case("ragged gelu", "bf16", RAGGED, "gelu")
+    yield case("1 class single", "bf16", SINGLE, **every)
+
+
+def cross_entropy(
+    dtype: torch.dtype,
+    sizes: tuple[int, int, int],  # N, C, D of the logits
+    device: str = "meta",
+    *,
+    probabilities: bool = False,
+    weight: bool = False,
+    smoothing: float = 0.0,
+    reduction: str = "mean",
+    index: torch.dtype = torch.int64,
+) -> Run:
+    """The loss and its gradient."""
+    n, c, d = sizes
+    logits = torch.empty(sizes, dtype=dtype, device=device).normal_()
+    if probabilities:
+        target = torch.empty(sizes, dtype=dtype, device=device).fill_(1 / c)
+    else:
+        target = torch.zeros(n, d, dtype=index, device=device)
+    weights = vector(c, dtype, device) if weight else None
+    upstream = torch.ones((n, d) if reduction == "none" else (), dtype=dtype, device=device)
+    options: dict[str, Any] = {
+        "reduction": reduction,
+        "ignore_index": -100,
+        "label_smoothing": smoothing,
+    }
+
+    def run() -> None:
+        _, stats, denominator = ce.forward(logits, target, weights, z_loss=0.0, **options)
+        ce.backward(
+            upstream, logits, target, weights, stats, denominator, torch.empty_like(logits), **options
+        )
+
+    return run
+
+
+def class_tile(dtype: torch.dtype, device: str = "meta", *, probabilities: bool = False) -> Run:
+    """The gradient over the logits of a quarter of the classes, as a linear cross-entropy makes it."""
+    rows, width, classes = 8192, 32064, 128256
+    logits = torch.empty(rows, width, 1, dtype=dtype, device=device).normal_()
+    if probabilities:
+        target = torch.empty(rows, classes, 1, dtype=dtype, device=device).fill_(1 / classes)
+    else:
+        target = torch.zeros(rows, 1, dtype=torch.int64, device=device)
+    stats = torch.ones(3, rows, device=device)
+    upstream = torch.ones((), device=device).expand(rows, 1)
+    options: dict[str, Any] = {"reduction": "none", "ignore_index": -100, "label_smoothing": 0.0}
+    return lambda: ce.backward(
+        upstream, logits, target, None, stats, None, logits, first=width, classes=classes, **options
+    )
+
+
+def cross_entropy_cases() -> Iterator[Case]:
+    """The loss of few and of many classes, and every branch of it."""
+
+    def case(variant: str, dtype: str, sizes: tuple[int, int, int], **kwargs: Any) -> Case:
+        return Case("cross_entropy", variant, dtype, cross_entropy(NUMERICS[dtype].storage, sizes, **kwargs))
+
+    digits, words = (256, 10, 1), (4096, 128256, 1)
+    for dtype in ("bf16", "fp16", "fp32"):
+        yield case("10 classes", dtype, digits)
+        yield case("128256 classes", dtype, words)
+    yield case("1000 classes", "fp32", (4096, 1000, 1))
+    every = {"weight": True, "smoothing": 0.1}
+    for size, sizes in (("10", digits), ("128256", words)):
+        yield case(f"{size} classes weight smoothing", "bf16", sizes, **every)
+        yield case(f"{size} classes weight none", "bf16", sizes, weight=True, reduction="none")
+        yield case(f"{size} classes probabilities", "bf16", sizes, probabilities=True, **every)
+        yield case(f"1 class {size}", "bf16", (sizes[0], 1, 1), reduction="sum", **every)
+    yield case("10 classes uint8", "bf16", digits, index=torch.uint8)
+    yield case("image 19 classes sum", "bf16", (4, 19, 256 * 256), reduction="sum")
+    for dtype in ("bf16", "fp32"):
+        yield Case("cross_entropy", "tile of classes", dtype, class_tile(NUMERICS[dtype].storage))
+    run = class_tile(torch.bfloat16, probabilities=True)
+    yield Case("cross_entropy", "tile of classes probabilities", "bf16", run)

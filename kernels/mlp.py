@@ -31,7 +31,7 @@ from fastmlp.kernels.device import cast, dot, load_slopes, pointers, store
 from fastmlp.kernels.launch import arch_of, cdiv, launch, next_power_of_2
 from fastmlp.kernels.linear import TL_DTYPE, slope_stride
 
-#: The widest hidden layer: a row of two of them, in float32, is what the registers hold.
+#: The widest hidden layer that any tile is for; `fastmlp.choice` has the limits by precision.
 MAX_WIDTH = 256
 #: Columns of the saved buffer start at multiples of so many elements.
 ALIGNMENT = 16

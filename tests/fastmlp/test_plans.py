@@ -208,12 +208,12 @@ def moved(launch: Launch) -> int:
     """Bytes of the tensors that a launch takes, but for those that its constants say it leaves alone."""
     tensors = [a for a in launch.args if isinstance(a, Tensor)]
     if launch.name == "linear_backward_kernel":
-        grad, saved, x, w, slope, previous = (launch.args[i] for i in (0, 3, 6, 9, 12, 15))
-        outputs = launch.args[21:]
-        tensors = [grad, x, *(t for t in outputs if isinstance(t, Tensor))]
+        named = {name: a for name, a in zip(launch.kernel.arg_names, launch.args) if isinstance(a, Tensor)}
         options = launch.options
-        tensors += [w] * options["NEED_INPUT"] + [previous] * (options["PREVIOUS_ACT"] != "none")
-        tensors += [t for t in (saved, slope) if t is not None] * (options["ACT"] != "none")
+        idle = [] if options["NEED_INPUT"] else ["w_ptr"]
+        idle += [] if options["PREVIOUS_ACT"] != "none" else ["previous_ptr"]
+        idle += [] if options["ACT"] != "none" else ["saved_ptr", "slope_ptr"]
+        tensors = [tensor for name, tensor in named.items() if name not in idle]
     return sum(storages([t for t in tensors if t.numel()]).values())
 
 

@@ -217,7 +217,7 @@ def _mlp_rows() -> Iterator[tuple[Key, Tile]]:
                 yield (family, arch, "ieee", bucket), Tile(16, 32, 16, 1, 8, 1)
             warps = 8 if small_smem else 4
             yield ("mlp_gradients", arch, "half", bucket), Tile(64, 64, 32, 1, warps, 2)
-            yield ("mlp_gradients", arch, "tf32", bucket), Tile(64, 64, 32, 1, warps, 2)
+            yield ("mlp_gradients", arch, "tf32", bucket), Tile(64, 64, 32, 1, 4 if arch == "sm_80" else 8, 2)
             yield ("mlp_gradients", arch, "ieee", bucket), Tile(32, 32, 16, 1, 4, 2)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastmlp.backends.base import LossOptions
 
-_BLOCK = 1 << 22  # bytes of a block that stays in the cache through all passes, and has work for every core
+_BLOCK = 1 << 24  # bytes: no more than the last cache holds, and few calls
 _PARTS = 4  # a block is at most this part of its tile
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _REDUCTIONS = ("none", "mean", "sum")
 _CPU = TorchBackend()
 #: From so many logits on tiles are worth a Function in Python; ATen's chain is faster on fewer.
-_CPU_ELEMENTS = 1 << 21
+_CPU_ELEMENTS = 1 << 22
 _CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _PLAIN = (Tensor, torch.nn.Parameter)
 

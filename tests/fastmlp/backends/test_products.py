@@ -1,4 +1,4 @@
-"""The products in panels are the products; strided, of every dtype."""
+"""The products, into strided memory, of every dtype, and into memory of another."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from fastmlp.backends import products
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("bias", [False, True])
 def test_products(dtype: torch.dtype, bias: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_PANEL", 7)
     monkeypatch.setattr(products, "_CAST", 7)
     x, w = torch.randn(9, 5, device=device).to(dtype), torch.randn(5, 23, device=device).to(dtype).t()
     b = torch.randn(23, device=device).to(dtype) if bias else None

@@ -175,8 +175,7 @@ def gradient_tile(
 ):  # fmt: skip
     """One tile of a layer's dW (N, K) with db and the slopes' gradient, over one split of the batch."""
     tiles_k = tl.cdiv(K, BLOCK_N)
-    # True or not, it must not be known in compilation: Triton 3.8's thread-locality pass fails on a float32 sum
-    # that a loop always makes.
+    # Never a constant: Triton 3.8's thread-locality pass fails on a float32 sum that a loop always makes.
     first_column = (tile % tiles_k == 0) & (num_splits > 0)
     rows = tile // tiles_k * BLOCK_M + tl.arange(0, BLOCK_M)
     cols = tile % tiles_k * BLOCK_N + tl.arange(0, BLOCK_N)

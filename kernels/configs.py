@@ -219,6 +219,13 @@ def _mlp_rows() -> Iterator[tuple[Key, Tile]]:
             yield ("mlp_gradients", arch, "half", bucket), Tile(64, 64, 32, 1, warps, 2)
             yield ("mlp_gradients", arch, "tf32", bucket), Tile(64, 64, 32, 1, 4 if arch == "sm_80" else 8, 2)
             yield ("mlp_gradients", arch, "ieee", bucket), Tile(32, 32, 16, 1, 4, 2)
+    # With the tiles above these spilled in the compiler's report.
+    yield ("mlp", "sm_100", "half", "narrow"), Tile(64, 64, 64, 1, 8, 2)
+    yield ("mlp_backward", "sm_100", "half", "narrow"), Tile(64, 64, 32, 1, 8, 2)
+    yield ("mlp_backward", "sm_90", "half", "wide"), Tile(64, 64, 32, 1, 4, 2)
+    yield ("mlp", "sm_90", "ieee", "narrow"), Tile(32, 32, 16, 1, 8, 1)
+    for bucket in BUCKETS:
+        yield ("mlp_gradients", "sm_100", "half", bucket), Tile(64, 64, 32, 1, 8, 2)
 
 
 def tile_type(family: str) -> type[Tile]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastmlp.activations import Act
 from fastmlp.backends import onednn
-from fastmlp.functional.linear import Layer
+from fastmlp.functional.layer import Layer
 
 
 def bf16_is_fast() -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastmlp.activations import Act
 from fastmlp.backends.base import LossOptions
-from fastmlp.functional.linear import Layer
+from fastmlp.functional.layer import Layer
 from fastmlp.modules import MLP, CrossEntropyLoss, Sequential
 from fastmlp.modules.plan import Dequantized, is_flatten, plan, untouched
 

@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastmlp import backends
-from fastmlp.activations import NONE, Act, resolve
+from fastmlp.activations import Act, resolve
 from fastmlp.autograd.chain import Chain, Drops, pack
 from fastmlp.autograd.whole import WholeNet
 from fastmlp.backends import onednn
 from fastmlp.backends.base import Quantized
 from fastmlp.functional import whole
+from fastmlp.functional.layer import Layer
 from fastmlp.functional.quantized import is_constant, stand_in
 from fastmlp.functional.whole import PLANS
-
-
-class Layer(NamedTuple):
-    """One layer of a chain: Y = dropout(act(X weightᵀ + bias))."""
-
-    weight: Tensor  # (N, K)
-    bias: Tensor | None  # (N,)
-    act: Act = NONE
-    dropout: float = 0.0  # the probability of being dropped, in [0, 1]
 
 
 def linear_act(

@@ -14,7 +14,7 @@ from fastmlp.autograd.linear_cross_entropy import LinearCrossEntropy, LinearLoss
 from fastmlp.autograd.tiling import plan
 from fastmlp.backends.base import Backend, LossOptions
 from fastmlp.backends.torch_backend import TorchBackend
-from fastmlp.functional.linear import Layer
+from fastmlp.functional.layer import Layer
 from fastmlp.functional.loss import chain_cross_entropy, check_loss
 
 if TYPE_CHECKING:

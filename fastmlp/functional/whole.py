@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -10,11 +10,7 @@ from torch import Tensor
 from fastmlp.backends.base import Backend, Quantized
 from fastmlp.choice import WHOLE_WIDTHS, choose_plan
 from fastmlp.devices import operand_kind
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from fastmlp.functional.linear import Layer
+from fastmlp.functional.layer import Layer
 
 #: What a user may ask for; "auto" takes what the cost model expects to be the fastest.
 PLANS = ("auto", "layers", "whole", "recompute")

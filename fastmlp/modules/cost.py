@@ -12,7 +12,7 @@ from torch import nn
 from fastmlp import choice, plans
 from fastmlp.activations import from_module, resolve
 from fastmlp.devices import Device, find, operand_kind
-from fastmlp.functional.linear import Layer
+from fastmlp.functional.layer import Layer
 from fastmlp.modules.linear_act import LinearAct
 from fastmlp.modules.plan import Dequantized, untouched
 from fastmlp.modules.plan import plan as stages_of

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,18 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton
 
 import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--compatibility", type=Path, help="write docs/compatibility.md from the results here")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    path = config.getoption("--compatibility")
+    if path is not None and not hasattr(config, "workerinput"):  # xdist's workers report to one process
+        from tests.compatibility.page import Page
+
+        config.pluginmanager.register(Page(path))
 
 
 @pytest.fixture

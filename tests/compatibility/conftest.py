@@ -1,0 +1,58 @@
+"""Every test here is a cell of docs/compatibility.md: a feature, on a backend, in a dtype.
+
+`pytest tests/compatibility --compatibility docs/compatibility.md` writes that page from the results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from fastmlp import backends
+from fastmlp.kernels import launch
+from tests.compatibility.page import DTYPES, Refusal
+
+
+@pytest.fixture(params=["torch", "triton"])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Who computes: torch's own ops, or the kernels."""
+    with backends.use(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=DTYPES, ids=str)
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    """Of the parameters and the input."""
+    return getattr(torch, request.param)
+
+
+@pytest.fixture
+def refuses(request: pytest.FixtureRequest) -> Refusal:
+    """``with refuses(TypeError, "weight"):`` is ``pytest.raises``, and the page says "refused"."""
+    return Refusal(request.node)
+
+
+@pytest.fixture(autouse=True)
+def _cell(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Note what this test proves. In a subprocess nobody counts launches: there the marker says ``kernels=``."""
+    marker = request.node.get_closest_marker("feature")
+    if marker is None:
+        yield
+        return
+    group, name = marker.args
+    parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    cell = {
+        "group": group,
+        "feature": name,
+        "backend": parameters.get("backend", marker.kwargs.get("backend", "any")),
+        "dtype": parameters.get("dtype", marker.kwargs.get("dtype", "any")),
+        "kernels": False,
+        "refused": False,
+    }
+    request.node.user_properties.append(("compatibility", cell))
+    with launch.record_launches() as launches:
+        yield
+    cell["kernels"] = marker.kwargs.get("kernels", bool(launches))
+    cell["refused"] = getattr(request.node, "refused", False)

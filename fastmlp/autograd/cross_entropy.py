@@ -52,6 +52,15 @@ def reference_loss(logits: Tensor, target: Tensor, weight: Tensor | None, option
     return (loss + extra).to(loss.dtype)
 
 
+def differentiable_gradient(
+    grad: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions
+) -> Tensor | None:
+    """The logits' gradient (N, C, D) for `CrossEntropy`'s arguments, by ops that can be differentiated again."""
+    target = target[:, 0] if logits.shape[2] == 1 and target.dim() == 2 else target
+    loss = reference_loss(logits.squeeze(2) if target.dim() == 1 else logits, target, weight, options)
+    return differentiable_grads(loss, (logits,), (True,), grad.view_as(loss))[0]
+
+
 class CrossEntropy(torch.autograd.Function):
     """logits (N, C, D) and a target to a loss: (N, D), or a scalar."""
 
@@ -77,11 +86,7 @@ class CrossEntropy(torch.autograd.Function):
         """One pass over the logits; with ``inplace`` the gradient takes their memory."""
         logits, target, weight, stats, denominator = ctx.saved_tensors
         if torch.is_grad_enabled():
-            target = target[:, 0] if logits.shape[2] == 1 and target.dim() == 2 else target
-            loss = reference_loss(
-                logits.squeeze(2) if target.dim() == 1 else logits, target, weight, ctx.options
-            )
-            (dx,) = differentiable_grads(loss, (logits,), (True,), grad.view_as(loss))
+            dx = differentiable_gradient(grad, logits, target, weight, ctx.options)
         else:
             dx = logits.detach() if ctx.inplace else torch.empty_like(logits)
             ctx.backend.cross_entropy_backward(

@@ -11,10 +11,11 @@ from torch.autograd import forward_ad
 from torch.nn import _reduction as _Reduction
 from torch.nn import functional as F
 
-from fastmlp import backends
+from fastmlp import backends, ops
 from fastmlp.autograd.chain import pack
 from fastmlp.autograd.cpu_cross_entropy import CpuCrossEntropy
 from fastmlp.autograd.cross_entropy import ChainCrossEntropy, CrossEntropy, reference_loss
+from fastmlp.backends import Traced
 from fastmlp.backends.base import Backend, LossOptions, Quantized
 from fastmlp.backends.torch_backend import TorchBackend
 from fastmlp.functional.linear import (
@@ -107,7 +108,10 @@ def cross_entropy(
     rows = input.shape[2:]
     logits = input.reshape(n, c, -1)
     target = target.reshape(n, c, -1) if target.is_floating_point() else target.reshape(n, -1)
-    loss = CrossEntropy.apply(backend, options, inplace, logits, target, weight)
+    if isinstance(backend, Traced):
+        loss = ops.cross_entropy(logits, target, weight, options)
+    else:
+        loss = CrossEntropy.apply(backend, options, inplace, logits, target, weight)
     return loss.view(n, *rows) if reduction == "none" else loss
 
 

@@ -15,6 +15,7 @@ workspace, and `sum_splits_kernel` adds the rows first to last: no atomics, the 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch

@@ -1,4 +1,4 @@
-"""cli → training → modules → functional → ops → autograd → backends → kernels: imports run to the right only."""
+"""cli → training → engine → modules → functional → ops → autograd → backends → kernels: never to the left."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def reference_loss(logits: Tensor, target: Tensor, weight: Tensor | None, option
 def differentiable_gradient(
     grad: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions
 ) -> Tensor | None:
-    """The logits' gradient (N, C, D) for `CrossEntropy`'s arguments, by ops that can be differentiated again."""
+    """The gradient (N, C, D) for `CrossEntropy`'s arguments, by ops that can be differentiated again."""
     target = target[:, 0] if logits.shape[2] == 1 and target.dim() == 2 else target
     loss = reference_loss(logits.squeeze(2) if target.dim() == 1 else logits, target, weight, options)
     return differentiable_grads(loss, (logits,), (True,), grad.view_as(loss))[0]

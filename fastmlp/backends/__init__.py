@@ -24,7 +24,7 @@ class Traced:
     """Stands for the kernels under ``torch.compile``, which traces what is called: `fastmlp.ops`."""
 
     name = "triton"
-    head_classes = 0  # the loss is an op of its own
+    head_classes = 0  # chain and loss are ops of their own
     whole_nets = True
 
 
@@ -122,9 +122,13 @@ def kernels(tensor: Tensor) -> Backend:
 
 
 @torch.compiler.assume_constant_result
-@cache
 def triton_problem(on_gpu: bool) -> str | None:
     """Why Triton cannot run on such tensors, or None if it can."""
+    return _triton_problem(on_gpu)
+
+
+@cache
+def _triton_problem(on_gpu: bool) -> str | None:
     try:
         import triton
     except ImportError as error:

@@ -126,7 +126,8 @@ def chain(input: Tensor | Quantized, layers: Sequence[Layer], plan: str = "auto"
     dtype = backends.compute_dtype(x)
     rows = as_rows(input)
     plan = whole.choose(backend, rows, layers, dtype, plan)
-    if traced:
+    if isinstance(backend, Traced):
+        assert isinstance(rows, Tensor)
         y = _traced(rows, params, acts, dtype, plan, draw_drops(layers, x.device))
     elif plan == "layers":
         tensors, numbers = pack(rows)

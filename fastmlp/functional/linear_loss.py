@@ -214,7 +214,7 @@ def _backend(
     shape: tuple[int, ...],
     probabilities: bool,
     options: LossOptions,
-) -> Backend | None:
+) -> Backend | backends.Traced | None:
     """Who computes it; None for torch's own ops, which take, or refuse, whatever is odd."""
     input, linear_weight, target, linear_bias, weight = tensors
     if forward_ad._current_level >= 0:  # a Function has no jvp

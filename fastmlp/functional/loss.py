@@ -143,6 +143,7 @@ def chain_cross_entropy(
     backend = backends.choose(x).backend
     if (
         backend is None
+        or isinstance(backend, Traced)  # whose ops are a chain and a loss
         or not _fits_head(backend, x, layers, target, weight, options)
         or (isinstance(input, Quantized) and (len(layers) == 1 or not is_constant(input)))
     ):
@@ -199,7 +200,9 @@ def _widened(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
-def _backend(input: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions) -> Backend | None:
+def _backend(
+    input: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions
+) -> Backend | Traced | None:
     """Who computes it; None for torch's own op, which takes whatever the kernels do not."""
     if input.dim() < 2 or input.numel() == 0 or options.reduction not in _REDUCTIONS:
         return None

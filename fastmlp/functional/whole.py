@@ -20,7 +20,7 @@ PLANS = ("auto", "layers", "whole", "recompute")
 
 
 def choose(
-    backend: Backend,
+    backend: Backend | Traced,
     input: Tensor | Quantized,
     layers: Sequence[Layer],
     dtype: torch.dtype,
@@ -64,7 +64,7 @@ def _for_traces(widths: tuple[int, ...], dtype: torch.dtype, device: torch.devic
     return choose_plan(widths, _TRACED_BATCH, dtype, device, training)
 
 
-def misfit(backend: Backend, layers: Sequence[Layer], dtype: torch.dtype) -> str | None:
+def misfit(backend: Backend | Traced, layers: Sequence[Layer], dtype: torch.dtype) -> str | None:
     """Why the whole-network kernels do not take ``layers``; None if they do."""
     *hidden, last = layers
     if not hidden:

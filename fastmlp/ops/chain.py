@@ -41,13 +41,15 @@ def z_kept(acts: Sequence[Act]) -> list[int]:
     return [i for i, act in enumerate(acts) if not act.saves_output]
 
 
-def outputs(x: Tensor, params: Sequence[Tensor], present: Sequence[bool], dtype: torch.dtype) -> list[Tensor]:
+def like_outputs(
+    x: Tensor, params: Sequence[Tensor], present: Sequence[bool], dtype: torch.dtype
+) -> list[Tensor]:
     """Tensors like every layer's output."""
     weights = spread(params, present)[::PER_LAYER]
     return [x.new_empty(x.shape[0], weight.shape[0], dtype=dtype) for weight in weights]
 
 
-def fake_grads(grad: Tensor, x: Tensor, params: Sequence[Tensor], *others: Any) -> list[Tensor]:
+def like_needed(grad: Tensor, x: Tensor, params: Sequence[Tensor], *others: Any) -> list[Tensor]:
     """Contiguous tensors like x and the parameters: those whose gradients are asked for, last of all."""
     needs = others[-1]
     return [t.new_empty(t.shape) for t, need in zip((x, *params), needs) if need]
@@ -64,7 +66,7 @@ def _fake_chain(
     dropouts: Sequence[float],
     keep: bool,
 ) -> list[Tensor]:
-    outputs = outputs(x, params, present, dtype)
+    outputs = like_outputs(x, params, present, dtype)
     if not keep:
         return outputs[-1:]
     return outputs + [torch.empty_like(outputs[i]) for i in z_kept(table_of(acts, slopes))]
@@ -111,7 +113,7 @@ def _of_outputs(outputs: Sequence[Tensor], acts: Sequence[Act]) -> list[Tensor |
     "chain_backward",
     f"(Tensor grad, Tensor x, {LAYERS}, Tensor[] outputs, Tensor? seed, float[] dropouts, bool[] needs) "
     "-> Tensor[]",
-    fake_grads,
+    like_needed,
 )
 def _chain_backward(
     grad: Tensor,
@@ -131,9 +133,7 @@ def _chain_backward(
     inputs, saved = [x, *outputs[: len(table) - 1]], _of_outputs(outputs, table)
     needed = [needs[0], *(bool(need) for need in spread(needs[1:], present))]
     drops = Drops(tuple(dropouts), seed)
-    grads = backward_chain(
-        backends.kernels(x), grad, inputs, layers, saved, table, needed, dtype, drops
-    )
+    grads = backward_chain(backends.kernels(x), grad, inputs, layers, saved, table, needed, dtype, drops)
     return [found for found in grads if found is not None]
 
 
@@ -167,14 +167,15 @@ def _differentiate_chain(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...
 _chain.register_autograd(_differentiate_chain, setup_context=_setup_chain)
 
 
-
 def chain(
     x: Tensor, params: Sequence[Tensor | None], acts: Sequence[Act], dtype: torch.dtype, drops: Drops
 ) -> Tensor:
     """What `fastmlp.autograd.chain.Chain` computes, as ops. x (M, K); ``acts`` hold no tensors."""
     given, described = describe(params, acts, dtype)
     keep = needs_grad(x, *given)
-    return _chain(x, given, *described, drops.seed, list(drops.probabilities), keep)[len(acts) - 1 if keep else 0]
+    return _chain(x, given, *described, drops.seed, list(drops.probabilities), keep)[
+        len(acts) - 1 if keep else 0
+    ]
 
 
 def describe(

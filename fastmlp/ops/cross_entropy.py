@@ -12,18 +12,19 @@ from fastmlp.autograd.cross_entropy import differentiable_gradient
 from fastmlp.backends.base import LossOptions
 from fastmlp.ops.register import op
 
-OPTIONS = "SymInt ignore_index, str reduction, float label_smoothing, float z_loss"
+_OPTIONS = "SymInt ignore_index, str reduction, float label_smoothing, float z_loss"
 
 
 def _fake(logits: Tensor, target: Tensor, weight: Tensor | None, *options: Any) -> tuple[Tensor, ...]:
     n, _, d = logits.shape
-    loss = logits.new_empty((n, d) if options[1] == "none" else ())
-    return loss, logits.new_empty(3, n * d, dtype=torch.float32), logits.new_empty((), dtype=torch.float32)
+    loss, total = ((n, d), 0) if options[1] == "none" else ((), ())
+    stats = logits.new_empty(3, n * d, dtype=torch.float32)
+    return logits.new_empty(loss), stats, stats.new_empty(total)
 
 
 @op(
     "cross_entropy",
-    f"(Tensor logits, Tensor target, Tensor? weight, {OPTIONS}) -> (Tensor, Tensor, Tensor)",
+    f"(Tensor logits, Tensor target, Tensor? weight, {_OPTIONS}) -> (Tensor, Tensor, Tensor)",
     _fake,
 )
 def _cross_entropy(
@@ -37,7 +38,11 @@ def _cross_entropy(
         weight: (C,).
         options: the fields of `LossOptions`.
     """
-    return backends.kernels(logits).cross_entropy(logits, target, weight, LossOptions(*options))
+    loss, stats, denominator = backends.kernels(logits).cross_entropy(
+        logits, target, weight, LossOptions(*options)
+    )
+    # Which rows' own losses are not divided by: a result must hold no memory that nobody wrote.
+    return loss, stats, stats.new_empty(0) if loss.dim() else denominator
 
 
 def _fake_grad(grad: Tensor, logits: Tensor, *others: Any) -> Tensor:
@@ -46,8 +51,8 @@ def _fake_grad(grad: Tensor, logits: Tensor, *others: Any) -> Tensor:
 
 @op(
     "cross_entropy_backward",
-    f"(Tensor grad, Tensor logits, Tensor target, Tensor? weight, Tensor stats, Tensor denominator, {OPTIONS}) "
-    "-> Tensor",
+    "(Tensor grad, Tensor logits, Tensor target, Tensor? weight, Tensor stats, Tensor denominator, "
+    f"{_OPTIONS}) -> Tensor",
     _fake_grad,
 )
 def _backward(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from fastmlp.autograd.linear_cross_entropy import (
     reference,
     unit,
 )
-from fastmlp.autograd.tiling import plan
+from fastmlp.autograd.tiling import Plan, plan
 from fastmlp.backends.base import LossOptions
 from fastmlp.ops.register import op
 
@@ -31,20 +32,29 @@ _JOB = (
 )
 
 
-def _job(x: Tensor, weight: Tensor, target: Tensor, need_params: bool, described: Sequence[Any]) -> LinearLoss:
-    ignore_index, reduction, label_smoothing, dtype, loss_dtype, workspace = described
-    backend = backends.kernels(x)
+def _job(
+    x: Tensor, weight: Tensor, target: Tensor, need_params: bool, described: Sequence[Any]
+) -> LinearLoss:
+    """What is computed, in tiles that depend on the sizes: for the ops alone, a trace must not ask."""
+    *_, dtype, loss_dtype, workspace = described
+    job = _untiled(x, described)
+    dense = target.is_floating_point() or job.options.label_smoothing > 0
     tiles = plan(
         x,
         weight,
         dtype,
         loss_dtype,
-        scratch=backend.loss_scratch(dtype, target.is_floating_point() or label_smoothing > 0),
+        scratch=job.backend.loss_scratch(dtype, dense),
         need_params=need_params,
         workspace=workspace,
     )
+    return replace(job, plan=tiles)
+
+
+def _untiled(x: Tensor, described: Sequence[Any]) -> LinearLoss:
+    ignore_index, reduction, label_smoothing, dtype, loss_dtype, _ = described
     options = LossOptions(ignore_index, reduction, label_smoothing)
-    return LinearLoss(backend, tiles, options, dtype, loss_dtype)
+    return LinearLoss(backends.kernels(x), Plan(0, 0), options, dtype, loss_dtype)
 
 
 def _like_needed(needs: Sequence[bool], *params: Tensor | None) -> list[Tensor]:
@@ -148,14 +158,16 @@ def _differentiate(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
     if upstream is None:
         return (None, None, None, *nothing)
     tensors = (x, weight, bias, target, class_weight)
-    job = _job(x, weight, target, False, ctx.described)
+    job = _untiled(x, ctx.described)
     if torch.is_grad_enabled():
         found = differentiable_grads(reference(job, *tensors), (x, weight, bias), needs, upstream)
         return (*found, *nothing)
     if job.options.reduction == "none":
         some = iter(_backward(upstream, *tensors, *ctx.described, needs))
     else:
-        lacking = factor(job, upstream, kept[0]).view(1)  # not a scalar, which would be rounded to 16 bits first
+        lacking = factor(job, upstream, kept[0]).view(
+            1
+        )  # not a scalar, which would be rounded to 16 bits first
         some = ((grad * lacking).to(grad.dtype) for grad in kept[1:])
     return (*(next(some) if need else None for need in needs), *nothing)
 
@@ -175,7 +187,14 @@ def linear_cross_entropy(
     workspace: int | None,
 ) -> Tensor:
     """What `fastmlp.autograd.linear_cross_entropy.LinearCrossEntropy` computes, as ops."""
-    described = (options.ignore_index, options.reduction, options.label_smoothing, dtype, loss_dtype, workspace)
+    described = (
+        options.ignore_index,
+        options.reduction,
+        options.label_smoothing,
+        dtype,
+        loss_dtype,
+        workspace,
+    )
     grad = torch.is_grad_enabled()
     needs = [grad and p is not None and p.requires_grad for p in (x, weight, bias)]
     return _linear_cross_entropy(x, weight, bias, target, class_weight, *described, needs)[0]

@@ -13,7 +13,7 @@ from fastmlp.activations import Act
 from fastmlp.autograd.chain import PER_LAYER, Drops, differentiable_grads, reference_chain
 from fastmlp.autograd.whole import split
 from fastmlp.backends.base import NetGrads, NetLayout
-from fastmlp.ops.chain import LAYERS, describe, needs_grad, outputs, spread, table_of
+from fastmlp.ops.chain import LAYERS, describe, like_outputs, needs_grad, spread, table_of
 from fastmlp.ops.register import op
 
 
@@ -27,7 +27,7 @@ def _fake(
     keep: bool,
     recompute: bool,
 ) -> list[Tensor]:
-    y = outputs(x, params, present, dtype)[-1]
+    y = like_outputs(x, params, present, dtype)[-1]
     found = [y]
     if keep and not recompute:
         columns = _layout(x, spread(params, present)).saved[-1]
@@ -53,7 +53,7 @@ def _whole(
     keep: bool,
     recompute: bool,
 ) -> list[Tensor]:
-    """The output (M, N); with ``keep`` what a backward needs: the hidden layers', unless ``recompute``, and Z.
+    """The output (M, N); with ``keep`` what a backward needs: of hidden layers, unless ``recompute``; and Z.
 
     Args:
         x: (M, K), no size 0.
@@ -83,7 +83,10 @@ def _fake_backward(
     found = [torch.empty_like(x, memory_format=torch.contiguous_format)] if need_input else []
     if need_params:
         slopes = layout.saved[-1] if layers[2] is not None else 0
-        found += [x.new_empty(layout.params[-1], dtype=layers[0].dtype), x.new_empty(slopes, dtype=torch.float32)]
+        found += [
+            x.new_empty(layout.params[-1], dtype=layers[0].dtype),
+            x.new_empty(slopes, dtype=torch.float32),
+        ]
     return found
 
 
@@ -139,9 +142,7 @@ def _differentiate(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
     table = table_of(ctx.acts, ctx.slopes)
     if torch.is_grad_enabled():
         none = Drops((0.0,) * len(table), None)
-        again = reference_chain(
-            backends.kernels(x), x, spread(params, ctx.present), table, ctx.dtype, none
-        )
+        again = reference_chain(backends.kernels(x), x, spread(params, ctx.present), table, ctx.dtype, none)
         found = differentiable_grads(again, (x, *params), needs, grad)
     else:
         saved = None if ctx.recompute else kept.pop(0)

@@ -30,13 +30,13 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 
 @pytest.fixture
 def refuses(request: pytest.FixtureRequest) -> Refusal:
-    """``with refuses(TypeError, "weight"):`` is ``pytest.raises``, and the page says "refused"."""
+    """As ``pytest.raises`` in a ``with``; the page then says "refused"."""
     return Refusal(request.node)
 
 
 @pytest.fixture(autouse=True)
 def _cell(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Note what this test proves. In a subprocess nobody counts launches: there the marker says ``kernels=``."""
+    """Note what this test proves. Of a subprocess nobody counts launches: its marker says ``kernels=``."""
     marker = request.node.get_closest_marker("feature")
     if marker is None:
         yield

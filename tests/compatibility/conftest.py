@@ -46,8 +46,8 @@ def _cell(request: pytest.FixtureRequest) -> Iterator[None]:
     cell = {
         "group": group,
         "feature": name,
-        "backend": parameters.get("backend", marker.kwargs.get("backend", "any")),
-        "dtype": parameters.get("dtype", marker.kwargs.get("dtype", "any")),
+        "backend": str(parameters.get("backend", marker.kwargs.get("backend", "any"))),
+        "dtype": str(parameters.get("dtype", marker.kwargs.get("dtype", "any"))).removeprefix("torch."),
         "kernels": False,
         "refused": False,
     }

@@ -37,8 +37,8 @@ class StepLoop(Loop):
     def epoch(self, factors: Tensor, on_batch: Callable[[int], None] | None = None) -> tuple[float, float]:
         """See `Loop.epoch`."""
         if not self.done:
-            self._order = self.generator.get_state()
             self.executor.sums.zero_()
+        self._order = self.generator.get_state()
         order = torch.randperm(len(self.y), generator=self.generator, device=self.y.device)
         for step, factor in enumerate(factors[self.done :].tolist(), self.done):
             rows = order[step * self.batch : (step + 1) * self.batch]

@@ -79,20 +79,21 @@ def factors_digest(factors: Tensor) -> str:
     return _digest(factors)
 
 
-def _structure(module: nn.Module) -> dict[str, str]:
+def _structure(module: nn.Module) -> dict[str, Any]:
     """Each module's type, and the numbers, strings and flags among its attributes."""
     return {
-        name or "itself": f"{type(child).__name__}({', '.join(_attributes(child))})"
+        name or "itself": {"type": _name(type(child)), **_attributes(child)}
         for name, child in module.named_modules()
     }
 
 
-def _attributes(module: nn.Module) -> list[str]:
-    return [
-        f"{name}={value!r}"
-        for name, value in vars(module).items()
-        if not name.startswith("_") and name != "training" and _is_plain(value)
-    ]
+def _name(kind: type) -> str:
+    return f"{kind.__module__.split('.')[0]}.{kind.__qualname__}"
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    attributes = vars(module).items()
+    return {n: v for n, v in attributes if not n.startswith("_") and n != "training" and _is_plain(v)}
 
 
 def _is_plain(value: object) -> bool:

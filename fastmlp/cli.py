@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 from importlib import metadata
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 try:
     import safetensors  # noqa: F401 - better missed now than when a trained net is to be saved
@@ -26,7 +29,8 @@ import fastmlp
 from fastmlp import activations, backends, plans
 from fastmlp.data import DataError, Images, load, synthetic
 from fastmlp.devices import DEVICES
-from fastmlp.training import Epoch, TrainingError, fit, save
+from fastmlp.training import Epoch, Interrupted, Position, TrainingError, atomic, fit, position, save
+from fastmlp.training.memory import is_out_of_memory
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -97,15 +101,33 @@ def train(
     engine: Engine = typer.Option(Engine.auto, help="What runs the steps; auto takes the fastest that can."),
     schedule: Schedule = typer.Option(Schedule.constant, help="Of the learning rate over the run."),
     out: Path = typer.Option(Path("runs/mlp.safetensors"), help="Where the trained net is saved."),
+    checkpoint: Path | None = typer.Option(
+        None,
+        help="Where the run's state is kept, to go on from; default: --out's name with .ckpt.safetensors.",
+    ),
+    every: int = typer.Option(1, min=0, help="Epochs between two checkpoints; 0: only when interrupted."),
+    resume: bool = typer.Option(False, "--resume", help="Go on from --checkpoint, to the same bits."),
+    changed: list[str] = typer.Option(
+        [], help="With --resume: what may differ from then, such as lr or schedule; repeatable."
+    ),
 ) -> None:
-    """Train an MLP: by default the book's 784-256-10 on Fashion-MNIST."""
+    """Train an MLP: by default the book's 784-256-10 on Fashion-MNIST.
+
+    Ctrl-C ends the step, saves a checkpoint and leaves with status 130; the same command with --resume goes
+    on. A second Ctrl-C leaves at once.
+    """
     where = _device(device)
     widths = _widths(hidden)
     if activation not in activations.NAMES:
         fail(f"--activation {activation}: expected one of {', '.join(activations.NAMES)}", 2)
     if data is not None and dataset is Dataset.synthetic:
         fail(f"--data {data}: the synthetic set is read from no files", 2)
-    _check_writable(out)
+    kept = checkpoint or out.with_suffix(".ckpt.safetensors")
+    if kept == out:
+        fail(f"--checkpoint {kept}: expected another file than --out's", 2)
+    _check_writable(out, "--out")
+    _check_writable(kept, "--checkpoint")
+    done = _position(kept, resume)
     try:
         if dataset is Dataset.synthetic:
             train_set, test_set = synthetic(seed=0)
@@ -113,29 +135,42 @@ def train(
             train_set, test_set = load(data, lambda text: errors.print(text, style="yellow"))
     except DataError as error:
         fail(str(error))
+    sizes = [train_set.features, *widths, len(train_set.classes)]
     torch.manual_seed(seed)
-    net = _net([train_set.features, *widths, len(train_set.classes)], activation).to(where)
-    try:
-        choice = backends.choose(next(net.parameters()))
-    except RuntimeError as error:  # Triton is asked for and cannot run
-        fail(str(error))
-    console.print(
-        f"{'-'.join(map(str, [train_set.features, *widths, len(train_set.classes)]))} {activation}, "
-        f"{train_set.name}, {len(train_set):,} examples, batch {batch_size}, SGD {lr}, {dtype.value}, "
-        f"{where} ({choice.reason})"
-    )
-    try:
-        history = _fit(net, train_set, test_set, epochs, batch_size, lr, seed, dtype, engine, schedule)
-    except (TrainingError, torch.OutOfMemoryError) as error:
-        fail(str(error))
-    except ValueError as error:  # an engine that cannot run here
-        fail(str(error), 2)
+    with _failing_in_a_line(kept):
+        net = _net(sizes, activation).to(where)
+        try:
+            choice = backends.choose(next(net.parameters()))
+        except RuntimeError as error:  # Triton is asked for and cannot run
+            fail(str(error))
+        console.print(
+            f"{'-'.join(map(str, sizes))} {activation}, {train_set.name}, {len(train_set):,} examples, "
+            f"batch {batch_size}, SGD {lr}, {dtype.value}, {where} ({choice.reason})"
+        )
+        if resume:
+            console.print(
+                f"going on after {done}" if done else f"no checkpoint at {kept} yet: from the start"
+            )
+        options: dict[str, Any] = {
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "lr": lr,
+            "seed": seed,
+            "dtype": getattr(torch, dtype.value),
+            "engine": engine.value,
+            "schedule": schedule.value,
+            "checkpoint": kept,
+            "every": every,
+            "resume": resume and done is not None,
+            "changed": changed,
+        }
+        history = _fit(net, train_set, test_set, done if resume else None, options)
     try:
         save(
             net,
             out,
             {
-                "widths": [train_set.features, *widths, len(train_set.classes)],
+                "widths": sizes,
                 "activation": activation,
                 "classes": list(train_set.classes),
                 "dataset": train_set.name,
@@ -154,6 +189,27 @@ def train(
     )
 
 
+@contextmanager
+def _failing_in_a_line(kept: Path) -> Iterator[None]:
+    """Say what stopped the training, and how to go on from the checkpoint ``kept`` if there is one of it."""
+    try:
+        yield
+    except Interrupted as error:
+        fail(f"{error}; the same command with --resume goes on from there", 128 + error.signal)
+    except KeyboardInterrupt:
+        fail("interrupted", 130)
+    except ValueError as error:  # an engine that cannot run here, a checkpoint of another run
+        fail(str(error), 2)
+    except OSError as error:
+        fail(f"--checkpoint {kept}: {error.strerror or error}")
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, TrainingError) and not is_out_of_memory(error):
+            raise
+        again = "--batch-size N --changed batch_size" if is_out_of_memory(error) else "--lr LR --changed lr"
+        goes_on = f"; --resume {again} goes on from there" if str(kept) in str(error) else ""
+        fail(f"{str(error) or 'out of memory'}{goes_on}")
+
+
 def _device(text: str) -> torch.device:
     try:
         device = torch.device(text or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -166,14 +222,35 @@ def _device(text: str) -> torch.device:
     return device
 
 
-def _check_writable(out: Path) -> None:
+def _check_writable(path: Path, option: str) -> None:
     """Say before the training that what comes of it cannot be saved."""
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        atomic.prepare(path)
     except OSError as error:
-        fail(f"--out {out}: {error.strerror or error}")
-    if out.is_dir() or not os.access(out.parent, os.W_OK):
-        fail(f"--out {out}: {'a directory' if out.is_dir() else 'its directory is read-only'}")
+        fail(f"{option} {path}: {'a directory' if path.is_dir() else error.strerror or error}")
+
+
+def _position(path: Path, resume: bool) -> Position | None:
+    """How far the run is that ``path`` is a checkpoint of; None for none.
+
+    An unfinished run's that nobody asks to go on with is put aside, as --resume may be forgotten; and so is
+    anything else.
+    """
+    try:
+        found = position(path)
+        what = f"{path} is of an unfinished run: {found} of {found.epochs}"
+        if resume or found.epoch == found.epochs:
+            return found
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        if resume:
+            fail(f"--checkpoint {error}")
+        what = str(error)
+    aside = path.with_name(f"{path.name}.previous")
+    os.replace(path, aside)
+    errors.print(f"{what}; moved to {aside}", style="yellow")
+    return None
 
 
 def _widths(text: str, option: str = "--hidden") -> list[int]:
@@ -211,15 +288,10 @@ def _fit(
     net: fastmlp.Sequential,
     train_set: Images,
     test_set: Images,
-    epochs: int,
-    batch_size: int,
-    lr: float,
-    seed: int,
-    dtype: Dtype,
-    engine: Engine,
-    schedule: Schedule,
+    done: Position | None,
+    options: dict[str, Any],
 ) -> fastmlp.training.History:
-    """Train with a progress bar on a terminal, and a line for each epoch anywhere."""
+    """Train with a progress bar on a terminal, and a line for each epoch and each warning anywhere."""
     columns = (
         TextColumn("epoch {task.fields[epoch]}"),
         BarColumn(),
@@ -227,8 +299,15 @@ def _fit(
         TextColumn("examples, {task.fields[rate]:,.0f}/s"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=len(train_set) * epochs, epoch=1, rate=0.0)
+    count, epochs = len(train_set), options["epochs"]
+    begun = done.epoch if done else 0
+    past = begun * count + (done.step * options["batch_size"] if done else 0)
+    with (
+        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
+        warnings.catch_warnings(),
+    ):
+        warnings.showwarning = lambda message, *_, **__: errors.print(str(message), style="yellow")
+        task = progress.add_task("", total=count * epochs, completed=past, epoch=begun + 1, rate=0.0)
 
         def on_epoch(epoch: Epoch) -> None:
             progress.update(task, epoch=min(epoch.number + 1, epochs), rate=epoch.examples_per_second)
@@ -238,15 +317,9 @@ def _fit(
             net,
             train_set,
             test_set,
-            epochs=epochs,
-            batch_size=batch_size,
-            lr=lr,
-            seed=seed,
-            dtype=getattr(torch, dtype.value),
-            engine=engine.value,
-            schedule=schedule.value,
-            on_batch=lambda count: progress.advance(task, count),
+            on_batch=lambda examples: progress.advance(task, examples),
             on_epoch=on_epoch,
+            **options,
         )
 
 

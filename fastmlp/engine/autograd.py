@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,13 +44,25 @@ class AutogradExecutor(Executor):
             value, logits = _objective(self.model, self.loss, x, y)
         self.optimizer.zero_grad()
         self.scaler.scale(value).backward()
+        self.updating = True
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.updating = False
         value = value.detach()
         if count:
             self.sums[0] += value * len(y)
             self.sums[1] += (logits.argmax(1) == y).sum()
         return value
+
+    def state(self) -> dict[str, Any]:
+        """See `Executor.state`; the scale of float16's gradients too."""
+        return {**super().state(), "scaler": self.scaler.state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """See `Executor.load_state`."""
+        super().load_state(state)
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
 
 
 def _objective(model: nn.Module, loss: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -15,6 +17,8 @@ class Executor(ABC):
     name: str
     #: (2,) float64 on the device: Σ loss * rows and Σ right answers over the steps since it was zeroed.
     sums: Tensor
+    #: Whether a step was left while it wrote to parameters or optimizer state.
+    updating = False
 
     @abstractmethod
     def step(self, x: Tensor, y: Tensor, rows: Tensor | None = None, *, count: bool = True) -> Tensor:
@@ -30,16 +34,29 @@ class Executor(ABC):
             The loss before the update, a scalar of its own without a gradient.
         """
 
+    def state(self) -> dict[str, Any]:
+        """What the next step reads besides data, parameters, buffers and optimizer state."""
+        return {"sums": self.sums}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self.sums.copy_(state["sums"])
+
 
 class Loop(ABC):
     """Runs epochs over a data set that lives on the device."""
 
     #: What ran, as `fit` reports it.
     name: str
+    executor: Executor
+    #: Of the batch order.
+    generator: torch.Generator
+    #: How many steps of an epoch are done, where the host is between two of them; 0 between epochs.
+    done: int = 0
 
     @abstractmethod
     def epoch(self, factors: Tensor, on_batch: Callable[[int], None] | None = None) -> tuple[float, float]:
-        """One pass over the data in a fresh order.
+        """One pass over the data in a fresh order, or what `load_state` left of one.
 
         Args:
             factors: (steps,) float64 on the CPU, what each step's learning rates are multiplied by.
@@ -48,3 +65,13 @@ class Loop(ABC):
         Returns:
             Σ loss * rows and the number of right answers, read from the device once.
         """
+
+    def state(self) -> dict[str, Any]:
+        """All that a continuation needs besides model, loss, optimizer and torch's own generators."""
+        return {"done": self.done, "order": self.generator.get_state(), "executor": self.executor.state()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave, to the bit."""
+        self.done = state["done"]
+        self.generator.set_state(state["order"])
+        self.executor.load_state(state["executor"])

@@ -173,6 +173,7 @@ class CpuExecutor(Executor):
             layer, x, grad = self._layers[i], inputs[i], dz
             if i > 0:
                 dz = layer.input_grad(grad, self._layers[i - 1].act, saved[i - 1])
+            self.updating = fold
             for p, add in (
                 (layer.master, partial(layer.add_weight_grad, grad, x)),
                 (layer.master_bias, partial(layer.add_bias_grad, grad)),
@@ -190,7 +191,9 @@ class CpuExecutor(Executor):
         if fold:
             optimizer._opt_called = True  # type: ignore[attr-defined]  # else a scheduler warns that no step came before its own
         else:
+            self.updating = True
             optimizer.step()
+        self.updating = False
 
 
 #: (out, beta, alpha): out becomes beta * out + alpha * gradient.

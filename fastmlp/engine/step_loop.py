@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +13,11 @@ from fastmlp.engine.base import Executor, Loop
 
 
 class StepLoop(Loop):
-    """Launches every step from Python; for any executor, on any device."""
+    """Launches every step from Python; for any executor, on any device.
+
+    On a CPU it stops at a loss that is not finite, and `done` says after which step. On a GPU a look
+    would make the host wait: there the sums show it at the end.
+    """
 
     def __init__(
         self,
@@ -25,27 +31,42 @@ class StepLoop(Loop):
         self.name = executor.name
         self.executor, self.optimizer, self.generator = executor, optimizer, generator
         self.x, self.y, self.batch = x, y, batch
+        self.looks = y.is_cpu
+        self._order = generator.get_state()  # from which the epoch's order was drawn
 
     def epoch(self, factors: Tensor, on_batch: Callable[[int], None] | None = None) -> tuple[float, float]:
         """See `Loop.epoch`."""
-        count = len(self.y)
-        order = torch.randperm(count, generator=self.generator, device=self.y.device)
-        groups = self.optimizer.param_groups
-        rates = [group["lr"] for group in groups]
-        scheduled = not bool((factors == 1).all())
-        self.executor.sums.zero_()
-        try:
-            for step, factor in enumerate(factors.tolist()):
-                if scheduled:
-                    for group, rate in zip(groups, rates):
-                        group["lr"] = rate * factor
-                rows = order[step * self.batch : (step + 1) * self.batch]
-                self.executor.step(self.x, self.y, rows)
-                if on_batch is not None:
-                    on_batch(len(rows))
-        finally:
-            if scheduled:
-                for group, rate in zip(groups, rates):
-                    group["lr"] = rate
+        if not self.done:
+            self.executor.sums.zero_()
+        self._order = self.generator.get_state()
+        order = torch.randperm(len(self.y), generator=self.generator, device=self.y.device)
+        for step, factor in enumerate(factors[self.done :].tolist(), self.done):
+            rows = order[step * self.batch : (step + 1) * self.batch]
+            loss = self._step(rows, factor)
+            self.done = step + 1
+            if self.looks and not math.isfinite(loss.item()):
+                break
+            if on_batch is not None:
+                on_batch(len(rows))
+        else:
+            self.done = 0
         total, right = self.executor.sums.tolist()
         return total, right
+
+    def _step(self, rows: Tensor, factor: float) -> Tensor:
+        """A step at so many times the optimizer's own learning rates, which stand again when it is done."""
+        if factor == 1:
+            return self.executor.step(self.x, self.y, rows)
+        groups = self.optimizer.param_groups
+        rates = [group["lr"] for group in groups]
+        try:
+            for group, rate in zip(groups, rates):
+                group["lr"] = rate * factor
+            return self.executor.step(self.x, self.y, rows)
+        finally:
+            for group, rate in zip(groups, rates):
+                group["lr"] = rate
+
+    def state(self) -> dict[str, Any]:
+        """See `Loop.state`: within an epoch the generator as it was before the order was drawn."""
+        return super().state() | ({"order": self._order} if self.done else {})

@@ -31,6 +31,8 @@ class Schedule:
 class WholeLoop(Loop):
     """Epochs with no Python between their steps; the host reads two numbers at the end of each."""
 
+    executor: FusedExecutor
+
     def __init__(
         self, executor: FusedExecutor, x: Tensor, y: Tensor, batch: int, generator: torch.Generator
     ) -> None:

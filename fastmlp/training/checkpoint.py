@@ -1,15 +1,26 @@
-"""Checkpoints as safetensors: loading one runs no code, and a crash while writing loses none."""
+"""Checkpoints as safetensors: loading one runs no code, a crash while writing loses none, damage is noticed.
+
+The file's metadata hold one entry, "fastmlp", a JSON text that begins with the SHA-256 of the whole file,
+in which these 64 digits themselves count as zeros.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
-import secrets
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from fastmlp.training import atomic
+from fastmlp.training.tree import unflatten
+
+_ZEROS = "0" * 64
+_CHECKSUM = re.compile(rb'"fastmlp":"\{\\"sha256\\": \\"([0-9a-f]{64})\\"')
 
 
 def save(net: nn.Module, path: Path | str, metadata: dict[str, Any] | None = None) -> None:
@@ -22,46 +33,133 @@ def save(net: nn.Module, path: Path | str, metadata: dict[str, Any] | None = Non
 
     Raises:
         OSError: the file cannot be written. What was at ``path`` is then still there.
+        TypeError: the state holds something that is no tensor.
     """
-    from safetensors.torch import save as to_bytes
-
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in net.state_dict().items()
-    }
-    data = to_bytes(tensors, {"fastmlp": json.dumps(metadata or {})})
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with temporary.open("xb") as file:  # not mkstemp, whose files nobody else may read
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)  # the rename itself
-    finally:
-        os.close(directory)
+    state = net.state_dict()
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"net: expected tensors in its state, got {name} as a {type(value).__name__}")
+    write(path, state, {"metadata": metadata or {}})
 
 
 def load(path: Path | str, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state and the metadata of a checkpoint.
+    """The net's state and the metadata of a checkpoint, of `save`'s or of `fit`'s.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: the file is no checkpoint, or truncated.
+        ValueError: the file is no checkpoint, or truncated, or not as it was written.
     """
-    from safetensors import SafetensorError, safe_open
+    tensors, content = read(path)
+    state = unflatten(content["state"], tensors)["net"] if "state" in content else tensors
+    return {name: t.to(device) if isinstance(t, Tensor) else t for name, t in state.items()}, content[
+        "metadata"
+    ]
 
+
+def load_into(net: nn.Module, path: Path | str) -> dict[str, Any]:
+    """Load a checkpoint's state into ``net``, and return the metadata.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load`.
+        ValueError: it is another net's, with the names, shapes or dtypes that differ. Nothing is written.
+    """
+    state, metadata = load(path)
+    check(net, state, str(path))
+    put(net, state)
+    return metadata
+
+
+def check(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """See that ``state`` is one of ``module``.
+
+    Raises:
+        ValueError: it is not, with the names, shapes or dtypes that differ.
+    """
+    own = module.state_dict()
+    problems = [f"{name} is missing" for name in own if name not in state]
+    problems += [f"{name} is unknown here" for name in state if name not in own]
+    problems += [
+        f"{name} is {_kind(state[name])}, here {_kind(own[name])}"
+        for name in own
+        if name in state and not is_lazy(own[name]) and _kind(state[name]) != _kind(own[name])
+    ]
+    if problems:
+        more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise ValueError(f"{source}: the state of another net: {'; '.join(problems[:8])}{more}")
+
+
+def put(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """Load a checked ``state`` as one of this very structure: nothing in it is an older version's."""
+    full = module.state_dict()
+    full.update(state)  # which keeps the versions of the modules that stand beside it
+    module.load_state_dict(full)
+
+
+def write(path: Path | str, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
+    """Write ``tensors`` and ``content``, anything JSON can hold, with a checksum over all of it.
+
+    Raises:
+        OSError: as `save`.
+    """
+    from safetensors.torch import save as to_bytes
+
+    copies = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    data = to_bytes(copies, {"fastmlp": json.dumps({"sha256": _ZEROS, **content})})
+    start, end, digest = _checksum(data)
+    view = memoryview(data)
+    atomic.write(Path(path), (view[:start], digest.encode(), view[end:]))
+
+
+def read(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `write` wrote.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load`.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load as from_bytes
+
+    data = Path(path).read_bytes()
     try:
-        with safe_open(str(path), framework="pt", device=str(device)) as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            text = (file.metadata() or {}).get("fastmlp", "{}")
+        start, end, digest = _checksum(data)
+    except ValueError as error:
+        raise ValueError(f"{path}: expected a safetensors checkpoint of fastmlp's, {error}") from None
+    if data[start:end] != digest.encode():
+        raise ValueError(
+            f"{path}: expected a safetensors checkpoint as it was written, but this one is truncated, "
+            f"damaged or changed: it fails its checksum"
+        )
+    try:
+        tensors = from_bytes(data)
     except SafetensorError as error:
         raise ValueError(f"{path}: expected a safetensors checkpoint ({error})") from error
-    return state, json.loads(text)
+    header = json.loads(data[8 : _header_end(data)])
+    return tensors, json.loads(header["__metadata__"]["fastmlp"])
+
+
+def _header_end(data: bytes) -> int:
+    return 8 + int.from_bytes(data[:8], "little")
+
+
+def _checksum(data: bytes) -> tuple[int, int, str]:
+    """Where the digits of the checksum are in a file, and what they must be."""
+    end = _header_end(data)
+    if len(data) < max(end, 8):
+        raise ValueError("found a truncated file or one of another kind")
+    found = _CHECKSUM.search(data, 0, end)
+    if found is None:
+        raise ValueError("found none of its checksums: read others by safetensors.torch.load_file")
+    view, (start, stop) = memoryview(data), found.span(1)
+    digest = hashlib.sha256(view[:start])
+    digest.update(_ZEROS.encode())
+    digest.update(view[stop:])
+    return start, stop, digest.hexdigest()
+
+
+def _kind(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"

@@ -2,55 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
+from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from fastmlp.data import Images, batches
-from fastmlp.engine import choose
+from fastmlp.engine import Loop, choose
 from fastmlp.engine.autograd import precision
 from fastmlp.functional.quantized import INTEGERS
 from fastmlp.modules import CrossEntropyLoss
 from fastmlp.modules.dequantize import dequantizes
-from fastmlp.training import schedules
+from fastmlp.training import memory, schedules
+from fastmlp.training.history import Epoch, History, TrainingError
+from fastmlp.training.resume import Keeper
 
 #: Features and labels: an `Images` set, or a pair of tensors (N, ...) and (N,).
 Data = Images | tuple[Tensor, Tensor]
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says where it stopped."""
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """What one epoch gave."""
-
-    number: int  # from 1
-    train_loss: float  # mean over the examples, each before its own step
-    train_accuracy: float  # likewise, in [0, 1]
-    test_accuracy: float | None  # after the epoch; None without a test set
-    seconds: float  # of training, without the test
-    examples_per_second: float
-
-    def __str__(self) -> str:
-        tested = "" if self.test_accuracy is None else f"test accuracy {self.test_accuracy:.4f}  "
-        return (
-            f"epoch {self.number:3d}  train loss {self.train_loss:.4f}  "
-            f"train accuracy {self.train_accuracy:.4f}  {tested}{self.examples_per_second:,.0f} examples/s"
-        )
-
-
-@dataclass
-class History:
-    """Every epoch, the seconds that all of it took, and which engine ran."""
-
-    epochs: list[Epoch] = field(default_factory=list)
-    seconds: float = 0.0
-    engine: str = ""
 
 
 def fit(
@@ -70,6 +42,11 @@ def fit(
     engine: str = "auto",
     on_batch: Callable[[int], None] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
+    checkpoint: Path | str | None = None,
+    every: int = 1,
+    every_steps: int = 0,
+    resume: bool = False,
+    changed: Collection[str] = (),
 ) -> History:
     """Train ``net`` as a classifier, and leave it in the mode it came in.
 
@@ -100,11 +77,25 @@ def fit(
             measured fastest there on this problem, once, remembered in the cache directory.
         on_batch: called with the number of examples whenever the host is between steps: after each
             one, or, where an epoch runs as a whole, after the epoch.
-        on_epoch: called after each epoch.
+        on_epoch: called after each epoch, before its checkpoint.
+        checkpoint: file for the run's whole state: see docs/checkpoints.md. With one, a first Ctrl-C or
+            SIGTERM stops between two steps (after the epoch, where one runs as a whole) and saves. Where a
+            periodic save fails, as on a full disk, a `CheckpointWarning` says so and training goes on.
+        every: how many epochs pass between two saves, and the last epoch is saved; 0 for none.
+        every_steps: likewise for steps, with the engines that run them one by one; 0 for none.
+        resume: go on from ``checkpoint``: to the bits of an unbroken run. A file that is not there is a
+            warning, and a new start.
+        changed: what may be another than in the checkpoint's run: names of the optimizer's numbers, such
+            as "lr", "schedule", between epochs "batch_size". Anything else that differs is refused.
 
     Raises:
-        ValueError: data, numbers, or an engine that do not fit, with the reason.
-        TrainingError: the loss is not finite at the end of an epoch.
+        ValueError: data, numbers, or an engine that do not fit, with the reason; a checkpoint that is
+            damaged or another run's, before anything is written into the net.
+        OSError: ``checkpoint`` cannot be written, before the training.
+        TrainingError: the loss, or a parameter that is to be saved, is not finite. The net then holds what
+            the steps up to there made of it.
+        OutOfMemoryError: a TrainingError and a torch.OutOfMemoryError; it says what became of the parameters.
+        Interrupted: a KeyboardInterrupt, with ``checkpoint``: where it stopped, and what was saved.
     """
     device = torch.device(device) if device is not None else _device_of(net)
     train = _checked(train, "train", device, net)
@@ -123,29 +114,67 @@ def fit(
     steps = -(-len(y) // batch_size)
     factors = schedules.factors(schedule, epochs * steps)
     generator = torch.Generator(device).manual_seed(seed)
-    training, start = net.training, time.perf_counter()
+    keeper = None if checkpoint is None else Keeper(Path(checkpoint), every, every_steps, resume, changed)
+    training = net.training
     try:
         net.train()
         job = choose.Job(net, loss, optimizer, x, y, batch_size, generator, dtype)
-        loop = choose.loop(engine, job)
+        loop = choose.loop(engine if keeper is None else keeper.engine(engine), job)
         history = History(engine=loop.name)
-        for number in range(1, epochs + 1):
-            net.train()
-            began = time.perf_counter()
-            total, correct = loop.epoch(factors[(number - 1) * steps : number * steps], on_batch)
-            seconds = time.perf_counter() - began  # the sums were read, so the device is done
-            mean = total / len(y)
-            if not mean < float("inf"):  # NaN is not less either
-                raise TrainingError(f"the loss is {mean} in epoch {number}; a smaller lr may help")
-            tested = None if test is None else accuracy(net, test, dtype=dtype)
-            epoch = Epoch(number, mean, correct / len(y), tested, seconds, len(y) / seconds)
-            history.epochs.append(epoch)
-            if on_epoch is not None:
-                on_epoch(epoch)
+        if keeper is not None:
+            keeper.start(job, loop, seed, factors, history)
+        with keeper or nullcontext():
+            _run(job, loop, factors, test, history, keeper, on_batch, on_epoch)
     finally:
         net.train(training)
-    history.seconds = time.perf_counter() - start
     return history
+
+
+def _run(
+    job: choose.Job,
+    loop: Loop,
+    factors: Tensor,
+    test: Data | None,
+    history: History,
+    keeper: Keeper | None,
+    on_batch: Callable[[int], None] | None,
+    on_epoch: Callable[[Epoch], None] | None,
+) -> None:
+    """The epochs that ``history`` does not have yet."""
+    count = len(job.y)
+    steps = -(-count // job.batch)
+    start = time.perf_counter() - history.seconds
+
+    def after_step(examples: int) -> None:
+        if on_batch is not None:
+            on_batch(examples)
+        if keeper is not None:
+            keeper.after_step(time.perf_counter() - began)
+
+    def left() -> str:
+        return f"; {keeper.left()}" if keeper is not None else ""
+
+    between = None if on_batch is None and keeper is None else after_step
+    for number in range(len(history.epochs) + 1, len(factors) // steps + 1):
+        job.model.train()
+        began = time.perf_counter() - (keeper.spent() if keeper is not None else 0.0)
+        with memory.explained(loop, number, job.batch, left):
+            total, right = loop.epoch(factors[(number - 1) * steps : number * steps], between)
+        seconds = time.perf_counter() - began  # the sums were read, so the device is done
+        mean = total / count
+        if not math.isfinite(mean):
+            step = f", step {loop.done} of {steps}" if loop.done else ""
+            raise TrainingError(f"the loss is {mean} in epoch {number}{step}; a smaller lr may help{left()}")
+        with memory.explained(loop, number, job.batch, left):
+            tested = None if test is None else accuracy(job.model, test, dtype=job.dtype)
+        epoch = Epoch(number, mean, right / count, tested, seconds, count / seconds)
+        history.epochs.append(epoch)
+        history.seconds = time.perf_counter() - start
+        if on_epoch is not None:
+            on_epoch(epoch)
+        if keeper is not None:
+            keeper.after_epoch()
+    history.seconds = time.perf_counter() - start
 
 
 @torch.no_grad()

@@ -1,0 +1,125 @@
+"""What a training run is, so that a checkpoint is not gone on from with another one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastmlp import backends
+from fastmlp.engine.choose import Job
+
+_SAMPLE = 1024  # rows of the features that count towards the data's fingerprint
+
+
+def describe(job: Job, engine: str, seed: int) -> dict[str, Any]:
+    """Everything that must be the same for a continuation to be one, as JSON holds it.
+
+    Of the optimizer's groups every number is an entry of its own, under its name: "lr", "momentum".
+    """
+    names = {id(p): name for name, p in job.model.named_parameters()}
+    names |= {id(p): f"loss.{name}" for name, p in job.loss.named_parameters()}
+    groups = job.optimizer.param_groups
+    weight = next(job.model.parameters(), job.x)
+    choice = backends.choose(weight)
+    found = {
+        "net": _structure(job.model),
+        "loss": _structure(job.loss) | {"buffers": _digest(*job.loss.buffers())},
+        "optimizer": f"{type(job.optimizer).__module__}.{type(job.optimizer).__qualname__}",
+        "parameters": [[names.get(id(p), "?") for p in group["params"]] for group in groups],
+        **hyperparameters(groups),
+        "batch_size": job.batch,
+        "seed": seed,
+        "dtype": str(job.dtype),
+        "device": job.x.device.type,
+        "engine": engine.split("+")[0],  # graph+pdl gives graph's bits
+        "backend": choice.backend.name if choice.backend is not None else "torch",
+        "data": f"{tuple(job.x.shape)} {job.x.dtype}",
+        "data's content": _digest(job.x[:: max(len(job.x) // _SAMPLE, 1)], job.y),
+    }
+    return json.loads(json.dumps(found))
+
+
+def hyperparameters(groups: list[dict[str, Any]]) -> dict[str, Any]:
+    """The numbers of an optimizer's groups by their name; a list where there are several groups."""
+    names = dict.fromkeys(name for group in groups for name in group if name not in ("params", "param_names"))
+    values = {name: [_plain(group.get(name)) for group in groups] for name in names}
+    return {name: value[0] if len(value) == 1 else value for name, value in values.items()}
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What besides the run itself decides on its last bits."""
+    if device.type == "cuda":
+        return {"torch": torch.__version__, "GPU": torch.cuda.get_device_name(device)}
+    return {"torch": torch.__version__, "threads": torch.get_num_threads()}
+
+
+def differences(saved: dict[str, Any], now: dict[str, Any], changed: Collection[str] = ()) -> list[str]:
+    """What ``now`` is otherwise than ``saved``, a line each; but not what may have ``changed``."""
+    found = []
+    for name in dict.fromkeys((*saved, *now)):
+        before, here = saved.get(name), now.get(name)
+        if name in changed or json.dumps(before) == json.dumps(here):
+            continue
+        if isinstance(before, dict) and isinstance(here, dict):
+            found += [f"{name} {line}" for line in differences(before, here)]
+        elif name.endswith("content"):
+            found.append(f"{name} is another")
+        else:
+            found.append(f"{name} was {_short(before)} and is {_short(here)}")
+    return found
+
+
+def factors_digest(factors: Tensor) -> str:
+    """Of the learning rates' factors of steps that are done."""
+    return _digest(factors)
+
+
+def _structure(module: nn.Module) -> dict[str, Any]:
+    """Each module's type, and the numbers, strings and flags among its attributes."""
+    return {
+        name or "itself": {"type": _name(type(child)), **_attributes(child)}
+        for name, child in module.named_modules()
+    }
+
+
+def _name(kind: type) -> str:
+    return f"{kind.__module__.split('.')[0]}.{kind.__qualname__}"
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    attributes = vars(module).items()
+    return {n: v for n, v in attributes if not n.startswith("_") and n != "training" and _is_plain(v)}
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _plain(value: object) -> object:
+    """A group's entry as JSON holds it."""
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if isinstance(value, (tuple, list)):
+        return [_plain(v) for v in value]
+    return value if _is_plain(value) else repr(value)
+
+
+def _digest(*tensors: Tensor) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        flat = tensor.detach().cpu().contiguous().flatten()
+        digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,301 @@
+"""A run's whole state in one file: a run that ends anywhere goes on to the bits of one that did not."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Collection
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from torch import Tensor
+
+from fastmlp.engine import Loop
+from fastmlp.engine.choose import Job
+from fastmlp.engine.step_loop import StepLoop
+from fastmlp.training import atomic, checkpoint, identity
+from fastmlp.training.history import Epoch, History, TrainingError
+from fastmlp.training.interrupt import Interrupted, Signals
+from fastmlp.training.tree import flatten, unflatten
+
+_FORMAT = 1
+
+
+class CheckpointWarning(UserWarning):
+    """A checkpoint could not be written; training goes on."""
+
+
+class Position(NamedTuple):
+    """How far a run is."""
+
+    epoch: int  # how many are done
+    step: int  # done in the one after
+    epochs: int  # of the whole run
+    steps: int  # an epoch
+
+    def __str__(self) -> str:
+        if self.step:
+            return f"epoch {self.epoch + 1}, step {self.step} of {self.steps}"
+        return f"the end of epoch {self.epoch}"
+
+
+def position(path: Path | str) -> Position:
+    """How far the run is whose checkpoint ``path`` is.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: the file is no checkpoint of a run, or damaged.
+    """
+    return _position(_read(Path(path))[1])
+
+
+class Keeper:
+    """Saves a run's state in a file as it goes, and takes it up from there.
+
+    While it is entered, a first Ctrl-C or SIGTERM stops the run at the next step, or after the epoch where
+    one runs as a whole: its state is saved, and `Interrupted` raised.
+
+    Args:
+        path: of the file.
+        every: so many epochs, and after the last one; 0 for none.
+        every_steps: and so many steps; 0 for none.
+        resume: go on from the file, if there is one.
+        changed: names of `identity.hyperparameters`, "schedule", "batch_size": what may be another now.
+
+    Raises:
+        OSError: the file's directory cannot be written.
+        ValueError: numbers or names that make no sense; a file that is no checkpoint.
+    """
+
+    def __init__(
+        self, path: Path, every: int, every_steps: int, resume: bool, changed: Collection[str]
+    ) -> None:
+        for name, value in (("every", every), ("every_steps", every_steps)):
+            if value < 0:
+                raise ValueError(f"{name}: expected at least 0, got {value}")
+        self.path, self.every, self.every_steps = path, every, every_steps
+        self.changed = {changed} if isinstance(changed, str) else set(changed)
+        self._seconds = 0.0  # of the epoch that is resumed, before that
+        self.signals = Signals()
+        self._saved: Position | None = None  # what the file holds of this run
+        atomic.prepare(path)
+        self._found = _read(path) if resume and path.exists() else None
+        if resume and self._found is None:
+            warnings.warn(f"{path}: no checkpoint to go on from; this run starts anew", stacklevel=3)
+
+    def engine(self, asked: str) -> str:
+        """``asked``, or instead of "auto" the engine that the checkpoint's run had."""
+        if asked != "auto" or self._found is None:
+            return asked
+        engine = self._found[1]["run"]["engine"]
+        return "fused" if engine == "cpu" else engine
+
+    def start(self, job: Job, loop: Loop, seed: int, factors: Tensor, history: History) -> None:
+        """Say what runs, and go on from the checkpoint if it is to be.
+
+        Raises:
+            ValueError: it is another run's, with what differs; nothing is written then.
+        """
+        self._job, self._loop, self._factors, self._history = job, loop, factors, history
+        self._steps = -(-len(job.y) // job.batch)
+        if self.every_steps and not isinstance(loop, StepLoop):
+            raise ValueError(f"every_steps: engine {loop.name!r} runs whole epochs, expected 0")
+        self._run = identity.describe(job, loop.name, seed)
+        known = {*identity.hyperparameters(job.optimizer.param_groups), "schedule", "batch_size"}
+        if self.changed - known:
+            raise ValueError(
+                f"changed: expected names of {sorted(known)}, got {sorted(self.changed - known)}"
+            )
+        if self._found is not None:
+            self._resume(*self._found)
+            self._found = None
+
+    def __enter__(self) -> Keeper:
+        self.signals.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.signals.__exit__(kind, error, trace)
+
+    def spent(self) -> float:
+        """Seconds that the epoch which now begins had before it was left."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+    def after_step(self, seconds: float) -> None:
+        """Save where that is due, ``seconds`` into the epoch."""
+        if not self._loop.done:  # an epoch that ran as a whole: `after_epoch` comes next
+            return
+        if self.signals.received is not None:
+            self._stop(seconds)
+        done = self._position()
+        if self.every_steps and (done.epoch * self._steps + done.step) % self.every_steps == 0:
+            self._try(seconds)
+
+    def after_epoch(self) -> None:
+        """Save where that is due."""
+        done = self._position()
+        if self.signals.received is not None:
+            self._stop(0.0)
+        if self.every and (done.epoch % self.every == 0 or done.epoch == done.epochs):
+            self._try(0.0)
+
+    def left(self) -> str:
+        """What there is to go on from."""
+        if self._saved is None:
+            return "no checkpoint was saved before"
+        return f"the last good checkpoint, {self.path}, is of {self._saved}"
+
+    def save(self, seconds: float = 0.0) -> None:
+        """Save the run's state, ``seconds`` into an epoch.
+
+        Raises:
+            OSError: the file cannot be written; what was there is there still.
+            TrainingError: a parameter is not finite; what was there is there still.
+            TypeError: the state holds something that a checkpoint cannot.
+        """
+        job, done = self._job, self._position()
+        bad = _not_finite(job)
+        if bad is not None:
+            raise TrainingError(f"{bad} is not finite at {done}; a smaller lr may help; {self.left()}")
+        tensors: dict[str, Tensor] = {}
+        state = {
+            "net": job.model.state_dict(),
+            "loss": job.loss.state_dict(),
+            "optimizer": job.optimizer.state_dict(),
+            "loop": self._loop.state(),
+            "random": _random_state(job.x.device),
+        }
+        content = {
+            "format": _FORMAT,
+            "metadata": done._asdict(),
+            "made by": identity.environment(job.x.device),
+            "run": self._run,
+            "factors": identity.factors_digest(self._done_factors(done)),
+            "epochs": [asdict(epoch) for epoch in self._history.epochs],
+            "seconds": [self._history.seconds, seconds],
+            "state": flatten(state, "", tensors),
+        }
+        checkpoint.write(self.path, tensors, content)
+        self._saved = done
+
+    def _position(self) -> Position:
+        epochs = len(self._factors) // self._steps
+        return Position(len(self._history.epochs), self._loop.done, epochs, self._steps)
+
+    def _done_factors(self, done: Position) -> Tensor:
+        return self._factors[: done.epoch * self._steps + done.step]
+
+    def _try(self, seconds: float) -> None:
+        try:
+            self.save(seconds)
+        except OSError as error:
+            warnings.warn(
+                f"checkpoint {self.path}: {error.strerror or error}; training goes on; {self.left()}",
+                CheckpointWarning,
+                stacklevel=4,
+            )
+
+    def _stop(self, seconds: float) -> NoReturn:
+        assert self.signals.received is not None
+        try:
+            self.save(seconds)
+        except OSError as error:
+            outcome = f"it could not be saved: {error.strerror or error}; {self.left()}"
+        else:
+            outcome = f"saved to {self.path}"
+        raise Interrupted(f"interrupted after {self._position()}; {outcome}", self.signals.received)
+
+    def _resume(self, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
+        job, there = self._job, _position(content)
+        state = unflatten(content["state"], tensors)
+        checkpoint.check(job.model, state["net"], str(self.path))
+        self._check_run(content, there, state["optimizer"]["param_groups"])
+        other = identity.differences(content["made by"], identity.environment(job.x.device))
+        if other:
+            warnings.warn(f"{self.path}: the bits may be others now: {'; '.join(other)}", stacklevel=4)
+        checkpoint.put(job.model, state["net"])
+        checkpoint.put(job.loss, state["loss"])
+        self._load_optimizer(state["optimizer"])
+        self._loop.load_state(state["loop"])
+        self._history.epochs[:] = [Epoch(**epoch) for epoch in content["epochs"]]
+        before, self._seconds = content["seconds"]
+        self._history.seconds = before + self._seconds
+        self._saved = there
+        _set_random_state(state["random"], job.x.device)
+
+    def _check_run(self, content: dict[str, Any], there: Position, groups: list[dict[str, Any]]) -> None:
+        """The checkpoint's run against this one."""
+        own = identity.hyperparameters(self._job.optimizer.param_groups)
+        # Somebody may have set a rate while it ran: the optimizer may be as that run began, or as it was.
+        if json.dumps(own) == json.dumps(identity.hyperparameters(groups)):
+            content["run"].update(own)
+        problems = identity.differences(content["run"], self._run, self.changed)
+        here = self._position()
+        if there.epoch + bool(there.step) > here.epochs:
+            problems.append(f"epochs: it is of {there}, and all are {here.epochs}")
+        elif there.step and content["run"]["batch_size"] != self._run["batch_size"]:
+            problems.append(f"batch_size: it is of {there}, and within an epoch it cannot change")
+        elif not problems and not self.changed & {"schedule", "batch_size"}:
+            done = self._done_factors(there)
+            if content["factors"] != identity.factors_digest(done):
+                problems.append("schedule: the learning rates of the steps that are done were others")
+        if problems:
+            raise ValueError(f"{self.path}: the checkpoint of another run: {'; '.join(problems)}")
+
+    def _load_optimizer(self, state: dict[str, Any]) -> None:
+        optimizer = self._job.optimizer
+        chosen = [{name: group[name] for name in self.changed & {*group}} for group in optimizer.param_groups]
+        optimizer.load_state_dict(state)
+        for group, own in zip(optimizer.param_groups, chosen):
+            group.update(own)
+        # torch casts a state to its parameter's dtype, also where the optimizer keeps another.
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        for i, saved in state["state"].items():
+            mine = optimizer.state[parameters[i]]
+            for name, value in saved.items():
+                if isinstance(value, Tensor) and mine[name].dtype != value.dtype:
+                    mine[name] = value.to(mine[name].device)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors, content = checkpoint.read(path)
+    if "run" not in content:
+        raise ValueError(f"{path}: expected a training checkpoint, found a net alone")
+    if content["format"] != _FORMAT:
+        raise ValueError(
+            f"{path}: expected format {_FORMAT} of a training checkpoint, got {content['format']}"
+        )
+    return tensors, content
+
+
+def _position(content: dict[str, Any]) -> Position:
+    return Position(**content["metadata"])
+
+
+def _not_finite(job: Job) -> str | None:
+    """The name of a trained parameter with a NaN or an infinity."""
+    trained = {id(p) for group in job.optimizer.param_groups for p in group["params"]}
+    named = [(name, p) for name, p in job.model.named_parameters() if id(p) in trained]
+    if not named:
+        return None
+    finite = torch.stack([torch.isfinite(p.detach()).all() for _, p in named]).tolist()
+    return next((name for (name, _), fine in zip(named, finite) if not fine), None)
+
+
+def _random_state(device: torch.device) -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)

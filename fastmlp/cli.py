@@ -29,7 +29,17 @@ import fastmlp
 from fastmlp import activations, backends, plans
 from fastmlp.data import DataError, Images, load, synthetic
 from fastmlp.devices import DEVICES
-from fastmlp.training import Epoch, Interrupted, Position, TrainingError, atomic, fit, position, save
+from fastmlp.training import (
+    Epoch,
+    Interrupted,
+    Position,
+    TrainingError,
+    atomic,
+    distributed,
+    fit,
+    position,
+    save,
+)
 from fastmlp.training.memory import is_out_of_memory
 
 app = typer.Typer(
@@ -91,7 +101,7 @@ def train(
     data: Path | None = typer.Option(None, help="Directory that holds FashionMNIST/raw; default: download."),
     dataset: Dataset = typer.Option(Dataset.fashion_mnist, help="What to train on."),
     epochs: int = typer.Option(10, min=0, help="Passes over the training set."),
-    batch_size: int = typer.Option(256, min=1, help="Examples a step."),
+    batch_size: int = typer.Option(256, min=1, help="Examples a step, in all processes together."),
     lr: float = typer.Option(0.1, min=0.0, help="Learning rate of SGD."),
     hidden: str = typer.Option("256", help="Widths of the hidden layers, such as 512,256; empty for none."),
     activation: str = typer.Option("relu", help="One of " + ", ".join(activations.NAMES) + "."),
@@ -115,8 +125,12 @@ def train(
 
     Ctrl-C ends the step, saves a checkpoint and leaves with status 130; the same command with --resume goes
     on. A second Ctrl-C leaves at once.
+
+    torchrun --nproc-per-node=2 -m fastmlp train shares the work among processes: docs/distributed.md.
     """
     where = _device(device)
+    processes = distributed.size()
+    console.quiet = errors.quiet = distributed.rank() > 0  # what all have to say, the first one says
     widths = _widths(hidden)
     if activation not in activations.NAMES:
         fail(f"--activation {activation}: expected one of {', '.join(activations.NAMES)}", 2)
@@ -125,14 +139,16 @@ def train(
     kept = checkpoint or out.with_suffix(".ckpt.safetensors")
     if kept == out:
         fail(f"--checkpoint {kept}: expected another file than --out's", 2)
-    _check_writable(out, "--out")
-    _check_writable(kept, "--checkpoint")
-    done = _position(kept, resume)
+    if processes > 1 and (checkpoint is not None or resume):
+        fail("--checkpoint, --resume: a run in several processes keeps no checkpoint", 2)
+    distributed.start(where)
+    distributed.first(_check_writable, out, "--out")
+    done = None
+    if processes == 1:
+        _check_writable(kept, "--checkpoint")
+        done = _position(kept, resume)
     try:
-        if dataset is Dataset.synthetic:
-            train_set, test_set = synthetic(seed=0)
-        else:
-            train_set, test_set = load(data, lambda text: errors.print(text, style="yellow"))
+        train_set, test_set = distributed.first(_sets, dataset, data)
     except DataError as error:
         fail(str(error))
     sizes = [train_set.features, *widths, len(train_set.classes)]
@@ -146,6 +162,7 @@ def train(
         console.print(
             f"{'-'.join(map(str, sizes))} {activation}, {train_set.name}, {len(train_set):,} examples, "
             f"batch {batch_size}, SGD {lr}, {dtype.value}, {where} ({choice.reason})"
+            + (f", {processes} processes" if processes > 1 else "")
         )
         if resume:
             console.print(
@@ -159,26 +176,25 @@ def train(
             "dtype": getattr(torch, dtype.value),
             "engine": engine.value,
             "schedule": schedule.value,
-            "checkpoint": kept,
+            "checkpoint": kept if processes == 1 else None,
             "every": every,
             "resume": resume and done is not None,
             "changed": changed,
         }
-        history = _fit(net, train_set, test_set, done if resume else None, options)
+        model = distributed.wrap(net, where)
+        history = _fit(model, train_set, test_set, done if resume else None, options)
+    description = {
+        "widths": sizes,
+        "activation": activation,
+        "classes": list(train_set.classes),
+        "dataset": train_set.name,
+        "fastmlp": fastmlp.__version__,
+    }
     try:
-        save(
-            net,
-            out,
-            {
-                "widths": sizes,
-                "activation": activation,
-                "classes": list(train_set.classes),
-                "dataset": train_set.name,
-                "fastmlp": fastmlp.__version__,
-            },
-        )
+        distributed.first(save, net, out, description)
     except OSError as error:
         fail(f"--out {out}: {error.strerror or error}")
+    distributed.stop()
     last = history.epochs[-1] if history.epochs else None
     rate = len(train_set) * len(history.epochs) / history.seconds if history.seconds else 0.0
     result = f"test accuracy {last.test_accuracy:.4f}, " if last and last.test_accuracy is not None else ""
@@ -205,6 +221,8 @@ def _failing_in_a_line(kept: Path) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, TrainingError) and not is_out_of_memory(error):
             raise
+        if is_out_of_memory(error):  # which the others may have enough of
+            errors.quiet = False
         again = "--batch-size N --changed batch_size" if is_out_of_memory(error) else "--lr LR --changed lr"
         goes_on = f"; --resume {again} goes on from there" if str(kept) in str(error) else ""
         fail(f"{str(error) or 'out of memory'}{goes_on}")
@@ -217,9 +235,19 @@ def _device(text: str) -> torch.device:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
         fail(f"--device {text}: expected cpu, cuda or cuda:1", 2)
+    if device.type == "cuda" and distributed.size() > 1:
+        if device.index is not None:
+            fail(f"--device {text}: expected cpu or cuda, of which each process takes one of its own", 2)
+        device = torch.device("cuda", distributed.local_rank())
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        fail(f"--device {text}: torch sees {torch.cuda.device_count() or 'no'} GPU here", 2)
+        fail(f"--device {text or device}: torch sees {torch.cuda.device_count() or 'no'} GPU here", 2)
     return device
+
+
+def _sets(dataset: Dataset, data: Path | None) -> tuple[Images, Images]:
+    if dataset is Dataset.synthetic:
+        return synthetic(seed=0)
+    return load(data, lambda text: errors.print(text, style="yellow"))
 
 
 def _check_writable(path: Path, option: str) -> None:
@@ -285,7 +313,7 @@ def _module(activation: str) -> nn.Module:
 
 
 def _fit(
-    net: fastmlp.Sequential,
+    net: nn.Module,
     train_set: Images,
     test_set: Images,
     done: Position | None,

@@ -41,7 +41,7 @@ class AutogradExecutor(Executor):
         if x.dtype == torch.uint8 and not dequantizes(self.model):
             x = x.float().div_(255)
         with precision(self.device, self.dtype):
-            value, logits = _objective(self.model, self.loss, x, y)
+            value, logits = self._objective(x, y)
         self.optimizer.zero_grad()
         self.scaler.scale(value).backward()
         self.updating = True
@@ -50,9 +50,22 @@ class AutogradExecutor(Executor):
         self.updating = False
         value = value.detach()
         if count:
-            self.sums[0] += value * len(y)
-            self.sums[1] += (logits.argmax(1) == y).sum()
+            self._count(value, logits, y)
         return value
+
+    def _objective(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss, and the logits without a gradient; fused to the head where model and loss allow it."""
+        if isinstance(self.model, Sequential) and type(self.loss) is CrossEntropyLoss:
+            fused = self.model.cross_entropy(x, y, self.loss)
+            if fused is not None:
+                return fused
+        logits = self.model(x)
+        return self.loss(logits, y), logits.detach()
+
+    def _count(self, value: Tensor, logits: Tensor, y: Tensor) -> None:
+        """Add to `sums`."""
+        self.sums[0] += value * len(y)
+        self.sums[1] += (logits.argmax(1) == y).sum()
 
     def state(self) -> dict[str, Any]:
         """See `Executor.state`; the scale of float16's gradients too."""
@@ -63,16 +76,6 @@ class AutogradExecutor(Executor):
         super().load_state(state)
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
-
-
-def _objective(model: nn.Module, loss: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss, and the logits without a gradient; fused to the head where model and loss allow it."""
-    if isinstance(model, Sequential) and type(loss) is CrossEntropyLoss:
-        fused = model.cross_entropy(x, y, loss)
-        if fused is not None:
-            return fused
-    logits = model(x)
-    return loss(logits, y), logits.detach()
 
 
 def precision(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:

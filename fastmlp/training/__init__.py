@@ -8,6 +8,8 @@
 ``identity``    which run is it?
 ``interrupt``   Ctrl-C and SIGTERM
 ``resume``      a run's whole state as a file
+``distributed`` the processes that torchrun starts
+``shares``      `fit` in several of them
 ``memory``      what to say when there is none left
 ``fit``         the loop
 """

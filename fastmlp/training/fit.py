@@ -20,6 +20,7 @@ from fastmlp.modules.dequantize import dequantizes
 from fastmlp.training import memory, schedules
 from fastmlp.training.history import Epoch, History, TrainingError
 from fastmlp.training.resume import Keeper
+from fastmlp.training.shares import Ranks, SharedLoop, ranks_of
 
 #: Features and labels: an `Images` set, or a pair of tensors (N, ...) and (N,).
 Data = Images | tuple[Tensor, Tensor]
@@ -54,6 +55,10 @@ def fit(
     ``torch.randperm(N, generator=g)`` of a ``torch.Generator(device)`` seeded with ``seed``; the last
     batch may be shorter. Loss and accuracy add up on the device and are read once an epoch. The same
     seed gives the same bits, run to run, with each engine.
+
+    A net in ``DistributedDataParallel``, or one that is ``fully_shard``-ed, trains in all its processes: each
+    calls this with the same arguments and computes its part of every batch (and of the test), so that the
+    result is one process' up to the order of sums. See docs/distributed.md.
 
     Args:
         net: maps (B, features) to logits (B, classes).
@@ -98,6 +103,9 @@ def fit(
         Interrupted: a KeyboardInterrupt, with ``checkpoint``: where it stopped, and what was saved.
     """
     device = torch.device(device) if device is not None else _device_of(net)
+    ranks = ranks_of(net)
+    if ranks is not None and checkpoint is not None:
+        raise ValueError("checkpoint: expected None for a net in several processes")
     train = _checked(train, "train", device, net)
     test = None if test is None else _checked(test, "test", device, net)
     for name, value, least in (("epochs", epochs, 0), ("batch_size", batch_size, 1)):
@@ -111,6 +119,16 @@ def fit(
         _check_labels(net, loss, *train)
     optimizer = optimizer or torch.optim.SGD(net.parameters(), lr=lr)
     x, y = train
+    if ranks is not None:
+        ranks.check_same(
+            device,
+            train=len(y),
+            labels=int((y * torch.arange(len(y), device=device)).sum()),
+            test=0 if test is None else len(test[1]),
+            epochs=epochs,
+            batch_size=batch_size,
+            seed=seed,
+        )
     steps = -(-len(y) // batch_size)
     factors = schedules.factors(schedule, epochs * steps)
     generator = torch.Generator(device).manual_seed(seed)
@@ -119,12 +137,15 @@ def fit(
     try:
         net.train()
         job = choose.Job(net, loss, optimizer, x, y, batch_size, generator, dtype)
-        loop = choose.loop(engine if keeper is None else keeper.engine(engine), job)
+        if ranks is not None:
+            loop: Loop = SharedLoop(ranks, engine, job)
+        else:
+            loop = choose.loop(engine if keeper is None else keeper.engine(engine), job)
         history = History(engine=loop.name)
         if keeper is not None:
             keeper.start(job, loop, seed, factors, history)
         with keeper or nullcontext():
-            _run(job, loop, factors, test, history, keeper, on_batch, on_epoch)
+            _run(job, loop, factors, test, history, keeper, ranks, on_batch, on_epoch)
     finally:
         net.train(training)
     return history
@@ -134,9 +155,10 @@ def _run(
     job: choose.Job,
     loop: Loop,
     factors: Tensor,
-    test: Data | None,
+    test: tuple[Tensor, Tensor] | None,
     history: History,
     keeper: Keeper | None,
+    ranks: Ranks | None,
     on_batch: Callable[[int], None] | None,
     on_epoch: Callable[[Epoch], None] | None,
 ) -> None:
@@ -166,7 +188,7 @@ def _run(
             step = f", step {loop.done} of {steps}" if loop.done else ""
             raise TrainingError(f"the loss is {mean} in epoch {number}{step}; a smaller lr may help{left()}")
         with memory.explained(loop, number, job.batch, left):
-            tested = None if test is None else accuracy(job.model, test, dtype=job.dtype)
+            tested = None if test is None else _accuracy(job.model, *test, 4096, job.dtype, ranks)
         epoch = Epoch(number, mean, right / count, tested, seconds, count / seconds)
         history.epochs.append(epoch)
         history.seconds = time.perf_counter() - start
@@ -184,17 +206,27 @@ def accuracy(net: nn.Module, data: Data, batch_size: int = 4096, dtype: torch.dt
     Raises:
         ValueError: as `fit`.
     """
-    device, training = _device_of(net), net.training
-    x, y = _checked(data, "data", device, net)
-    correct = torch.zeros((), device=device, dtype=torch.int64)
+    return _accuracy(net, *_checked(data, "data", _device_of(net), net), batch_size, dtype)
+
+
+@torch.no_grad()
+def _accuracy(
+    net: nn.Module, x: Tensor, y: Tensor, batch_size: int, dtype: torch.dtype, ranks: Ranks | None = None
+) -> float:
+    """`accuracy`, a part of every batch in each of the ``ranks``."""
+    correct, training = torch.zeros((), device=y.device, dtype=torch.int64), net.training
     net.eval()
     try:
         for inputs, labels in batches(x, y, batch_size, raw=dequantizes(net)):
-            with precision(device, dtype):
+            if ranks is not None:
+                own = ranks.part(len(labels))
+                inputs, labels = inputs[own], labels[own]
+            with precision(y.device, dtype):
                 correct += (net(inputs).argmax(1) == labels).sum()
     finally:
         net.train(training)
-    return correct.item() / len(y)
+    right = correct.item()
+    return (right if ranks is None else ranks.total(right, device=y.device)[0]) / len(y)
 
 
 @torch.no_grad()

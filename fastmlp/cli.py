@@ -219,13 +219,16 @@ def _failing_in_a_line(kept: Path) -> Iterator[None]:
     except OSError as error:
         fail(f"--checkpoint {kept}: {error.strerror or error}")
     except (RuntimeError, MemoryError) as error:
+        if distributed.is_gone(error):
+            fail(f"another process is gone ({str(error).splitlines()[0]})")
         if not isinstance(error, TrainingError) and not is_out_of_memory(error):
             raise
-        if is_out_of_memory(error):  # which the others may have enough of
-            errors.quiet = False
         again = "--batch-size N --changed batch_size" if is_out_of_memory(error) else "--lr LR --changed lr"
         goes_on = f"; --resume {again} goes on from there" if str(kept) in str(error) else ""
-        fail(f"{str(error) or 'out of memory'}{goes_on}")
+        whose = ""
+        if is_out_of_memory(error) and distributed.size() > 1:  # the others may have enough
+            whose, errors.quiet = f"process {distributed.rank()}: ", False
+        fail(f"{whose}{str(error) or 'out of memory'}{goes_on}")
 
 
 def _device(text: str) -> torch.device:

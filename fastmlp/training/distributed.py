@@ -73,3 +73,10 @@ def first(function: Callable[..., T], *args: object) -> T:
     if raised is not None:
         raise raised
     return value  # type: ignore[return-value]
+
+
+def is_gone(error: BaseException) -> bool:
+    """Whether ``error`` says that another process does not answer any more."""
+    if size() == 1:
+        return False
+    return isinstance(error, (dist.DistBackendError, dist.DistNetworkError)) or "gloo" in str(error)

@@ -20,7 +20,7 @@ from fastmlp.modules.dequantize import dequantizes
 from fastmlp.training import memory, schedules
 from fastmlp.training.history import Epoch, History, TrainingError
 from fastmlp.training.resume import Keeper
-from fastmlp.training.shares import Ranks, SharedLoop, ranks_of
+from fastmlp.training.shares import Ranks, SharedLoop, ranks_of, reshard
 
 #: Features and labels: an `Images` set, or a pair of tensors (N, ...) and (N,).
 Data = Images | tuple[Tensor, Tensor]
@@ -117,6 +117,7 @@ def fit(
     loss = (loss or CrossEntropyLoss()).to(device)
     with precision(device, dtype):
         _check_labels(net, loss, *train)
+    reshard(net)  # the optimizer is of the pieces
     optimizer = optimizer or torch.optim.SGD(net.parameters(), lr=lr)
     x, y = train
     if ranks is not None:
@@ -225,6 +226,8 @@ def _accuracy(
                 correct += (net(inputs).argmax(1) == labels).sum()
     finally:
         net.train(training)
+    if ranks is not None:
+        reshard(net)
     right = correct.item()
     return (right if ranks is None else ranks.total(right, device=y.device)[0]) / len(y)
 

@@ -61,10 +61,22 @@ def ranks_of(net: nn.Module) -> Ranks | None:
     return None if group is None else Ranks(dist.get_rank(group), dist.get_world_size(group), group)
 
 
-def _sharding_group(net: nn.Module) -> dist.ProcessGroup | None:
+def reshard(net: nn.Module) -> bool:
+    """Put what is fully_sharded back in its pieces: a forward without a backward leaves it whole.
+
+    Returns:
+        Whether anything in ``net`` is.
+    """
     fsdp = sys.modules.get("torch.distributed.fsdp")  # slow to import, and whoever shards has done it
-    kind = getattr(fsdp, "FSDPModule", None)
-    if kind is None or not any(isinstance(module, kind) for module in net.modules()):
+    kind = getattr(fsdp, "FSDPModule", ())
+    found = [module for module in net.modules() if isinstance(module, kind)]
+    for module in found:
+        module.reshard()
+    return bool(found)
+
+
+def _sharding_group(net: nn.Module) -> dist.ProcessGroup | None:
+    if not reshard(net):
         return None
     from torch.distributed.tensor import DTensor
 

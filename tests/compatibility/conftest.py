@@ -36,7 +36,11 @@ def refuses(request: pytest.FixtureRequest) -> Refusal:
 
 @pytest.fixture(autouse=True)
 def _cell(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Note what this test proves. Of a subprocess nobody counts launches: its marker says ``kernels=``."""
+    """Note what this test proves.
+
+    Of a subprocess nobody counts launches: its marker says ``kernels=``, or its test sets
+    ``request.node.kernels``.
+    """
     marker = request.node.get_closest_marker("feature")
     if marker is None:
         yield
@@ -54,5 +58,5 @@ def _cell(request: pytest.FixtureRequest) -> Iterator[None]:
     request.node.user_properties.append(("compatibility", cell))
     with launch.record_launches() as launches:
         yield
-    cell["kernels"] = marker.kwargs.get("kernels", bool(launches))
+    cell["kernels"] = marker.kwargs.get("kernels", bool(launches) or getattr(request.node, "kernels", False))
     cell["refused"] = getattr(request.node, "refused", False)

@@ -340,8 +340,8 @@ def where_am_i(rank: int, device: str) -> int:
     return int(total)
 
 
-def command(rank: int, device: str, arguments: list[str]) -> tuple[int, str]:
-    """``fastmlp`` as torchrun starts it, on a small set: its exit status, and what it printed."""
+def command(rank: int, device: str, arguments: list[str]) -> tuple[int, str, int]:
+    """``fastmlp`` as torchrun starts it, on a small set: exit status, what it prints, how often it saves."""
     launched = {
         "RANK": rank,
         "LOCAL_RANK": rank,
@@ -354,6 +354,7 @@ def command(rank: int, device: str, arguments: list[str]) -> tuple[int, str]:
         mock.patch.object(distributed, "start"),  # the group is there
         mock.patch.object(distributed, "stop"),
         mock.patch.object(cli, "synthetic", lambda seed: synthetic(seed, train=601, test=101)),
+        mock.patch.object(cli, "save", wraps=cli.save) as save,
     ):
         result = CliRunner().invoke(cli.app, arguments)
-    return result.exit_code, result.output
+    return result.exit_code, result.output, save.call_count

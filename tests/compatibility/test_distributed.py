@@ -301,8 +301,9 @@ def test_the_command(run: Run, tmp_path: Path) -> None:
     """A tail of one row again: 601 examples in batches of 100."""
     arguments = ["train", "--dataset", "synthetic", "--epochs", "2", "--hidden", "8", "--batch-size", "100"]
     arguments += ["--device", "cpu", "--lr", "0.5", "--out"]
-    (code, said), *others = run(cases.command, [*arguments, str(tmp_path / "two" / "net")])
-    assert [code, *others] == [0, (0, "")], said
+    (code, said, saved), other = run(cases.command, [*arguments, str(tmp_path / "two" / "net")])
+    assert (code, saved) == (0, 1), said
+    assert other == (0, "", 0)
     lines = said.splitlines()
     assert len(lines) == 4
     assert "601 examples, batch 100" in lines[0]
@@ -339,9 +340,9 @@ def test_the_command(run: Run, tmp_path: Path) -> None:
 def test_errors_of_the_command(run: Run, options: list[str], code: int, words: str, tmp_path: Path) -> None:
     arguments = ["train", "--dataset", "synthetic", "--epochs", "1", "--hidden", "8", "--device", "cpu"]
     arguments += ["--out", str(tmp_path / "net")]
-    (found, said), other = run(cases.command, [*arguments, *options])
-    assert found == code
-    assert other == (code, "")
+    (found, said, saved), other = run(cases.command, [*arguments, *options])
+    assert (found, saved) == (code, 0)
+    assert other == (code, "", 0)
     assert words in said
     assert said.count("error:") <= 1
     assert not (tmp_path / "net").exists()

@@ -75,7 +75,11 @@ cli.app(sys.argv[1:])
 
 
 @pytest.mark.feature(
-    GROUP, "torchrun -m fastmlp train: where one process fails, all do", backend="torch", kernels=False
+    GROUP,
+    "torchrun -m fastmlp train: where one process fails, all do",
+    backend="torch",
+    dtype="float32",
+    kernels=False,
 )
 def test_one_process_fails(tmp_path: Path) -> None:
     """Without torchrun, which would end the other process: that one has to notice by itself."""

@@ -94,7 +94,7 @@ def test_a_disk_that_fills_up(tmp_path: Path, device: str) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000 if epoch.number == 2 else limits[0], limits[1]))
 
     try:
-        with pytest.warns(CheckpointWarning, match=r"File too large; .*is of the end of epoch 1"):
+        with pytest.warns(CheckpointWarning, match=r"epoch 2: File too large; .*is of the end of epoch 1"):
             run(path, device, on_epoch=fill)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

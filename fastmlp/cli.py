@@ -207,7 +207,7 @@ def _failing_in_a_line(kept: Path) -> Iterator[None]:
             raise
         again = "--batch-size N --changed batch_size" if is_out_of_memory(error) else "--lr LR --changed lr"
         goes_on = f"; --resume {again} goes on from there" if str(kept) in str(error) else ""
-        fail(f"{str(error) or 'out of memory'}{goes_on}")
+        fail(f"{(str(error) or 'out of memory').splitlines()[0]}{goes_on}")
 
 
 def _device(text: str) -> torch.device:

@@ -72,7 +72,12 @@ def test_every_kind_of_activation_trains(activation: str, tmp_path: Path) -> Non
         (["--hidden", "12,x"], 2, "--hidden 12,x: expected positive widths"),
         (["--hidden", "0"], 2, "--hidden 0: expected positive widths"),
         (["--activation", "swish"], 2, "--activation swish: expected one of none, relu"),
-        (["--lr", "1e30"], 1, "the loss is nan in epoch 1"),
+        (
+            ["--lr", "1e30"],
+            1,
+            "the loss is nan in epoch 1, step 2 of 3; a smaller lr may help; no checkpoint was",
+        ),
+        (["--hidden", "99999999999"], 1, "can't allocate memory"),
         (["--epochs", "-1"], 2, "epochs"),
         (["--out", "/proc/nowhere/net"], 1, "--out /proc/nowhere/net: No such file"),
         (["--out", "/tmp"], 1, "--out /tmp: a directory"),

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fastmlp.backends.base import Backend
 
@@ -84,6 +85,8 @@ def choose(tensor: Tensor) -> Choice:
     if torch.compiler.is_compiling():
         return _COMPILING
     if type(tensor) not in _PLAIN or torch._C._are_functorch_transforms_active() or torch.jit.is_tracing():
+        return _TRANSFORMED
+    if forward_ad._current_level >= 0:  # within it any tensor may have a tangent
         return _TRANSFORMED
     dtype = compute_dtype(tensor)
     if dtype not in KERNEL_DTYPES:

@@ -170,7 +170,9 @@ class ChainCrossEntropy(Node):
             def again(x: Tensor, *params: Tensor | None) -> Tensor:
                 entry = unpack([x, *source[1:]], ctx.numbers)
                 logits = reference_chain(ctx.backend, entry, params, ctx.acts, ctx.dtype, drops)
-                return reference_loss(logits.float(), target, class_weight, ctx.options)
+                wide = torch.promote_types(ctx.dtype, torch.float32)
+                weight = None if class_weight is None else class_weight.to(wide)
+                return reference_loss(logits.to(wide), target, weight, ctx.options)
 
             grads = torch_grads(again, (source[0], *params), needs, grad)
         else:

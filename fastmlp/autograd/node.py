@@ -13,7 +13,7 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 class Node(torch.autograd.Function):
-    """A Function whose ``needs_input_grad`` is False under ``no_grad``, where torch asks the tensors alone."""
+    """A Function whose ``needs_input_grad`` is False under ``no_grad``; torch's asks the tensors alone."""
 
     @classmethod
     def apply(cls, *args: Any) -> Any:
@@ -45,7 +45,7 @@ def torch_grads(
     needs: Sequence[bool],
     upstream: Tensor,
 ) -> list[Tensor | None]:
-    """The gradients of ``function(*inputs)``, a differentiable one of torch's ops, in the places of ``needs``.
+    """The gradients of ``function(*inputs)``, made of torch's own ops, in the places of ``needs``.
 
     Where grad mode is on they can be differentiated again.
     """

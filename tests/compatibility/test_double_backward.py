@@ -28,7 +28,7 @@ from fastmlp.functional import (
     linear_act,
     linear_cross_entropy,
 )
-from tests.numerics import assert_as_good_as_torch
+from tests.compatibility.compare import same_or_as_good
 
 GROUP = "Autograd"
 ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {
@@ -79,15 +79,6 @@ def derivatives(function: Callable[..., Tensor], tensors: Sequence[Tensor]) -> l
     return [value, *first, *torch.autograd.grad(penalty, tensors, materialize_grads=True)]
 
 
-def judge(ours: list[Tensor], theirs: list[Tensor], exact: list[Tensor], backend: str, what: str) -> None:
-    """On torch's own ops the very bits, on the kernels an error as small as torch's."""
-    for i, (a, b, c) in enumerate(zip(ours, theirs, exact)):
-        if backend == "torch" or a.dtype == torch.float64:
-            assert torch.equal(a, b), f"{what}, tensor {i}"
-        else:
-            assert_as_good_as_torch(a, b, c, f"{what}, tensor {i}", roundings=6)
-
-
 @rows(list(ACTIVATIONS), "double backward")
 def test_activation(name: str, backend: str, dtype: torch.dtype, device: str) -> None:
     """A chain, layer by layer and as a whole net."""
@@ -100,7 +91,7 @@ def test_activation(name: str, backend: str, dtype: torch.dtype, device: str) ->
     for plan in ("layers", "whole", "recompute") if kernels else ("auto",):
         net, xi = ours
         found = derivatives(lambda: chain(xi, layers_of(net), plan), [xi, *net.parameters()])  # noqa: B023
-        judge(found, *expected, backend, plan)
+        same_or_as_good(found, *expected, backend, plan)
 
 
 @rows(SMOOTH, "third derivative")
@@ -118,7 +109,7 @@ def test_third_derivative(name: str, backend: str, dtype: torch.dtype, device: s
             value = sum(g.square().sum() for g in grads) / 64  # float16 ends at 65504
             found += grads
         runs.append(found)
-    judge(*runs, backend, name)
+    same_or_as_good(*runs, backend, name)
 
 
 LOSSES: dict[str, dict[str, Any]] = {
@@ -184,7 +175,7 @@ def test_cross_entropy(
             x = data.to(kind, copy=True).requires_grad_()
             runs.append(derivatives(lambda: function(x, target, reduction=reduction, **options), [x]))  # noqa: B023
         # Of a z-loss torch has no op: the formula above rounds otherwise.
-        judge(*runs, "triton" if "z_loss" in options else backend, reduction)
+        same_or_as_good(*runs, "triton" if "z_loss" in options else backend, reduction)
 
 
 @rows([name for name in LOSSES if "z_loss" not in name], "double backward of linear_cross_entropy")
@@ -211,7 +202,7 @@ def test_linear_cross_entropy(name: str, backend: str, dtype: torch.dtype, devic
                     leaves,
                 )
             )
-        judge(*runs, backend, reduction)
+        same_or_as_good(*runs, backend, reduction)
 
 
 @rows(
@@ -240,7 +231,7 @@ def test_classifier(name: str, backend: str, dtype: torch.dtype, device: str) ->
                 return loss(fused(x), target) if found is None else found[0]  # noqa: B023
 
             runs.append(derivatives(value, [x, *(fused if ours else net).parameters()]))
-        judge(*runs, "triton" if "z_loss" in options else backend, reduction)
+        same_or_as_good(*runs, "triton" if "z_loss" in options else backend, reduction)
 
 
 def _double(
@@ -256,7 +247,7 @@ def _double(
         value.backward()
         runs.append([value, *(p.grad for p in net.parameters() if p.grad is not None)])
     assert len(runs[0]) == len(runs[1])
-    judge(*runs, backend, "loss")
+    same_or_as_good(*runs, backend, "loss")
 
 
 @pytest.mark.feature(GROUP, "gradient penalty (WGAN-GP)")
@@ -395,7 +386,7 @@ def test_dropout(backend: str, dtype: torch.dtype, device: str) -> None:
             return chain(x, [Layer(w, None, resolve("tanh"), 0.5), Layer(v, None)])  # noqa: B023
 
         runs.append(derivatives(function, leaves))
-    judge(*runs, "triton", "dropout")
+    same_or_as_good(*runs, "triton", "dropout")
 
 
 @pytest.mark.feature(GROUP, "double backward: one layer, linear_act")
@@ -407,4 +398,4 @@ def test_linear_act(backend: str, dtype: torch.dtype, device: str) -> None:
         leaves = [t.to(device, dtype).to(kind, copy=True).requires_grad_() for t in data]
         function = (lambda *t: linear_act(*t, "gelu")) if ours else (lambda *t: F.gelu(F.linear(*t)))
         runs.append(derivatives(lambda: function(*leaves), leaves))  # noqa: B023
-    judge(*runs, backend, "linear_act")
+    same_or_as_good(*runs, backend, "linear_act")

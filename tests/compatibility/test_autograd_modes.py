@@ -254,6 +254,8 @@ def test_ways_of_auto(name: str, device: str) -> None:
         (first,) = torch.autograd.grad(value, leaf, retain_graph=True)
         (second,) = torch.autograd.grad(value, leaf)
         torch.testing.assert_close(first, second)
+        (scaled,) = torch.autograd.grad(function(leaf), leaf, torch.tensor(-0.5, device=device))
+        torch.testing.assert_close(scaled, -0.5 * first)
         with pytest.raises(RuntimeError, match="second time"):
             torch.autograd.grad(value, leaf)
         again = checkpoint(function, leaf, use_reentrant=False)

@@ -285,6 +285,33 @@ def test_ensemble(kind: str, backend: str, dtype: torch.dtype, device: str) -> N
             torch.testing.assert_close(ours[i], grad, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.feature(GROUP, "transforms of a backward whose forward ran before: vmap, tangents")
+def test_transformed_backward(backend: str, dtype: torch.dtype, device: str) -> None:
+    """The graph is there already, made by kernels; what comes in is a batch, or has a tangent."""
+    tensors = [torch.randn(shape, device=device).to(dtype) for shape in SHAPES]
+    for subject in subjects(dtype, device):
+        if subject.name not in NODES:
+            continue
+        runs = []
+        for function, kind in (
+            (subject.ours, dtype),
+            (subject.torchs, dtype),
+            (subject.torchs, torch.float64),
+        ):
+            leaves = [t.to(kind, copy=True).requires_grad_() for t in tensors]
+            value = function(*leaves)
+            ups = torch.stack([torch.ones_like(value), torch.full_like(value, 0.25)]).detach()
+
+            def pull(up: Tensor) -> Tensor:
+                return torch.autograd.grad(value, leaves[0], up, retain_graph=True)[0]  # noqa: B023
+
+            batch = func.vmap(pull)(ups)
+            with forward_ad.dual_level():
+                found = forward_ad.unpack_dual(pull(forward_ad.make_dual(ups[0], ups[1])))
+                runs.append([batch, found.primal.clone(), found.tangent.clone()])
+        same_or_as_good(*runs, backend, subject.name)
+
+
 @pytest.mark.feature(GROUP, "vmap with dropout, randomness='different'")
 def test_vmap_with_dropout(backend: str, dtype: torch.dtype, device: str) -> None:
     """torch's own masks, each copy its own; without ``randomness`` torch's error."""
@@ -334,6 +361,7 @@ def test_ways_of_auto(name: str, device: str) -> None:
             func.grad(lambda x: f(x).sum())(x),
             *func.jvp(f, (x,), (torch.ones_like(x),)),
             dual(f, [x]),
+            dual(f, [leaf]).detach(),
             func.vmap(f)(torch.stack([x, 0.5 * x])),
             torch.autograd.grad(value, leaf, ups, is_grads_batched=True, retain_graph=True)[0],
             torch.autograd.grad(value.sum(), leaf)[0],

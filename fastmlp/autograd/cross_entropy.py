@@ -52,6 +52,18 @@ def reference_loss(logits: Tensor, target: Tensor, weight: Tensor | None, option
     return (loss + extra).to(loss.dtype)
 
 
+def differentiable_gradient(
+    grad: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions
+) -> Tensor | None:
+    """The gradient (N, C, D) for `CrossEntropy`'s arguments, by torch's own ops; see `torch_grads`."""
+    target = target[:, 0] if logits.shape[2] == 1 and target.dim() == 2 else target
+
+    def again(logits: Tensor) -> Tensor:
+        return reference_loss(logits.squeeze(2) if target.dim() == 1 else logits, target, weight, options)
+
+    return torch_grads(again, (logits,), (True,), grad)[0]
+
+
 class CrossEntropy(Node):
     """logits (N, C, D) and a target to a loss: (N, D), or a scalar."""
 
@@ -77,13 +89,7 @@ class CrossEntropy(Node):
         """One pass over the logits; with ``inplace`` the gradient takes their memory."""
         logits, target, weight, stats, denominator = ctx.saved_tensors
         if left_to_torch(grad):
-            target = target[:, 0] if logits.shape[2] == 1 and target.dim() == 2 else target
-
-            def again(logits: Tensor) -> Tensor:
-                logits = logits.squeeze(2) if target.dim() == 1 else logits
-                return reference_loss(logits, target, weight, ctx.options)
-
-            (dx,) = torch_grads(again, (logits,), (True,), grad)
+            dx = differentiable_gradient(grad, logits, target, weight, ctx.options)
         else:
             dx = logits.detach() if ctx.inplace else torch.empty_like(logits)
             ctx.backend.cross_entropy_backward(

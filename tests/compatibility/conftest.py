@@ -30,7 +30,7 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 
 @pytest.fixture
 def refuses(request: pytest.FixtureRequest) -> Refusal:
-    """``with refuses(TypeError, "weight"):`` is ``pytest.raises``, and the page says "refused"."""
+    """As ``pytest.raises`` in a ``with``; the page then says "refused"."""
     return Refusal(request.node)
 
 
@@ -45,7 +45,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _cell(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Note what this test proves. In a subprocess nobody counts launches: there the marker says ``kernels=``."""
+    """Note what this test proves. Of a subprocess nobody counts launches: its marker says ``kernels=``."""
     marker = request.node.get_closest_marker("feature")
     if marker is None:
         yield
@@ -55,8 +55,8 @@ def _cell(request: pytest.FixtureRequest) -> Iterator[None]:
     cell = {
         "group": group,
         "feature": name,
-        "backend": parameters.get("backend", marker.kwargs.get("backend", "any")),
-        "dtype": parameters.get("dtype", marker.kwargs.get("dtype", "any")),
+        "backend": str(parameters.get("backend", marker.kwargs.get("backend", "any"))),
+        "dtype": str(parameters.get("dtype", marker.kwargs.get("dtype", "any"))).removeprefix("torch."),
         "kernels": False,
         "refused": False,
     }

@@ -95,7 +95,7 @@ def render(cells: Cells, device: str) -> str:
     for group in sorted({group for group, _ in cells}):
         rows = {feature: row for (g, feature), row in sorted(cells.items()) if g == group}
         lines += [f"## {group}", ""]
-        lines += _table(rows) + [""]
+        lines += [*_table(rows), ""]
     return _HEAD + "\n".join(lines).rstrip() + "\n"
 
 

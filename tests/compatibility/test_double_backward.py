@@ -32,7 +32,7 @@ from tests.compatibility.compare import same_or_as_good
 
 GROUP = "Autograd"
 ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {
-    "none": lambda n: nn.Identity(),
+    "no activation": lambda n: nn.Identity(),
     "ReLU": lambda n: nn.ReLU(),
     "LeakyReLU": lambda n: nn.LeakyReLU(0.2),
     "LeakyReLU, negative slope": lambda n: nn.LeakyReLU(-0.3),
@@ -44,12 +44,14 @@ ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {
     "GELU, tanh form": lambda n: nn.GELU(approximate="tanh"),
     "SiLU": lambda n: nn.SiLU(),
 }
+#: The nodes in float64, where gradcheck can see them.
+BY_TORCH = {"backend": "torch", "dtype": "float64"}
 SMOOTH = ("Sigmoid", "Tanh", "GELU", "GELU, tanh form", "SiLU")
 
 
-def rows(names: Sequence[str], feature: str) -> pytest.MarkDecorator:
-    """Parametrize ``name``, each in a row of the page of its own."""
-    marked = [pytest.param(n, marks=pytest.mark.feature(GROUP, f"{feature}: {n}")) for n in names]
+def rows(names: Sequence[str], feature: str, **cell: str) -> pytest.MarkDecorator:
+    """Parametrize ``name``, each in a row of the page of its own; ``cell`` is a backend and a dtype."""
+    marked = [pytest.param(n, marks=pytest.mark.feature(GROUP, f"{feature}: {n}", **cell)) for n in names]
     return pytest.mark.parametrize("name", marked)
 
 
@@ -313,7 +315,7 @@ def named_in(tensor: Tensor) -> set[str]:
     return found
 
 
-@rows(list(ACTIVATIONS), "gradcheck and gradgradcheck")
+@rows(list(ACTIVATIONS), "gradcheck and gradgradcheck of the nodes", **BY_TORCH)
 @pytest.mark.usefixtures("nodes")
 def test_gradgradcheck(name: str, device: str) -> None:
     """Of the chain's node; with a dropout, which draws the same mask from the same seed."""
@@ -340,7 +342,7 @@ def test_gradgradcheck(name: str, device: str) -> None:
         check(function, tensors)
 
 
-@rows(list(LOSSES), "gradcheck and gradgradcheck of the losses")
+@rows(list(LOSSES), "gradcheck and gradgradcheck of the losses", **BY_TORCH)
 @pytest.mark.usefixtures("nodes")
 def test_gradgradcheck_of_losses(name: str, device: str) -> None:
     wide, (n, k, c) = torch.float64, (4, 3, 5)

@@ -20,6 +20,7 @@ from tests.compatibility.nets import TARGET, agree, all_grads, children, losses,
 from tests.compatibility.page import Refusal
 
 GROUP = "Autograd"
+AUTO = {"backend": "torch", "dtype": "float32"}
 
 
 @pytest.mark.feature(GROUP, "torch.utils.checkpoint")
@@ -238,7 +239,7 @@ def test_inference_tensors(backend: str, dtype: torch.dtype, device: str, refuse
     cross_entropy(net(x.clone()), torch.tensor(TARGET, device=device)).backward()
 
 
-@pytest.mark.feature(GROUP, "modes at sizes that 'auto' treats by itself on a CPU")
+@pytest.mark.feature(GROUP, "modes at sizes that 'auto' treats by itself on a CPU", **AUTO)
 @pytest.mark.parametrize("name", ["many classes", "many logits"])
 def test_ways_of_auto(name: str, device: str) -> None:
     """Checkpoint, hooks, a second backward and a freed graph where the forward already forms gradients."""

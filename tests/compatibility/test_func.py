@@ -29,6 +29,7 @@ from fastmlp.functional import (
 from tests.compatibility.compare import same_or_as_good
 
 GROUP = "Autograd"
+AUTO = {"backend": "torch", "dtype": "float32"}  # on a GPU "auto" is the kernels, tested above
 #: 4 rows of 3 features, 5 hidden, 3 classes.
 SHAPES = ((4, 3), (5, 3), (5,), (3, 5), (3,))
 Function = Callable[..., Tensor]
@@ -220,7 +221,7 @@ def test_transform(name: str, backend: str, dtype: torch.dtype, device: str) -> 
         same_or_as_good(*found, "torch" if own_bits else backend, subject.name)
 
 
-@pytest.mark.feature(GROUP, "torch.func.linearize")
+@pytest.mark.feature(GROUP, "torch.func.linearize", dtype="float32")
 def test_linearize(backend: str, device: str) -> None:
     """Of a net and of a loss; it traces, which takes a while."""
     tensors = [torch.randn(shape, device=device) for shape in SHAPES]
@@ -347,7 +348,7 @@ def wide_case(name: str, device: str) -> tuple[Function, Function, Tensor]:
     )
 
 
-@pytest.mark.feature(GROUP, "transforms and tangents at sizes that 'auto' treats by itself on a CPU")
+@pytest.mark.feature(GROUP, "transforms at sizes that 'auto' treats by itself on a CPU", **AUTO)
 @pytest.mark.parametrize("name", ["many classes", "many rows", "many logits"])
 def test_ways_of_auto(name: str, device: str) -> None:
     ours, theirs, x = wide_case(name, device)

@@ -145,7 +145,7 @@ def test_upstream_layouts(backend: str, dtype: torch.dtype, device: str) -> None
     agree(run, backend, dtype, device)
 
 
-@pytest.mark.feature(GROUP, "complex tensors")
+@pytest.mark.feature(GROUP, "complex tensors in the functional forms")
 def test_complex(backend: str, device: str, refuses: Refusal) -> None:
     """Modules hand them to torch; the functional forms name the argument."""
     net = fastmlp.Sequential(nn.Linear(5, 4), nn.Tanh()).to(device, torch.complex64)

@@ -129,6 +129,7 @@ def matching(name: str) -> Device:
     return next((DEVICES[known] for known in DEVICES if known in squeezed), DEVICES[DEFAULT])
 
 
+@torch.compiler.assume_constant_result  # torch.compile guards the setting itself
 def operand_kind(dtype: torch.dtype) -> str:
     """Which of a device's rates products in ``dtype`` run at; float32 obeys torch's TF32 setting.
 

@@ -206,6 +206,11 @@ def mlp_forward_kernel(
         store(y_ptr + offsets, activate(z, out_slope, OUT_ACT), inside)
 
 
+def saved_offsets(hidden: Sequence[int]) -> tuple[int, ...]:
+    """Where each hidden layer's columns start in the saved buffer, and how many there are in all."""
+    return tuple(itertools.accumulate((cdiv(n, ALIGNMENT) * ALIGNMENT for n in hidden), initial=0))
+
+
 class Net(NamedTuple):
     """A network as its kernels take it: every tensor contiguous, every hidden layer with the same f."""
 
@@ -227,9 +232,8 @@ class Net(NamedTuple):
 
     @property
     def offsets(self) -> tuple[int, ...]:
-        """Where each hidden layer's columns start in the saved buffer, and how many there are in all."""
-        padded = (cdiv(n, ALIGNMENT) * ALIGNMENT for n in self.widths[1:-1])
-        return tuple(itertools.accumulate(padded, initial=0))
+        """See `saved_offsets`."""
+        return saved_offsets(self.widths[1:-1])
 
     def tile(self, suffix: str = "") -> Tile:
         """The tile for the widest hidden layer, cut where the widths are smaller."""

@@ -15,6 +15,7 @@ workspace, and `sum_splits_kernel` adds the rows first to last: no atomics, the 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -297,12 +298,24 @@ _OF_GRADIENTS = ("WIDTHS", "OFFSETS", "STRIDE_SLOPE", "ACT", "SAVE_Z", "DTYPE", 
 
 
 class Gradients(NamedTuple):
-    """Of a network; what was not asked for is None or empty."""
+    """Of a network; what was not asked for is None."""
 
     input: Tensor | None  # (M, K)
-    weights: list[Tensor]  # views of one buffer, as the biases' are
-    biases: list[Tensor]
-    slopes: list[Tensor]  # of each hidden layer, (N,) float32
+    params: Tensor | None  # flat: dW and then db of each layer, from `places` on
+    slopes: Tensor | None  # flat, float32: of each hidden layer, (N,) from `saved_offsets` on
+
+    def layers(self, widths: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        """Each layer's dW (N, K) and db (N,): views."""
+        assert self.params is not None
+        shapes = zip(itertools.pairwise(widths), places(widths))
+        parts = [((n, k), self.params[start : start + n * k + n]) for (k, n), start in shapes]
+        return [(flat[: n * k].view(n, k), flat[n * k :]) for (n, k), flat in parts]
+
+
+def places(widths: Sequence[int]) -> tuple[int, ...]:
+    """Where each layer's dW and db start in `Gradients.params`, and the total."""
+    sizes = (cdiv(n * k + n, ALIGNMENT) * ALIGNMENT for k, n in itertools.pairwise(widths))
+    return tuple(itertools.accumulate(sizes, initial=0))
 
 
 def mlp_backward(
@@ -346,13 +359,13 @@ def mlp_backward(
         **net.blocks(tile),
     )  # fmt: skip
     if not need_params:
-        return Gradients(dx, [], [], [])
+        return Gradients(dx, None, None)
     return Gradients(dx, *_parameter_gradients(dout, x, net, saved, dz))
 
 
 def _parameter_gradients(
     dout: Tensor, x: Tensor, net: Net, saved: Tensor, dz: Tensor
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+) -> tuple[Tensor, Tensor]:
     m, widths, weights = len(x), net.widths, net.weights
     kind = configs.precision_class(net.dtype, net.precision)
     tile = configs.lookup("mlp_gradients", arch_of(x), kind, max(widths[1:-1]), max(widths[1:-1]))
@@ -360,9 +373,7 @@ def _parameter_gradients(
     tiles = tuple(
         itertools.accumulate((cdiv(n, tile.BLOCK_M) * cdiv(k, tile.BLOCK_N) for k, n in shapes), initial=0)
     )
-    *places, size = itertools.accumulate(
-        (cdiv(n * k + n, ALIGNMENT) * ALIGNMENT for k, n in shapes), initial=0
-    )
+    *starts, size = places(widths)
     slopes = net.offsets[-1] if net.act == "prelu" else 0
     splits, rows_per_split = split_batch(m, tiles[-1], tile.BLOCK_K, num_sms(x.device.index or 0))
     flat = torch.empty(size, device=x.device, dtype=weights[0].dtype)
@@ -380,7 +391,7 @@ def _parameter_gradients(
         saved, dz, flat, dslopes, workspace, splits, rows_per_split,
         m,
         TILES=tiles,
-        PLACES=tuple(places),
+        PLACES=tuple(starts),
         SIZE=size,
         SLOPES=slopes,
         **{name: constants[name] for name in _OF_GRADIENTS},
@@ -399,7 +410,4 @@ def _parameter_gradients(
         SLOPES=slopes,
         BLOCK=_SUM_BLOCK,
     )  # fmt: skip
-    of_weights = [flat[p : p + n * k].view(n, k) for p, (k, n) in zip(places, shapes)]
-    of_biases = [flat[p + n * k : p + n * k + n] for p, (k, n) in zip(places, shapes)]
-    of_slopes = [dslopes[o : o + n] for o, n in zip(net.offsets, widths[1:-1])] if slopes else []
-    return of_weights, of_biases, of_slopes
+    return flat, dslopes

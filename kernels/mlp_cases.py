@@ -57,7 +57,7 @@ def mlp(
         left = None if part == "recompute" else saved
         out = None if out_act == "none" else grad
         found = mlp_backward(grad, x, net, left, out, need_input=True, need_params=True)
-        return found.input, *found.weights, *found.biases
+        return found.input, *(grad for layer in found.layers(widths) for grad in layer)
 
     both = lambda: (*forward(), *backward())  # noqa: E731
     return {"training": both, "backward": backward, "recompute": backward}.get(part, forward)

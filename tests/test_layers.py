@@ -1,4 +1,4 @@
-"""cli → training → modules → functional → autograd → backends → kernels: imports run to the right only."""
+"""cli → training → engine → modules → functional → ops → autograd → backends → kernels: never to the left."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 _ROOT = Path(__file__).resolve().parent.parent
-_LAYERS = ["cli", "training", "engine", "modules", "functional", "autograd", "backends", "kernels"]
+_LAYERS = ["cli", "training", "engine", "modules", "functional", "ops", "autograd", "backends", "kernels"]
 #: What every layer may use: the table of activations, what work costs, and (above the modules) data.
 _SHARED = {
     "activations": "backends",

@@ -8,7 +8,7 @@ an upstream gradient for every row, the backward makes from the logits computed 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastmlp.autograd.chain import differentiable_grads
 from fastmlp.autograd.cross_entropy import reference_loss
+from fastmlp.autograd.node import Node, left_to_torch, torch_grads
 from fastmlp.autograd.tiling import Plan
 from fastmlp.backends import products
 from fastmlp.backends.base import Backend, LossOptions, Scale
@@ -44,6 +44,14 @@ class Grads:
     input: Tensor | None = None
     weight: Tensor | None = None
     bias: Tensor | None = None
+
+    def or_else(self, others: Grads) -> Grads:
+        """These, and the others' where there is none."""
+        return Grads(
+            others.input if self.input is None else self.input,
+            others.weight if self.weight is None else self.weight,
+            others.bias if self.bias is None else self.bias,
+        )
 
     def scale_(self, factor: Tensor) -> None:
         """Multiply all of them in place."""
@@ -157,7 +165,67 @@ def denominator(
     return torch.where(known, weight.to(wide)[torch.where(known, target, 0)], 0.0).sum()
 
 
-class LinearCrossEntropy(torch.autograd.Function):
+def loss_and_grads(
+    work: Work, needs: Sequence[bool], params: tuple[Tensor, Tensor, Tensor | None]
+) -> tuple[Tensor, Tensor, Grads, list[Tensor]]:
+    """The loss, the share of a row in it, and what the sweep over rows gives: gradients, and statistics.
+
+    Gradients are those of `unit` times the loss' sum. Those of the parameters may be left to
+    `missing_grads`, and all of them for reduction "none".
+
+    Args:
+        work: the tensors.
+        needs: whether x, weight and bias need gradients.
+        params: x, weight and bias as they were given.
+    """
+    job, options = work.job, work.job.options
+    one = torch.ones((), dtype=_wide(job), device=work.x.device)
+    reduce = options.reduction != "none"
+    total = one
+    if options.reduction == "mean":
+        total = denominator(work.target, work.class_weight, options, len(work.weight), one.dtype)
+    share = Scale(one, total).value()
+    # The sweep over rows gives the parameters' gradients too, or leaves them to the one over classes.
+    now = (needs[0], *((need and not job.plan.classes) for need in needs[1:]))
+    form = reduce and any(now)
+    grads, accumulated = _empty_grads(*params, now if form else (False, False, False), one.dtype)
+    losses, stats = work.losses(unit(job, share) if form else None, grads, accumulated)
+    _finish_bias(grads, params[2], accumulated)
+    return (losses.sum() / total if reduce else losses).to(job.loss_dtype), share, grads, stats
+
+
+def missing_grads(
+    work: Work,
+    stats: list[Tensor],
+    each: Tensor,
+    missing: Sequence[bool],
+    params: tuple[Tensor, Tensor, Tensor | None],
+) -> Grads:
+    """Those gradients, from logits computed again; ``each`` (N, D) is the gradient of every row's loss."""
+    job = work.job
+    grads, accumulated = _empty_grads(*params, missing, _wide(job))
+    later = bool(job.plan.classes)
+    if missing[0] or not later:
+        first = Grads(grads.input) if later else grads
+        work.sweep_rows(stats, each, first, None if later else accumulated)
+    if later and any(missing[1:]):
+        work.sweep_classes(stats, each, replace(grads, input=None), accumulated)
+    _finish_bias(grads, params[2], accumulated)
+    return grads
+
+
+def unit(job: LinearLoss, share: Tensor) -> Tensor:
+    """What a row's loss is multiplied by while its gradient is formed: see `_HALF_UNIT`."""
+    return torch.full_like(share, _HALF_UNIT) if job.dtype == torch.float16 else share
+
+
+def factor(job: LinearLoss, upstream: Tensor, share: Tensor) -> Tensor:
+    """What the gradients of a reduced loss still lack."""
+    wide = upstream.to(share.dtype)
+    return wide * share / _HALF_UNIT if job.dtype == torch.float16 else wide
+
+
+class LinearCrossEntropy(Node):
     """x (N, K), weight (C, D, K), bias (C, D), target (N, D) or (N, C, D) to a loss: (N, D), or a scalar."""
 
     @staticmethod
@@ -171,60 +239,33 @@ class LinearCrossEntropy(torch.autograd.Function):
         class_weight: Tensor | None,
     ) -> Tensor:
         """Keeps three floats a row, and the gradients that the logits at hand give."""
-        work = Work.of(job, x, weight, bias, target, class_weight)
-        needs = ctx.needs_input_grad[1:4]
-        options, one = job.options, torch.ones((), dtype=_wide(job), device=x.device)
-        reduce = options.reduction != "none"
-        total = one
-        if options.reduction == "mean":
-            total = denominator(target, class_weight, options, len(weight), one.dtype)
-        share = Scale(one, total).value()
-        half = job.dtype == torch.float16
-        unit = torch.full_like(one, _HALF_UNIT) if half else share
-        # The sweep over rows gives the parameters' gradients too, or leaves them to the one over classes.
-        now = (needs[0], *((need and not job.plan.classes) for need in needs[1:]))
-        form = reduce and any(now)
-        grads, accumulated = _empty_grads(x, weight, bias, now if form else (False, False, False), one.dtype)
-        losses, stats = work.losses(unit if form else None, grads, accumulated)
-        _finish_bias(grads, bias, accumulated)
-        ctx.job, ctx.grads = job, grads
+        work, needs = Work.of(job, x, weight, bias, target, class_weight), ctx.needs_input_grad[1:4]
+        loss, share, ctx.grads, stats = loss_and_grads(work, needs, (x, weight, bias))
+        ctx.job = job
         ctx.save_for_backward(x, weight, bias, target, class_weight, share, *(stats if any(needs) else ()))
-        return (losses.sum() / total if reduce else losses).to(job.loss_dtype)
+        return loss
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """The kept gradients times the upstream one; else, and for every row its own, they are made here."""
         x, weight, bias, target, class_weight, share, *stats = ctx.saved_tensors
         job, needs = ctx.job, ctx.needs_input_grad[1:4]
-        if torch.is_grad_enabled() or _is_batched(upstream):
-            with torch.enable_grad():
-                loss = reference(job, x, weight, bias, target, class_weight)
-            again = differentiable_grads(loss, (x, weight, bias), needs, upstream)
-            return None, *again, None, None
+        if left_to_torch(upstream):
+
+            def again(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+                return reference(job, x, weight, bias, target, class_weight)
+
+            return None, *torch_grads(again, (x, weight, bias), needs, upstream), None, None
         done, ctx.grads = ctx.grads, Grads()
         reduce = job.options.reduction != "none"
-        wide = upstream.to(share.dtype)
         if reduce:
-            done.scale_(wide * share / _HALF_UNIT if job.dtype == torch.float16 else wide)
+            done.scale_(factor(job, upstream, share))
         missing = [need and grad is None for need, grad in zip(needs, (done.input, done.weight, done.bias))]
         if any(missing):
             work = Work.of(job, x, weight, bias, target, class_weight)
-            rows = (len(x), weight.shape[1])
-            each = (wide * share).expand(rows) if reduce else wide
-            grads, accumulated = _empty_grads(x, weight, bias, missing, share.dtype)
-            later = bool(job.plan.classes)
-            params = replace(grads, input=None)
-            if missing[0] or not later:
-                first = Grads(grads.input) if later else grads
-                work.sweep_rows(stats, each, first, None if later else accumulated)
-            if later and any(missing[1:]):
-                work.sweep_classes(stats, each, params, accumulated)
-            _finish_bias(grads, bias, accumulated)
-            done = Grads(
-                grads.input if done.input is None else done.input,
-                grads.weight if done.weight is None else done.weight,
-                grads.bias if done.bias is None else done.bias,
-            )
+            wide = upstream.to(share.dtype)
+            each = (wide * share).expand(len(x), weight.shape[1]) if reduce else wide
+            done = done.or_else(missing_grads(work, stats, each, missing, (x, weight, bias)))
         return None, done.input, done.weight, done.bias, None, None
 
 
@@ -271,9 +312,3 @@ def _empty_grads(
 def _finish_bias(grads: Grads, bias: Tensor | None, accumulated: Tensor | None) -> None:
     if bias is not None and accumulated is not None:
         grads.bias = accumulated.to(bias.dtype)
-
-
-def _is_batched(upstream: Tensor) -> bool:
-    """Whether autograd runs under vmap (``is_grads_batched``): nothing can be written into plain memory."""
-    functorch = torch._C._functorch
-    return bool(functorch.is_batchedtensor(upstream) or functorch.is_legacy_batchedtensor(upstream))

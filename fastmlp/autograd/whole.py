@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from fastmlp.activations import Act
-from fastmlp.autograd.chain import Drops, differentiable_grads, reference_chain
-from fastmlp.backends.base import Backend
+from fastmlp.autograd.chain import PER_LAYER, Drops, reference_chain
+from fastmlp.autograd.node import Node, left_to_torch, torch_grads
+from fastmlp.backends.base import Backend, NetGrads
 
 
-class WholeNet(torch.autograd.Function):
+class WholeNet(Node):
     """X (M, K) through a whole network to Y (M, N)."""
 
     @staticmethod
@@ -42,12 +43,15 @@ class WholeNet(torch.autograd.Function):
         """One launch for the chain of dZ, one for every dW and db, one to sum a long batch's splits."""
         x, saved, out_saved, *params = ctx.saved_tensors
         needs = ctx.needs_input_grad[4:]
-        if torch.is_grad_enabled():
+        if left_to_torch(grad):
             none = Drops((0.0,) * len(ctx.acts), None)
-            output = reference_chain(ctx.backend, x, params, ctx.acts, ctx.dtype, none)
-            grads = differentiable_grads(output, (x, *params), needs, grad)
+
+            def again(x: Tensor, *params: Tensor | None) -> Tensor:
+                return reference_chain(ctx.backend, x, params, ctx.acts, ctx.dtype, none)
+
+            grads = torch_grads(again, (x, *params), needs, grad)
             return None, None, None, None, *grads
-        dx, of_params = ctx.backend.mlp_backward(
+        found = ctx.backend.mlp_backward(
             grad,
             x,
             params,
@@ -58,5 +62,26 @@ class WholeNet(torch.autograd.Function):
             need_params=any(needs[1:]),
             dtype=ctx.dtype,
         )
-        dx = None if dx is None else dx.to(x.dtype)
-        return None, None, None, None, *(g if need else None for g, need in zip([dx, *of_params], needs))
+        dx = None if found.input is None else found.input.to(x.dtype)
+        grads = [dx, *split(ctx.backend, found, params)]
+        return None, None, None, None, *(g if need else None for g, need in zip(grads, needs))
+
+
+def split(backend: Backend, found: NetGrads, params: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The gradient of each parameter: views of the flat ones, but for slopes, which are few."""
+    grads: list[Tensor | None] = [None] * len(params)
+    if found.params is None:
+        return grads
+    weights: Sequence[Tensor] = params[0::PER_LAYER]  # type: ignore[assignment]
+    layout = backend.net_layout([weights[0].shape[1], *(w.shape[0] for w in weights)])
+    for i, weight in enumerate(weights):
+        first, (n, _) = PER_LAYER * i, weight.shape
+        start = layout.params[i]
+        of_bias = start + weight.numel()
+        grads[first] = found.params[start:of_bias].view(weight.shape)
+        grads[first + 1] = found.params[of_bias : of_bias + n]
+        slope = params[first + 2]
+        if slope is not None and found.slopes is not None:
+            each = found.slopes[layout.saved[i] : layout.saved[i] + n]
+            grads[first + 2] = (each.sum().view(1) if slope.numel() == 1 else each).to(slope.dtype)
+    return grads

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fastmlp.backends.base import Backend
 
@@ -20,16 +21,28 @@ KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _MINIMUM_TRITON = (3, 5)
 
 
+class Traced:
+    """Stands for the kernels under ``torch.compile``, which traces what is called: `fastmlp.ops`."""
+
+    name = "triton"
+    head_classes = 0  # chain and loss are ops of their own
+    whole_nets = True
+
+
+TRACED = Traced()
+
+
 class Choice(NamedTuple):
     """The backend for some tensors, and why; None stands for ATen's ops with ATen's autograd."""
 
-    backend: Backend | None
+    backend: Backend | Traced | None
     reason: str
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 _TRANSFORMED = Choice(None, "the kernels read plain tensors, none that stand for something else")
-_COMPILING = Choice(None, "under torch.compile Inductor fuses torch's own ops")
+_EXPORTING = Choice(None, "an exported program is made of torch's own ops, which run without fastmlp")
+_COMPILED = Choice(TRACED, "Triton kernels")
 _ASKED_FOR_TORCH = Choice(None, "torch's own ops are asked for")
 _NOT_ON_A_GPU = Choice(None, "off the GPU torch's own ops are the fastest")
 
@@ -81,24 +94,44 @@ def choose(tensor: Tensor) -> Choice:
         return _NOT_ON_A_GPU
     if _requested == "torch":
         return _ASKED_FOR_TORCH
-    if torch.compiler.is_compiling():
-        return _COMPILING
+    compiling = torch.compiler.is_compiling()
+    if compiling and torch.compiler.is_exporting():
+        return _EXPORTING
     if type(tensor) not in _PLAIN or torch._C._are_functorch_transforms_active() or torch.jit.is_tracing():
+        return _TRANSFORMED
+    if forward_ad._current_level >= 0:  # within it any tensor may have a tangent
         return _TRANSFORMED
     dtype = compute_dtype(tensor)
     if dtype not in KERNEL_DTYPES:
         return Choice(None, f"the kernels do not compute in {dtype}")
     problem = triton_problem(tensor.is_cuda)
     if problem is None:
-        return Choice(_triton_backend(), "Triton kernels")
+        return _COMPILED if compiling else Choice(_triton_backend(), "Triton kernels")
     if _requested == "triton":
         raise RuntimeError(f"FASTMLP_BACKEND=triton: {problem}")
     return Choice(None, problem)
 
 
-@cache
+def kernels(tensor: Tensor) -> Backend:
+    """The kernels, for `fastmlp.ops`, whatever is asked for.
+
+    Raises:
+        RuntimeError: they cannot run on ``tensor``.
+    """
+    problem = triton_problem(tensor.is_cuda)
+    if problem is not None:
+        raise RuntimeError(f"fastmlp's kernels: {problem}")
+    return _triton_backend()
+
+
+@torch.compiler.assume_constant_result
 def triton_problem(on_gpu: bool) -> str | None:
     """Why Triton cannot run on such tensors, or None if it can."""
+    return _triton_problem(on_gpu)
+
+
+@cache
+def _triton_problem(on_gpu: bool) -> str | None:
     try:
         import triton
     except ImportError as error:

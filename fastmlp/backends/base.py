@@ -92,6 +92,21 @@ class NetForward(NamedTuple):
     z: Tensor | None  # (M, N): the output activation's input
 
 
+class NetGrads(NamedTuple):
+    """Gradients of a network, flat as its kernels write them; what was not asked for is None."""
+
+    input: Tensor | None  # (M, K)
+    params: Tensor | None  # dW (N, K) and then db (N,) of each layer, in the weights' dtype
+    slopes: Tensor | None  # PReLU's (N,) of each hidden layer, float32
+
+
+class NetLayout(NamedTuple):
+    """Where the layers lie in a network's flat buffers; the last number of each is the total."""
+
+    saved: tuple[int, ...]  # each hidden layer's columns in `NetForward.saved`; and in `NetGrads.slopes`
+    params: tuple[int, ...]  # each layer's dW in `NetGrads.params`
+
+
 class Backend(ABC):
     """What a device must be able to do for the autograd Functions."""
 
@@ -256,6 +271,10 @@ class Backend(ABC):
         """
         raise NotImplementedError(f"the {self.name} backend runs networks layer by layer")
 
+    def net_layout(self, widths: Sequence[int]) -> NetLayout:
+        """Of a network of these widths: the input's, and every layer's."""
+        raise NotImplementedError(f"the {self.name} backend runs networks layer by layer")
+
     def mlp_backward(
         self,
         grad: Tensor,
@@ -268,7 +287,7 @@ class Backend(ABC):
         need_input: bool,
         need_params: bool,
         dtype: torch.dtype,
-    ) -> tuple[Tensor | None, list[Tensor | None]]:
+    ) -> NetGrads:
         """The gradients of the input and of ``params``, in at most three launches.
 
         ``saved`` is `NetForward.saved`, or None to compute it again; ``out_saved`` is what the output

@@ -16,6 +16,8 @@ from fastmlp.backends.base import (
     LinearGrads,
     LossOptions,
     NetForward,
+    NetGrads,
+    NetLayout,
     Quantized,
     Scale,
 )
@@ -33,8 +35,8 @@ from fastmlp.kernels.linear_tma import (
     linear_act_tma,
     linear_backward_tma,
 )
-from fastmlp.kernels.mlp import Net, mlp_forward
-from fastmlp.kernels.mlp_backward import mlp_backward
+from fastmlp.kernels.mlp import Net, mlp_forward, saved_offsets
+from fastmlp.kernels.mlp_backward import mlp_backward, places
 
 
 def fp32_precision() -> str:
@@ -266,6 +268,10 @@ class TritonBackend(Backend):
         """See `Backend.mlp`."""
         return NetForward(*mlp_forward(x, _net(params, acts, dtype), save=save, keep_z=keep_z))
 
+    def net_layout(self, widths: Sequence[int]) -> NetLayout:
+        """See `Backend.net_layout`."""
+        return NetLayout(saved_offsets(widths[1:-1]), places(widths))
+
     def mlp_backward(
         self,
         grad: Tensor,
@@ -278,19 +284,11 @@ class TritonBackend(Backend):
         need_input: bool,
         need_params: bool,
         dtype: torch.dtype,
-    ) -> tuple[Tensor | None, list[Tensor | None]]:
+    ) -> NetGrads:
         """See `Backend.mlp_backward`."""
         net = _net(params, acts, dtype)
         found = mlp_backward(grad, x, net, saved, out_saved, need_input=need_input, need_params=need_params)
-        grads: list[Tensor | None] = [None] * len(params)
-        grads[0::3] = found.weights or [None] * len(acts)
-        grads[1::3] = found.biases or [None] * len(acts)
-        for i, grad_of_slopes in enumerate(found.slopes):
-            slope = params[3 * i + 2]
-            if slope is not None:
-                total = grad_of_slopes.sum().view(1) if slope.numel() == 1 else grad_of_slopes
-                grads[3 * i + 2] = total.to(slope.dtype)
-        return found.input, grads
+        return NetGrads(*found)
 
 
 def _instead(ways: tuple[str, ...], misfit: str | None) -> str:

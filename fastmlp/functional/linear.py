@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastmlp import backends
+from fastmlp import backends, ops
 from fastmlp.activations import Act, resolve
 from fastmlp.autograd.chain import Chain, Drops, pack
 from fastmlp.autograd.whole import WholeNet
-from fastmlp.backends import onednn
+from fastmlp.backends import Traced, onednn
 from fastmlp.backends.base import Quantized
 from fastmlp.functional import whole
 from fastmlp.functional.layer import Layer
@@ -119,18 +119,31 @@ def chain(input: Tensor | Quantized, layers: Sequence[Layer], plan: str = "auto"
     x = like(input, layers)
     backend = backends.choose(x).backend
     check_chain(x, layers)
-    if backend is None or not fits_kernels(x, layers) or not _is_plain(input):
+    traced = isinstance(backend, Traced)
+    if backend is None or not fits_kernels(x, layers) or not _is_plain(input, traced):
         return aten_chain(input if isinstance(input, Tensor) else input.dense(x.dtype), layers)
     acts, params = split_layers(layers)
     dtype = backends.compute_dtype(x)
     rows = as_rows(input)
     plan = whole.choose(backend, rows, layers, dtype, plan)
-    if plan == "layers":
+    if isinstance(backend, Traced):
+        assert isinstance(rows, Tensor)
+        y = _traced(rows, params, acts, dtype, plan, draw_drops(layers, x.device))
+    elif plan == "layers":
         tensors, numbers = pack(rows)
         y = Chain.apply(backend, dtype, acts, draw_drops(layers, x.device), numbers, *tensors, *params)
     else:
         y = WholeNet.apply(backend, dtype, acts, plan == "recompute", rows, *params)
     return y.view(*x.shape[:-1], layers[-1].weight.shape[0])
+
+
+def _traced(
+    rows: Tensor, params: list[Tensor | None], acts: list[Act], dtype: torch.dtype, plan: str, drops: Drops
+) -> Tensor:
+    """The chain as ops that torch.compile keeps whole."""
+    if plan == "layers":
+        return ops.chain(rows, params, acts, dtype, drops)
+    return ops.whole_net(rows, params, acts, dtype, plan == "recompute")
 
 
 def like(input: Tensor | Quantized, layers: Sequence[Layer]) -> Tensor:
@@ -145,8 +158,9 @@ def as_rows(input: Tensor | Quantized) -> Tensor | Quantized:
     return input._replace(values=input.values.reshape(-1, input.values.shape[-1]))
 
 
-def _is_plain(input: Tensor | Quantized) -> bool:
-    return isinstance(input, Tensor) or is_constant(input)
+def _is_plain(input: Tensor | Quantized, traced: bool) -> bool:
+    """Whether the kernels take it: the ops of a trace know no integers, which Inductor dequantizes."""
+    return isinstance(input, Tensor) or (is_constant(input) and not traced)
 
 
 def aten_chain(input: Tensor, layers: Sequence[Layer]) -> Tensor:
@@ -222,5 +236,7 @@ def _check_kind(tensor: Tensor, name: str, input: Tensor) -> None:
         return
     if not (tensor.is_floating_point() and input.is_floating_point()):
         raise TypeError(f"input and {name}: expected floating dtypes, got {input.dtype} and {tensor.dtype}")
-    if not torch.is_autocast_enabled(input.device.type):
+    # Autocast leaves float64 alone, so beside another dtype it is a mistake there too, as torch's.
+    double = torch.float64 in (tensor.dtype, input.dtype)
+    if double or not torch.is_autocast_enabled(input.device.type):
         raise TypeError(f"{name}: expected {input.dtype} as the input, got {tensor.dtype}")

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from fastmlp import backends
+from fastmlp import backends, ops
 from fastmlp.autograd.linear_cross_entropy import LinearCrossEntropy, LinearLoss
 from fastmlp.autograd.tiling import plan
 from fastmlp.backends.base import Backend, LossOptions
@@ -45,7 +45,7 @@ def linear_cross_entropy(
 
     Many classes are computed in tiles (docs/linear_cross_entropy.md): a tenth of the memory that eager
     takes, with every argument. Gradients of ``weight`` or ``target``, derivatives of derivatives,
-    forward-mode AD, ``torch.func`` and ``torch.compile`` are left to torch's own ops.
+    forward-mode AD and ``torch.func`` are left to torch's own ops, and on a CPU ``torch.compile``.
 
     Args:
         input: (N, K), or (K,).
@@ -114,6 +114,9 @@ def linear_cross_entropy(
     w = linear_weight.reshape(c, -1, k)
     b = None if linear_bias is None else linear_bias.reshape(c, -1)
     t = target.reshape(len(x), c, -1) if probabilities else target.reshape(len(x), -1).long()
+    if isinstance(backend, backends.Traced):
+        loss = ops.linear_cross_entropy(x, w, b, t, weight, loss_options, dtype, loss_dtype, workspace)
+        return loss if reduction != "none" else loss.view((*input.shape[:-1], *linear_weight.shape[1:-1]))
     needs = torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in (w, b))
     job = LinearLoss(
         backend,
@@ -211,10 +214,10 @@ def _backend(
     shape: tuple[int, ...],
     probabilities: bool,
     options: LossOptions,
-) -> Backend | None:
+) -> Backend | backends.Traced | None:
     """Who computes it; None for torch's own ops, which take, or refuse, whatever is odd."""
     input, linear_weight, target, linear_bias, weight = tensors
-    if torch.compiler.is_compiling() or forward_ad._current_level >= 0:  # a Function has no jvp
+    if forward_ad._current_level >= 0:  # a Function has no jvp
         return None
     if input.numel() == 0 or linear_weight.numel() == 0 or options.reduction not in _REDUCTIONS:
         return None
@@ -254,6 +257,7 @@ def _pays_on_cpu(
         not input.is_cpu
         or torch.Size(shape).numel() < _CPU_ELEMENTS
         or torch.jit.is_tracing()
+        or torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()  # an autograd.Function is opaque to these
         or backends.compute_dtype(input) not in _CPU_DTYPES
     ):

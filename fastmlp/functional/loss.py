@@ -11,10 +11,11 @@ from torch.autograd import forward_ad
 from torch.nn import _reduction as _Reduction
 from torch.nn import functional as F
 
-from fastmlp import backends
+from fastmlp import backends, ops
 from fastmlp.autograd.chain import pack
 from fastmlp.autograd.cpu_cross_entropy import CpuCrossEntropy
 from fastmlp.autograd.cross_entropy import ChainCrossEntropy, CrossEntropy, reference_loss
+from fastmlp.backends import Traced
 from fastmlp.backends.base import Backend, LossOptions, Quantized
 from fastmlp.backends.torch_backend import TorchBackend
 from fastmlp.functional.linear import (
@@ -107,7 +108,10 @@ def cross_entropy(
     rows = input.shape[2:]
     logits = input.reshape(n, c, -1)
     target = target.reshape(n, c, -1) if target.is_floating_point() else target.reshape(n, -1)
-    loss = CrossEntropy.apply(backend, options, inplace, logits, target, weight)
+    if isinstance(backend, Traced):
+        loss = ops.cross_entropy(logits, target, weight, options)
+    else:
+        loss = CrossEntropy.apply(backend, options, inplace, logits, target, weight)
     return loss.view(n, *rows) if reduction == "none" else loss
 
 
@@ -139,6 +143,7 @@ def chain_cross_entropy(
     backend = backends.choose(x).backend
     if (
         backend is None
+        or isinstance(backend, Traced)  # whose ops are a chain and a loss
         or not _fits_head(backend, x, layers, target, weight, options)
         or (isinstance(input, Quantized) and (len(layers) == 1 or not is_constant(input)))
     ):
@@ -195,7 +200,9 @@ def _widened(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
-def _backend(input: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions) -> Backend | None:
+def _backend(
+    input: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions
+) -> Backend | Traced | None:
     """Who computes it; None for torch's own op, which takes whatever the kernels do not."""
     if input.dim() < 2 or input.numel() == 0 or options.reduction not in _REDUCTIONS:
         return None

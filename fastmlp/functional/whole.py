@@ -7,17 +7,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastmlp.backends import Traced
 from fastmlp.backends.base import Backend, Quantized
 from fastmlp.choice import WHOLE_WIDTHS, choose_plan
 from fastmlp.devices import operand_kind
 from fastmlp.functional.layer import Layer
 
+#: The batch that a trace's plan is chosen for, which must not depend on the batch. The choice hardly does.
+_TRACED_BATCH = 1024
 #: What a user may ask for; "auto" takes what the cost model expects to be the fastest.
 PLANS = ("auto", "layers", "whole", "recompute")
 
 
 def choose(
-    backend: Backend,
+    backend: Backend | Traced,
     input: Tensor | Quantized,
     layers: Sequence[Layer],
     dtype: torch.dtype,
@@ -51,10 +54,17 @@ def choose(
     if 0 < trained < len(layers):
         return "layers"  # which skip the frozen ones' gradients
     training = trained > 0 or (torch.is_grad_enabled() and input.requires_grad)
+    if isinstance(backend, Traced):  # a trace is for every batch size
+        return _for_traces(widths, dtype, input.device, training)
     return choose_plan(widths, len(input), dtype, input.device, training)
 
 
-def misfit(backend: Backend, layers: Sequence[Layer], dtype: torch.dtype) -> str | None:
+@torch.compiler.assume_constant_result
+def _for_traces(widths: tuple[int, ...], dtype: torch.dtype, device: torch.device, training: bool) -> str:
+    return choose_plan(widths, _TRACED_BATCH, dtype, device, training)
+
+
+def misfit(backend: Backend | Traced, layers: Sequence[Layer], dtype: torch.dtype) -> str | None:
     """Why the whole-network kernels do not take ``layers``; None if they do."""
     *hidden, last = layers
     if not hidden:

@@ -30,13 +30,22 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 
 @pytest.fixture
 def refuses(request: pytest.FixtureRequest) -> Refusal:
-    """``with refuses(TypeError, "weight"):`` is ``pytest.raises``, and the page says "refused"."""
+    """As ``pytest.raises`` in a ``with``; the page then says "refused"."""
     return Refusal(request.node)
 
 
 @pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tensors are tiny here: threads beside other workers' took fifty times as long as they saved."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
 def _cell(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Note what this test proves. In a subprocess nobody counts launches: there the marker says ``kernels=``."""
+    """Note what this test proves. Of a subprocess nobody counts launches: its marker says ``kernels=``."""
     marker = request.node.get_closest_marker("feature")
     if marker is None:
         yield
@@ -46,8 +55,8 @@ def _cell(request: pytest.FixtureRequest) -> Iterator[None]:
     cell = {
         "group": group,
         "feature": name,
-        "backend": parameters.get("backend", marker.kwargs.get("backend", "any")),
-        "dtype": parameters.get("dtype", marker.kwargs.get("dtype", "any")),
+        "backend": str(parameters.get("backend", marker.kwargs.get("backend", "any"))),
+        "dtype": str(parameters.get("dtype", marker.kwargs.get("dtype", "any"))).removeprefix("torch."),
         "kernels": False,
         "refused": False,
     }

@@ -21,7 +21,11 @@ SEED = 20  # of the moments; a failure's report has them all
 
 
 @pytest.mark.feature(
-    "Faults", "killed 50 times by SIGKILL, resumed to the bits of an unbroken run", kernels=False
+    "Faults",
+    "killed 50 times by SIGKILL, resumed to the bits of an unbroken run",
+    backend="torch",
+    dtype="float32",
+    kernels=False,
 )
 def test_killed_and_resumed(device: str, tmp_path: Path) -> None:
     """Both kinds of run in one process, which imports torch once."""

@@ -122,7 +122,9 @@ def test_resumed_on_a_cpu(dtype: str, tmp_path: Path) -> None:
         resumes("cpu", dtype, "cpu", tmp_path / "run")
 
 
-@pytest.mark.feature("Faults", "SIGTERM as Ctrl-C; a second Ctrl-C leaves at once")
+@pytest.mark.feature(
+    "Faults", "SIGTERM as Ctrl-C; a second Ctrl-C leaves at once", backend="torch", dtype="float32"
+)
 def test_signals(device: str, tmp_path: Path) -> None:
     """Afterwards the handlers are the old ones."""
 
@@ -144,7 +146,12 @@ def test_signals(device: str, tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-@pytest.mark.feature("Faults", "Ctrl-C in fastmlp train: saved, exit 130; --resume ends with the same file")
+@pytest.mark.feature(
+    "Faults",
+    "Ctrl-C in fastmlp train: saved, exit 130; --resume ends with the same file",
+    backend="torch",
+    dtype="float32",
+)
 def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A real process, interrupted within an epoch, and one that nobody interrupts."""
     arguments = [

@@ -52,8 +52,10 @@ def is_same(state: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return state.keys() == other.keys() and all(torch.equal(state[k].cpu(), other[k].cpu()) for k in state)
 
 
-@pytest.mark.feature("Faults", "NaN loss: stops, says where, keeps the last good checkpoint")
-def test_a_loss_that_is_not_finite(device: str, tmp_path: Path) -> None:
+@pytest.mark.feature(
+    "Faults", "NaN loss: stops, says where, keeps the last good checkpoint", backend="torch", dtype="float32"
+)
+def test_a_loss_that_is_not_finite(backend: str, device: str, tmp_path: Path) -> None:
     """In epoch 3's second step; on a GPU, where a look costs, it is known at the end of that epoch."""
     path = tmp_path / "run"
     step = ", step 2 of 3" if device == "cpu" else ""
@@ -69,7 +71,9 @@ def test_a_loss_that_is_not_finite(device: str, tmp_path: Path) -> None:
     assert position(path).epoch == 4
 
 
-@pytest.mark.feature("Faults", "NaN loss: stops, says where, keeps the last good checkpoint")
+@pytest.mark.feature(
+    "Faults", "NaN loss: stops, says where, keeps the last good checkpoint", backend="torch", dtype="float32"
+)
 def test_parameters_that_are_not_finite_are_not_saved(device: str, tmp_path: Path) -> None:
     """The last step of an epoch may ruin them after a loss that was fine."""
     model = net()
@@ -88,7 +92,12 @@ def train(*arguments: str) -> Result:
     return CliRunner().invoke(cli.app, ["train", "--dataset", "synthetic", "--device", "cpu", *arguments])
 
 
-@pytest.mark.feature("Faults", "NaN loss: fastmlp train exits with 1 and names the checkpoint")
+@pytest.mark.feature(
+    "Faults",
+    "NaN loss: fastmlp train exits with 1 and names the checkpoint",
+    backend="torch",
+    dtype="float32",
+)
 def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And what it says how to go on works."""
     monkeypatch.setattr(cli, "synthetic", lambda seed: synthetic(seed, train=600, test=100))
@@ -109,7 +118,9 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert train(*base, "--resume", "--lr", "0.05").exit_code == 0  # that is the run's lr from now on
 
 
-@pytest.mark.feature("Faults", "out of memory: says the batch size, state intact")
+@pytest.mark.feature(
+    "Faults", "out of memory: says the batch size, state intact", backend="torch", dtype="float32"
+)
 @pytest.mark.parametrize(
     "error",
     [
@@ -119,7 +130,7 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
     ids=["GPU", "CPU", "Python"],
 )
-def test_out_of_memory(error: BaseException, device: str, tmp_path: Path) -> None:
+def test_out_of_memory(error: BaseException, backend: str, device: str, tmp_path: Path) -> None:
     """In the second step of the second epoch: parameters and optimizer are as the step before left them."""
     seen: list[tuple[dict[str, Tensor], list[Tensor]]] = []
     model = net(Fails(5, error))
@@ -146,7 +157,12 @@ def test_out_of_memory(error: BaseException, device: str, tmp_path: Path) -> Non
     run(net(Fails(0, None)), device, checkpoint=path, resume=True, batch_size=4, changed="batch_size")
 
 
-@pytest.mark.feature("Faults", "out of memory within an optimizer's step: says that it may have begun")
+@pytest.mark.feature(
+    "Faults",
+    "out of memory within an optimizer's step: says that it may have begun",
+    backend="torch",
+    dtype="float32",
+)
 def test_out_of_memory_in_the_update(device: str) -> None:
     class Hungry(torch.optim.SGD):
         def step(self, closure: object = None) -> None:  # type: ignore[override]
@@ -159,7 +175,12 @@ def test_out_of_memory_in_the_update(device: str) -> None:
         run(model, device, optimizer=Hungry(model.to(device).parameters(), lr=0.1), engine="eager")
 
 
-@pytest.mark.feature("Faults", "out of memory: a real one, under a limit of the address space")
+@pytest.mark.feature(
+    "Faults",
+    "out of memory: a real one, under a limit of the address space",
+    backend="torch",
+    dtype="float32",
+)
 def test_real_out_of_memory() -> None:
     """A process of 300 MB more than it has after a small batch; a big one's activations are 2 GB."""
     done = subprocess.run(

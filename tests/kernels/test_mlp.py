@@ -70,12 +70,13 @@ def reference(
 def in_order(found: Gradients, net: Net) -> list[Tensor]:
     """Ours in the reference's order."""
     grads: list[Tensor] = [found.input]  # type: ignore[list-item]
-    for i, bias in enumerate(net.biases):
-        grads += [found.weights[i], found.biases[i]] if bias is not None else [found.weights[i]]
-        if i < len(found.slopes):
-            total, weight = found.slopes[i], net.slope_weights[i]
-            assert weight is not None
-            grads.append((total.sum().view(1) if weight.numel() == 1 else total).to(weight.dtype))
+    for i, ((of_weight, of_bias), start) in enumerate(zip(found.layers(net.widths), net.offsets)):
+        grads += [of_weight] if net.biases[i] is None else [of_weight, of_bias]
+        slope = net.slope_weights[i] if i < len(net.slope_weights) else None
+        if slope is not None:
+            assert found.slopes is not None
+            total = found.slopes[start : start + len(of_bias)]
+            grads.append((total.sum().view(1) if slope.numel() == 1 else total).to(slope.dtype))
     return grads
 
 
@@ -190,10 +191,10 @@ def test_what_needs_no_gradient_is_not_computed(device: str) -> None:
         found = mlp_backward(grad, x, net, None, None, need_input=True, need_params=False)
     assert len(launches) == 1
     assert found.input is not None
-    assert not found.weights
+    assert found.params is None
     found = mlp_backward(grad, x, net, None, None, need_input=False, need_params=True)
     assert found.input is None
-    assert len(found.weights) == 3
+    assert len(found.layers(net.widths)) == 3
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), 1e30, -1e30, 0.0])

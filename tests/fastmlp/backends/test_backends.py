@@ -72,22 +72,22 @@ def test_import_needs_torch_only() -> None:
 
 def test_missing_triton_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
-    backends.triton_problem.cache_clear()
+    backends._triton_problem.cache_clear()
     try:
         assert "cannot be imported" in str(backends.triton_problem(True))
     finally:
-        backends.triton_problem.cache_clear()
+        backends._triton_problem.cache_clear()
 
 
 def test_old_triton_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     import triton
 
     monkeypatch.setattr(triton, "__version__", "3.1.0")
-    backends.triton_problem.cache_clear()
+    backends._triton_problem.cache_clear()
     try:
         assert "Triton 3.1.0 is older than 3.5" in str(backends.triton_problem(True))
     finally:
-        backends.triton_problem.cache_clear()
+        backends._triton_problem.cache_clear()
 
 
 def test_transforms_go_to_aten(device: str) -> None:

@@ -1,0 +1,194 @@
+"""``fastmlp::chain``: linear layers with their activations and dropouts, a kernel a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmlp import backends
+from fastmlp.activations import TABLE, Act
+from fastmlp.autograd.chain import (
+    PER_LAYER,
+    Drops,
+    backward_chain,
+    forward_chain,
+    reference_chain,
+)
+from fastmlp.autograd.node import torch_grads, transformed
+from fastmlp.ops.register import op
+
+#: A dispatcher's list of tensors has no gaps: ``present`` says which of weight, bias and PReLU's weight of
+#: each layer are in ``params``.
+LAYERS = "Tensor[] params, bool[] present, str[] acts, float[] slopes, ScalarType dtype"
+
+
+def spread(values: Sequence[Any], present: Sequence[bool]) -> list[Any]:
+    """``values`` with None wherever ``present`` says that there is none."""
+    found = iter(values)
+    return [next(found) if there else None for there in present]
+
+
+def table_of(names: Sequence[str], slopes: Sequence[float]) -> list[Act]:
+    """The activations, without tensors."""
+    return [Act(TABLE[name], slope) for name, slope in zip(names, slopes)]
+
+
+def z_kept(acts: Sequence[Act]) -> list[int]:
+    """The layers whose Z the backward needs."""
+    return [i for i, act in enumerate(acts) if not act.saves_output]
+
+
+def like_outputs(
+    x: Tensor, params: Sequence[Tensor], present: Sequence[bool], dtype: torch.dtype
+) -> list[Tensor]:
+    """Tensors like every layer's output."""
+    weights = spread(params, present)[::PER_LAYER]
+    return [x.new_empty(x.shape[0], weight.shape[0], dtype=dtype) for weight in weights]
+
+
+def like_needed(grad: Tensor, x: Tensor, params: Sequence[Tensor], *others: Any) -> list[Tensor]:
+    """Contiguous tensors like x and the parameters: those whose gradients are asked for, last of all."""
+    needs = others[-1]
+    return [t.new_empty(t.shape) for t, need in zip((x, *params), needs) if need]
+
+
+def _fake_chain(
+    x: Tensor,
+    params: Sequence[Tensor],
+    present: Sequence[bool],
+    acts: Sequence[str],
+    slopes: Sequence[float],
+    dtype: torch.dtype,
+    seed: Tensor | None,
+    dropouts: Sequence[float],
+    keep: bool,
+) -> list[Tensor]:
+    outputs = like_outputs(x, params, present, dtype)
+    if not keep:
+        return outputs[-1:]
+    return outputs + [torch.empty_like(outputs[i]) for i in z_kept(table_of(acts, slopes))]
+
+
+@op("chain", f"(Tensor x, {LAYERS}, Tensor? seed, float[] dropouts, bool keep) -> Tensor[]", _fake_chain)
+def _chain(
+    x: Tensor,
+    params: Sequence[Tensor],
+    present: Sequence[bool],
+    acts: Sequence[str],
+    slopes: Sequence[float],
+    dtype: torch.dtype,
+    seed: Tensor | None,
+    dropouts: Sequence[float],
+    keep: bool,
+) -> list[Tensor]:
+    """The last layer's output (M, N); with ``keep`` all layers' outputs, and those Z that a backward needs.
+
+    Args:
+        x: (M, K), no size 0.
+        params: see `LAYERS`.
+        present: one for each of a layer's three tensors.
+        acts: names, one a layer.
+        slopes: leaky_relu's, one a layer.
+        dtype: of the products.
+        seed: of the dropouts, (1,) int64.
+        dropouts: probabilities, one a layer.
+        keep: whether a backward may follow.
+    """
+    table, drops = table_of(acts, slopes), Drops(tuple(dropouts), seed)
+    layers = spread(params, present)
+    y, inputs, saved = forward_chain(backends.kernels(x), x, layers, table, dtype, keep, drops)
+    return [*inputs[1:], y, *(saved[i] for i in z_kept(table))] if keep else [y]  # type: ignore[list-item]
+
+
+def _of_outputs(outputs: Sequence[Tensor], acts: Sequence[Act]) -> list[Tensor | None]:
+    """What each activation's derivative is computed from, out of what `_chain` kept."""
+    z = dict(zip(z_kept(acts), outputs[len(acts) :]))
+    return [None if act.name == "none" else z.get(i, outputs[i]) for i, act in enumerate(acts)]
+
+
+@op(
+    "chain_backward",
+    f"(Tensor grad, Tensor x, {LAYERS}, Tensor[] outputs, Tensor? seed, float[] dropouts, bool[] needs) "
+    "-> Tensor[]",
+    like_needed,
+)
+def _chain_backward(
+    grad: Tensor,
+    x: Tensor,
+    params: Sequence[Tensor],
+    present: Sequence[bool],
+    acts: Sequence[str],
+    slopes: Sequence[float],
+    dtype: torch.dtype,
+    outputs: Sequence[Tensor],
+    seed: Tensor | None,
+    dropouts: Sequence[float],
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    """Those gradients of x and ``params`` that ``needs`` asks for, from the output's ``grad``."""
+    table, layers = table_of(acts, slopes), spread(params, present)
+    inputs, saved = [x, *outputs[: len(table) - 1]], _of_outputs(outputs, table)
+    needed = [needs[0], *(bool(need) for need in spread(needs[1:], present))]
+    drops = Drops(tuple(dropouts), seed)
+    grads = backward_chain(backends.kernels(x), grad, inputs, layers, saved, table, needed, dtype, drops)
+    return [found for found in grads if found is not None]
+
+
+def _setup_chain(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    x, params, ctx.present, ctx.acts, ctx.slopes, ctx.dtype, seed, ctx.dropouts, _ = inputs
+    ctx.save_for_backward(x, seed, *params, *output)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate_chain(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
+    x, seed, *rest = ctx.saved_tensors
+    depth, count = len(ctx.acts), sum(ctx.present)
+    params, outputs = rest[:count], rest[count:]
+    needs = [ctx.needs_input_grad[0], *ctx.needs_input_grad[1]]
+    grad = grads[depth - 1]
+    if grad is None:
+        return (None, [None] * count, *[None] * 7)
+    described = (ctx.present, ctx.acts, ctx.slopes, ctx.dtype)
+    if transformed(grad):
+
+        def again(x: Tensor, *params: Tensor) -> Tensor:
+            table, drops = table_of(ctx.acts, ctx.slopes), Drops(tuple(ctx.dropouts), seed)
+            layers = spread(params, ctx.present)
+            return reference_chain(backends.kernels(x), x, layers, table, ctx.dtype, drops)
+
+        found = torch_grads(again, (x, *params), needs, grad)
+    else:
+        some = _chain_backward(grad, x, params, *described, outputs, seed, ctx.dropouts, needs)
+        found = spread(some, needs)
+    return (found[0], found[1:], *[None] * 7)
+
+
+_chain.register_autograd(_differentiate_chain, setup_context=_setup_chain)
+
+
+def chain(
+    x: Tensor, params: Sequence[Tensor | None], acts: Sequence[Act], dtype: torch.dtype, drops: Drops
+) -> Tensor:
+    """What `fastmlp.autograd.chain.Chain` computes, as ops. x (M, K); ``acts`` hold no tensors."""
+    given, described = describe(params, acts, dtype)
+    keep = needs_grad(x, *given)
+    return _chain(x, given, *described, drops.seed, list(drops.probabilities), keep)[
+        len(acts) - 1 if keep else 0
+    ]
+
+
+def describe(
+    params: Sequence[Tensor | None], acts: Sequence[Act], dtype: torch.dtype
+) -> tuple[list[Tensor], tuple[Any, ...]]:
+    """The ops' arguments `LAYERS`: the parameters that there are, and the rest."""
+    given = [p for p in params if p is not None]
+    present = [p is not None for p in params]
+    return given, (present, [act.name for act in acts], [float(act.slope) for act in acts], dtype)
+
+
+def needs_grad(*tensors: Tensor) -> bool:
+    """Whether a backward may follow."""
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)

@@ -52,7 +52,7 @@ def check(kind: str, result: dict[str, Any], folder: Path) -> None:
     assert len(deaths) == KILLS[kind]
     assert all(death["signal"] == 9 for death in deaths), deaths  # none ended otherwise, or too soon
     phases = Counter(death["phase"] for death in deaths)
-    assert phases["training"] >= 1, deaths
+    assert phases["training"] >= (kind == "eager"), deaths  # of so few of the other kind perhaps none
     assert phases["writing"] >= KILLS[kind] // 5, deaths
     assert sum(death["leftovers"] for death in deaths) >= 1  # some writes were really begun
     done = [

@@ -162,7 +162,7 @@ def train(
         console.print(
             f"{'-'.join(map(str, sizes))} {activation}, {train_set.name}, {len(train_set):,} examples, "
             f"batch {batch_size}, SGD {lr}, {dtype.value}, {where} ({choice.reason})"
-            + (f", {processes} processes" if processes > 1 else "")
+            + (f", {processes} processes, no checkpoints" if processes > 1 else "")
         )
         if resume:
             console.print(
@@ -228,7 +228,7 @@ def _failing_in_a_line(kept: Path) -> Iterator[None]:
         whose = ""
         if is_out_of_memory(error) and distributed.size() > 1:  # the others may have enough
             whose, errors.quiet = f"process {distributed.rank()}: ", False
-        fail(f"{whose}{str(error) or 'out of memory'}{goes_on}")
+        fail(f"{whose}{(str(error) or 'out of memory').splitlines()[0]}{goes_on}")
 
 
 def _device(text: str) -> torch.device:

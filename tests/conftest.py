@@ -23,6 +23,9 @@ def pytest_configure(config: pytest.Config) -> None:
         from tests.compatibility.page import Page
 
         config.pluginmanager.register(Page(path))
+    workers = getattr(config, "workerinput", {}).get("workercount")
+    if workers:  # threads of several workers on few cores wait for each other longer than they compute
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastmlp.activations import NONE, Act
+from fastmlp.autograd.node import Node, left_to_torch, torch_grads
 from fastmlp.backends.base import Backend, Dropout, Quantized, Scale
 
 #: weight, bias, PReLU's weight: the tensors of one layer.
@@ -172,16 +173,7 @@ def reference_chain(
     return x
 
 
-def differentiable_grads(
-    output: Tensor, inputs: Sequence[Tensor | None], needs: Sequence[bool], grad: Tensor
-) -> list[Tensor | None]:
-    """Gradients that can be differentiated again, in the places of ``needs``."""
-    wanted = [t for t, need in zip(inputs, needs) if need and t is not None]
-    found = iter(torch.autograd.grad(output, wanted, grad, create_graph=True, allow_unused=True))
-    return [next(found) if need and t is not None else None for t, need in zip(inputs, needs)]
-
-
-class Chain(torch.autograd.Function):
+class Chain(Node):
     """X (M, K) through a chain of layers to Y (M, N)."""
 
     @staticmethod
@@ -216,9 +208,13 @@ class Chain(torch.autograd.Function):
         inputs = [unpack(source, ctx.numbers), *tensors[: depth - 1]]
         saved, params = tensors[depth - 1 : 2 * depth - 1], tensors[2 * depth - 1 :]
         needs = [ctx.needs_input_grad[5], *ctx.needs_input_grad[5 + FIRST_PARAM :]]
-        if torch.is_grad_enabled():
-            output = reference_chain(ctx.backend, inputs[0], params, ctx.acts, ctx.dtype, drops)
-            grads = differentiable_grads(output, (source[0], *params), needs, grad)
+        if left_to_torch(grad):
+
+            def again(x: Tensor, *params: Tensor | None) -> Tensor:
+                entry = unpack([x, *source[1:]], ctx.numbers)
+                return reference_chain(ctx.backend, entry, params, ctx.acts, ctx.dtype, drops)
+
+            grads = torch_grads(again, (source[0], *params), needs, grad)
         else:
             grads = backward_chain(
                 ctx.backend, grad, inputs, params, saved, ctx.acts, needs, ctx.dtype, drops

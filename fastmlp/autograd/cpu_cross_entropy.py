@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from fastmlp.autograd.chain import differentiable_grads
 from fastmlp.autograd.cross_entropy import reference_loss
+from fastmlp.autograd.node import Node, left_to_torch, torch_grads
 from fastmlp.backends.base import LossOptions
 from fastmlp.backends.torch_backend import TorchBackend
 
 
-class CpuCrossEntropy(torch.autograd.Function):
+class CpuCrossEntropy(Node):
     """logits (B, C) and class indices (B,) to a scalar, or to (B,) for reduction "none"."""
 
     @staticmethod
@@ -41,18 +40,17 @@ class CpuCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """The kept gradient, times the upstream one."""
-        if torch.is_grad_enabled():
+        if left_to_torch(upstream):
             logits, target, weight = ctx.saved_tensors
-            loss = reference_loss(logits, target, weight, ctx.options)
-            (grad,) = differentiable_grads(loss, (logits,), (True,), upstream)
+
+            def again(logits: Tensor) -> Tensor:
+                return reference_loss(logits, target, weight, ctx.options)
+
+            (grad,) = torch_grads(again, (logits,), (True,), upstream)
             return None, None, grad, None, None
         grad, ctx.grad = ctx.grad, None
         if grad is None:
             grad = ctx.backend.cross_entropy_with_grad(*ctx.saved_tensors, ctx.options)[1]
         factor = upstream.unsqueeze(-1) if ctx.options.reduction == "none" else upstream
-        try:
-            is_one = bool((upstream == 1).all())
-        except RuntimeError:  # a batch of upstream gradients under vmap: nothing can be written in place
-            ctx.grad = grad
-            return None, None, grad * factor, None, None
+        is_one = bool((upstream == 1).all())
         return None, None, grad if is_one else grad.mul_(factor), None, None

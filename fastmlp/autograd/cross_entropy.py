@@ -16,11 +16,11 @@ from fastmlp.autograd.chain import (
     Drops,
     Numbers,
     backward_chain,
-    differentiable_grads,
     forward_chain,
     reference_chain,
     unpack,
 )
+from fastmlp.autograd.node import Node, left_to_torch, torch_grads
 from fastmlp.backends.base import Backend, LossOptions, Scale
 
 
@@ -52,16 +52,19 @@ def reference_loss(logits: Tensor, target: Tensor, weight: Tensor | None, option
     return (loss + extra).to(loss.dtype)
 
 
-def differentiable_gradient(
+def torch_gradient(
     grad: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions
 ) -> Tensor | None:
-    """The gradient (N, C, D) for `CrossEntropy`'s arguments, by ops that can be differentiated again."""
+    """The logits' gradient (N, C, D), of `CrossEntropy`'s arguments, by torch's own ops."""
     target = target[:, 0] if logits.shape[2] == 1 and target.dim() == 2 else target
-    loss = reference_loss(logits.squeeze(2) if target.dim() == 1 else logits, target, weight, options)
-    return differentiable_grads(loss, (logits,), (True,), grad.view_as(loss))[0]
+
+    def again(logits: Tensor) -> Tensor:
+        return reference_loss(logits.squeeze(2) if target.dim() == 1 else logits, target, weight, options)
+
+    return torch_grads(again, (logits,), (True,), grad)[0]
 
 
-class CrossEntropy(torch.autograd.Function):
+class CrossEntropy(Node):
     """logits (N, C, D) and a target to a loss: (N, D), or a scalar."""
 
     @staticmethod
@@ -85,8 +88,8 @@ class CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """One pass over the logits; with ``inplace`` the gradient takes their memory."""
         logits, target, weight, stats, denominator = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            dx = differentiable_gradient(grad, logits, target, weight, ctx.options)
+        if left_to_torch(grad):
+            dx = torch_gradient(grad, logits, target, weight, ctx.options)
         else:
             dx = logits.detach() if ctx.inplace else torch.empty_like(logits)
             ctx.backend.cross_entropy_backward(
@@ -97,7 +100,7 @@ class CrossEntropy(torch.autograd.Function):
         return None, None, None, dx, None, None
 
 
-class ChainCrossEntropy(torch.autograd.Function):
+class ChainCrossEntropy(Node):
     """A whole classifier: X (M, K) through a chain of layers to the loss, and the logits if asked.
 
     The gradients leave the head as those of the sum of the rows' losses; the upstream
@@ -168,11 +171,16 @@ class ChainCrossEntropy(torch.autograd.Function):
         inputs = [unpack(source, ctx.numbers), *rest[: depth - 1]]
         saved, params = rest[depth - 1 : 2 * depth - 2], rest[2 * depth - 2 :]
         needs = [ctx.needs_input_grad[10], *ctx.needs_input_grad[10 + FIRST_PARAM :]]
-        if torch.is_grad_enabled():
-            logits = reference_chain(ctx.backend, inputs[0], params, ctx.acts, ctx.dtype, drops)
-            loss = reference_loss(logits.float(), target, class_weight, ctx.options)
-            grad = grad.to(loss.dtype)
-            grads = differentiable_grads(loss, (source[0], *params), needs, grad)
+        if left_to_torch(grad):
+
+            def again(x: Tensor, *params: Tensor | None) -> Tensor:
+                entry = unpack([x, *source[1:]], ctx.numbers)
+                logits = reference_chain(ctx.backend, entry, params, ctx.acts, ctx.dtype, drops)
+                wide = torch.promote_types(ctx.dtype, torch.float32)
+                weight = None if class_weight is None else class_weight.to(wide)
+                return reference_loss(logits.to(wide), target, weight, ctx.options)
+
+            grads = torch_grads(again, (source[0], *params), needs, grad)
         else:
             scale = Scale(grad, denominator)
             weight, bias, _slope = params[-PER_LAYER:]

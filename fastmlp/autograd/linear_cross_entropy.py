@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastmlp.autograd.chain import differentiable_grads
 from fastmlp.autograd.cross_entropy import reference_loss
+from fastmlp.autograd.node import Node, left_to_torch, torch_grads
 from fastmlp.autograd.tiling import Plan
 from fastmlp.backends import products
 from fastmlp.backends.base import Backend, LossOptions, Scale
@@ -225,7 +225,7 @@ def factor(job: LinearLoss, upstream: Tensor, share: Tensor) -> Tensor:
     return wide * share / _HALF_UNIT if job.dtype == torch.float16 else wide
 
 
-class LinearCrossEntropy(torch.autograd.Function):
+class LinearCrossEntropy(Node):
     """x (N, K), weight (C, D, K), bias (C, D), target (N, D) or (N, C, D) to a loss: (N, D), or a scalar."""
 
     @staticmethod
@@ -250,11 +250,12 @@ class LinearCrossEntropy(torch.autograd.Function):
         """The kept gradients times the upstream one; else, and for every row its own, they are made here."""
         x, weight, bias, target, class_weight, share, *stats = ctx.saved_tensors
         job, needs = ctx.job, ctx.needs_input_grad[1:4]
-        if torch.is_grad_enabled() or _is_batched(upstream):
-            with torch.enable_grad():
-                loss = reference(job, x, weight, bias, target, class_weight)
-            again = differentiable_grads(loss, (x, weight, bias), needs, upstream)
-            return None, *again, None, None
+        if left_to_torch(upstream):
+
+            def again(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+                return reference(job, x, weight, bias, target, class_weight)
+
+            return None, *torch_grads(again, (x, weight, bias), needs, upstream), None, None
         done, ctx.grads = ctx.grads, Grads()
         reduce = job.options.reduction != "none"
         if reduce:
@@ -311,9 +312,3 @@ def _empty_grads(
 def _finish_bias(grads: Grads, bias: Tensor | None, accumulated: Tensor | None) -> None:
     if bias is not None and accumulated is not None:
         grads.bias = accumulated.to(bias.dtype)
-
-
-def _is_batched(upstream: Tensor) -> bool:
-    """Whether autograd runs under vmap (``is_grads_batched``): nothing can be written into plain memory."""
-    functorch = torch._C._functorch
-    return bool(functorch.is_batchedtensor(upstream) or functorch.is_legacy_batchedtensor(upstream))

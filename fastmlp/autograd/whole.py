@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from fastmlp.activations import Act
-from fastmlp.autograd.chain import PER_LAYER, Drops, differentiable_grads, reference_chain
+from fastmlp.autograd.chain import PER_LAYER, Drops, reference_chain
+from fastmlp.autograd.node import Node, left_to_torch, torch_grads
 from fastmlp.backends.base import Backend, NetGrads
 
 
-class WholeNet(torch.autograd.Function):
+class WholeNet(Node):
     """X (M, K) through a whole network to Y (M, N)."""
 
     @staticmethod
@@ -42,10 +43,13 @@ class WholeNet(torch.autograd.Function):
         """One launch for the chain of dZ, one for every dW and db, one to sum a long batch's splits."""
         x, saved, out_saved, *params = ctx.saved_tensors
         needs = ctx.needs_input_grad[4:]
-        if torch.is_grad_enabled():
+        if left_to_torch(grad):
             none = Drops((0.0,) * len(ctx.acts), None)
-            output = reference_chain(ctx.backend, x, params, ctx.acts, ctx.dtype, none)
-            grads = differentiable_grads(output, (x, *params), needs, grad)
+
+            def again(x: Tensor, *params: Tensor | None) -> Tensor:
+                return reference_chain(ctx.backend, x, params, ctx.acts, ctx.dtype, none)
+
+            grads = torch_grads(again, (x, *params), needs, grad)
             return None, None, None, None, *grads
         found = ctx.backend.mlp_backward(
             grad,

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fastmlp.backends.base import Backend
 
@@ -97,6 +98,8 @@ def choose(tensor: Tensor) -> Choice:
     if compiling and torch.compiler.is_exporting():
         return _EXPORTING
     if type(tensor) not in _PLAIN or torch._C._are_functorch_transforms_active() or torch.jit.is_tracing():
+        return _TRANSFORMED
+    if forward_ad._current_level >= 0:  # within it any tensor may have a tangent
         return _TRANSFORMED
     dtype = compute_dtype(tensor)
     if dtype not in KERNEL_DTYPES:

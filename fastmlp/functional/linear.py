@@ -236,5 +236,7 @@ def _check_kind(tensor: Tensor, name: str, input: Tensor) -> None:
         return
     if not (tensor.is_floating_point() and input.is_floating_point()):
         raise TypeError(f"input and {name}: expected floating dtypes, got {input.dtype} and {tensor.dtype}")
-    if not torch.is_autocast_enabled(input.device.type):
+    # Autocast leaves float64 alone, so beside another dtype it is a mistake there too, as torch's.
+    double = torch.float64 in (tensor.dtype, input.dtype)
+    if double or not torch.is_autocast_enabled(input.device.type):
         raise TypeError(f"{name}: expected {input.dtype} as the input, got {tensor.dtype}")

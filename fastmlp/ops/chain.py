@@ -14,10 +14,10 @@ from fastmlp.autograd.chain import (
     PER_LAYER,
     Drops,
     backward_chain,
-    differentiable_grads,
     forward_chain,
     reference_chain,
 )
+from fastmlp.autograd.node import torch_grads, transformed
 from fastmlp.ops.register import op
 
 #: A dispatcher's list of tensors has no gaps: ``present`` says which of weight, bias and PReLU's weight of
@@ -152,12 +152,14 @@ def _differentiate_chain(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...
     if grad is None:
         return (None, [None] * count, *[None] * 7)
     described = (ctx.present, ctx.acts, ctx.slopes, ctx.dtype)
-    if torch.is_grad_enabled():
-        drops = Drops(tuple(ctx.dropouts), seed)
-        layers = spread(params, ctx.present)
-        table = table_of(ctx.acts, ctx.slopes)
-        y = reference_chain(backends.kernels(x), x, layers, table, ctx.dtype, drops)
-        found = differentiable_grads(y, (x, *params), needs, grad)
+    if transformed(grad):
+
+        def again(x: Tensor, *params: Tensor) -> Tensor:
+            table, drops = table_of(ctx.acts, ctx.slopes), Drops(tuple(ctx.dropouts), seed)
+            layers = spread(params, ctx.present)
+            return reference_chain(backends.kernels(x), x, layers, table, ctx.dtype, drops)
+
+        found = torch_grads(again, (x, *params), needs, grad)
     else:
         some = _chain_backward(grad, x, params, *described, outputs, seed, ctx.dropouts, needs)
         found = spread(some, needs)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from fastmlp import backends
-from fastmlp.autograd.cross_entropy import differentiable_gradient
+from fastmlp.autograd.cross_entropy import torch_gradient
+from fastmlp.autograd.node import transformed
 from fastmlp.backends.base import LossOptions
 from fastmlp.ops.register import op
 
@@ -81,8 +82,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tens
 
 def _differentiate(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Any, ...]:
     logits, target, weight, stats, denominator = ctx.saved_tensors
-    if torch.is_grad_enabled():
-        dx = differentiable_gradient(grad, logits, target, weight, LossOptions(*ctx.options))
+    if transformed(grad):
+        dx = torch_gradient(grad, logits, target, weight, LossOptions(*ctx.options))
     else:
         dx = _backward(grad, logits, target, weight, stats, denominator, *ctx.options)
     return (dx, *[None] * 6)

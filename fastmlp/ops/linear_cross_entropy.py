@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from fastmlp import backends
-from fastmlp.autograd.chain import differentiable_grads
 from fastmlp.autograd.linear_cross_entropy import (
     Grads,
     LinearLoss,
@@ -21,6 +20,7 @@ from fastmlp.autograd.linear_cross_entropy import (
     reference,
     unit,
 )
+from fastmlp.autograd.node import torch_grads, transformed
 from fastmlp.autograd.tiling import Plan, plan
 from fastmlp.backends.base import LossOptions
 from fastmlp.ops.register import op
@@ -159,9 +159,12 @@ def _differentiate(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
         return (None, None, None, *nothing)
     tensors = (x, weight, bias, target, class_weight)
     job = _untiled(x, ctx.described)
-    if torch.is_grad_enabled():
-        found = differentiable_grads(reference(job, *tensors), (x, weight, bias), needs, upstream)
-        return (*found, *nothing)
+    if transformed(upstream):
+
+        def again(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            return reference(job, x, weight, bias, target, class_weight)
+
+        return (*torch_grads(again, (x, weight, bias), needs, upstream), *nothing)
     if job.options.reduction == "none":
         some = iter(_backward(upstream, *tensors, *ctx.described, needs))
     else:

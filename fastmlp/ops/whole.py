@@ -10,7 +10,8 @@ from torch import Tensor
 
 from fastmlp import backends
 from fastmlp.activations import Act
-from fastmlp.autograd.chain import PER_LAYER, Drops, differentiable_grads, reference_chain
+from fastmlp.autograd.chain import PER_LAYER, Drops, reference_chain
+from fastmlp.autograd.node import torch_grads, transformed
 from fastmlp.autograd.whole import split
 from fastmlp.backends.base import NetGrads, NetLayout
 from fastmlp.ops.chain import LAYERS, describe, like_outputs, needs_grad, spread, table_of
@@ -140,10 +141,14 @@ def _differentiate(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
     needs = [ctx.needs_input_grad[0], *ctx.needs_input_grad[1]]
     described = (ctx.present, ctx.acts, ctx.slopes, ctx.dtype)
     table = table_of(ctx.acts, ctx.slopes)
-    if torch.is_grad_enabled():
+    if transformed(grad):
         none = Drops((0.0,) * len(table), None)
-        again = reference_chain(backends.kernels(x), x, spread(params, ctx.present), table, ctx.dtype, none)
-        found = differentiable_grads(again, (x, *params), needs, grad)
+
+        def again(x: Tensor, *params: Tensor) -> Tensor:
+            layers = spread(params, ctx.present)
+            return reference_chain(backends.kernels(x), x, layers, table, ctx.dtype, none)
+
+        found = torch_grads(again, (x, *params), needs, grad)
     else:
         saved = None if ctx.recompute else kept.pop(0)
         out_saved = None if table[-1].name == "none" else y if table[-1].saves_output else kept.pop()

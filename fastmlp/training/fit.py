@@ -89,7 +89,7 @@ def fit(
         every: how many epochs pass between two saves, and the last epoch is saved; 0 for none.
         every_steps: likewise for steps, with the engines that run them one by one; 0 for none.
         resume: go on from ``checkpoint``: to the bits of an unbroken run. A file that is not there is a
-            warning, and a new start.
+            warning, and a new start. Without it the first save replaces what is there.
         changed: what may be another than in the checkpoint's run: names of the optimizer's numbers, such
             as "lr", "schedule", between epochs "batch_size". Anything else that differs is refused.
 

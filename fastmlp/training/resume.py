@@ -196,7 +196,8 @@ class Keeper:
             self.save(seconds)
         except OSError as error:
             warnings.warn(
-                f"checkpoint {self.path}: {error.strerror or error}; training goes on; {self.left()}",
+                f"checkpoint {self.path} of {self._position()}: {error.strerror or error}; training goes on; "
+                f"{self.left()}",
                 CheckpointWarning,
                 stacklevel=4,
             )

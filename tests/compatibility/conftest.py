@@ -35,6 +35,15 @@ def refuses(request: pytest.FixtureRequest) -> Refusal:
 
 
 @pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tensors are tiny here: threads beside other workers' took fifty times as long as they saved."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
 def _cell(request: pytest.FixtureRequest) -> Iterator[None]:
     """Note what this test proves.
 

@@ -59,12 +59,16 @@ class Page:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.cells: Cells = {}
+        self._told: set[str] = set()  # tests whose teardown has nothing to add
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Add a test's outcome: its teardown's, by when all is known, or the phase's that went wrong."""
         cell = dict(report.user_properties).get("compatibility")
         if not isinstance(cell, dict) or (report.passed and report.when != "teardown"):
             return
+        if report.passed and report.nodeid in self._told:  # skipped, or failed: what follows proves nothing
+            return
+        self._told.add(report.nodeid)
         row = self.cells.setdefault((cell["group"], cell["feature"]), {})
         row.setdefault((cell["backend"], cell["dtype"]), set()).add(_outcome(report, cell))
 

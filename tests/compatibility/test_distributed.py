@@ -23,6 +23,7 @@ from tests.compatibility.pair import Pair
 from tests.numerics import assert_as_good_as_torch
 
 GROUP = "More than one process"
+DEVICE = "cuda" if torch.cuda.device_count() > 1 else "cpu"  # of the command
 needs_gpus = pytest.mark.skipif(torch.cuda.device_count() == 1, reason="NCCL wants a GPU a process")
 Run = Callable[..., list[Any]]
 
@@ -300,14 +301,14 @@ def test_fit_refuses(run: Run, refuses: Any, change: str, words: str) -> None:
 def test_the_command(run: Run, tmp_path: Path) -> None:
     """A tail of one row again: 601 examples in batches of 100."""
     arguments = ["train", "--dataset", "synthetic", "--epochs", "2", "--hidden", "8", "--batch-size", "100"]
-    arguments += ["--device", "cpu", "--lr", "0.5", "--out"]
+    arguments += ["--device", DEVICE, "--engine", "eager", "--lr", "0.5", "--out"]
     (code, said, saved), other = run(cases.command, [*arguments, str(tmp_path / "two" / "net")])
     assert (code, saved) == (0, 1), said
     assert other == (0, "", 0)
     lines = said.splitlines()
     assert len(lines) == 4
     assert "601 examples, batch 100" in lines[0]
-    assert lines[0].endswith("2 processes")
+    assert lines[0].endswith("2 processes, no checkpoints")
     assert [path.name for path in (tmp_path / "two").iterdir()] == ["net"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli, "synthetic", lambda seed: synthetic(seed, train=601, test=101))
@@ -338,7 +339,7 @@ def test_the_command(run: Run, tmp_path: Path) -> None:
     ],
 )
 def test_errors_of_the_command(run: Run, options: list[str], code: int, words: str, tmp_path: Path) -> None:
-    arguments = ["train", "--dataset", "synthetic", "--epochs", "1", "--hidden", "8", "--device", "cpu"]
+    arguments = ["train", "--dataset", "synthetic", "--epochs", "1", "--hidden", "8", "--device", DEVICE]
     arguments += ["--out", str(tmp_path / "net")]
     (found, said, saved), other = run(cases.command, [*arguments, *options])
     assert (found, saved) == (code, 0)

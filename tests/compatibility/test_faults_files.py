@@ -94,7 +94,7 @@ def test_a_disk_that_fills_up(tmp_path: Path, device: str) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000 if epoch.number == 2 else limits[0], limits[1]))
 
     try:
-        with pytest.warns(CheckpointWarning, match=r"File too large; .*is of the end of epoch 1"):
+        with pytest.warns(CheckpointWarning, match=r"epoch 2: File too large; .*is of the end of epoch 1"):
             run(path, device, on_epoch=fill)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -231,15 +231,12 @@ def test_another_run(tmp_path: Path, device: str, refuses: Refusal) -> None:
         ({"seed": 1}, "seed was 0 and is 1"),
         ({"dtype": torch.bfloat16}, "dtype was torch.float32 and is torch.bfloat16"),
         ({"engine": "eager"}, "engine was .* and is eager"),
-        (
-            {"model": nn.Sequential(*net())},
-            r"net itself was fastmlp\.Sequential\(\) and is torch\.Sequential\(\)",
-        ),
+        ({"model": nn.Sequential(*net())}, "net itself type was fastmlp.Sequential and is torch.Sequential"),
         (
             {"model": leaky},
-            r"net 1 was torch\.ReLU\(inplace=False\) and is torch\.LeakyReLU\(negative_slope=0\.2",
+            "net 1 type was torch.ReLU and is torch.LeakyReLU; net 1 negative_slope was None and is",
         ),
-        ({"loss": fastmlp.CrossEntropyLoss(label_smoothing=0.1)}, "label_smoothing=0.1"),
+        ({"loss": fastmlp.CrossEntropyLoss(label_smoothing=0.1)}, "label_smoothing was 0.0 and is 0.1"),
         ({"loss": fastmlp.CrossEntropyLoss(torch.ones(3))}, "another run: loss"),
         ({"epochs": 1}, "epochs: it is of the end of epoch 2, and all are 1"),
         ({"schedule": "cosine"}, "schedule: the learning rates of the steps that are done were others"),

@@ -36,7 +36,16 @@ def environment(**more: object) -> dict[str, str]:
 )
 def test_torchrun(tmp_path: Path) -> None:
     (tmp_path / "two").mkdir()
-    options = [*_TRAIN, "--batch-size", "7000", "--lr", "0.5", "--out"]  # 60000: a tail of 4000
+    options = [
+        *_TRAIN,
+        "--engine",
+        "eager",
+        "--batch-size",
+        "7000",
+        "--lr",
+        "0.5",
+        "--out",
+    ]  # 60000: a tail of 4000
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
     launcher += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "-m", "fastmlp"]
     done = subprocess.run(
@@ -49,7 +58,7 @@ def test_torchrun(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == 3, done.stdout
-    assert lines[0].endswith("2 processes")
+    assert lines[0].endswith("2 processes, no checkpoints")
     assert [path.name for path in (tmp_path / "two").iterdir()] == ["net"]
     alone = CliRunner().invoke(cli.app, [*options, str(tmp_path / "one")])
     assert lines[1].split()[:-2] == alone.output.splitlines()[1].split()[:-2]

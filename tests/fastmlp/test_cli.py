@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from fastmlp import cli
 from fastmlp.data import DataError, synthetic
-from fastmlp.training import checkpoint
+from fastmlp.training import checkpoint, position
 
 
 def run(*arguments: str) -> Result:
@@ -70,7 +72,12 @@ def test_every_kind_of_activation_trains(activation: str, tmp_path: Path) -> Non
         (["--hidden", "12,x"], 2, "--hidden 12,x: expected positive widths"),
         (["--hidden", "0"], 2, "--hidden 0: expected positive widths"),
         (["--activation", "swish"], 2, "--activation swish: expected one of none, relu"),
-        (["--lr", "1e30"], 1, "the loss is nan in epoch 1"),
+        (
+            ["--lr", "1e30"],
+            1,
+            "the loss is nan in epoch 1, step 2 of 3; a smaller lr may help; no checkpoint was",
+        ),
+        (["--hidden", "99999999999"], 1, "can't allocate memory"),
         (["--epochs", "-1"], 2, "epochs"),
         (["--out", "/proc/nowhere/net"], 1, "--out /proc/nowhere/net: No such file"),
         (["--out", "/tmp"], 1, "--out /tmp: a directory"),
@@ -100,6 +107,50 @@ def test_errors_are_one_line(arguments: list[str], code: int, message: str, tmp_
     assert result.exit_code == code
     assert message in result.output
     assert "Traceback" not in result.output
+
+
+@pytest.mark.usefixtures("small")
+def test_what_a_checkpoint_replaces(tmp_path: Path) -> None:
+    """A finished run's; an unfinished one's, or what is no checkpoint, is put aside."""
+    kept, aside = tmp_path / "run", tmp_path / "run.previous"
+    base = ["train", "--dataset", "synthetic", "--device", "cpu", "--hidden", "8"]
+    base += ["--out", str(tmp_path / "net"), "--checkpoint", str(kept), "--epochs"]
+    assert run(*base, "1").exit_code == 0
+    assert run(*base, "1").exit_code == 0
+    assert not aside.exists()
+    longer = run(*base, "3", "--resume")
+    assert "going on after the end of epoch 1" in longer.output
+    failed = run(*base, "5", "--lr", "1e30", "--resume", "--changed", "lr")
+    assert (failed.exit_code, position(kept).epochs) == (1, 3)
+    kept.write_bytes(b"notes")
+    refused = run(*base, "1", "--resume")
+    assert (refused.exit_code, f"--checkpoint {kept}: expected a safetensors" in refused.output) == (1, True)
+    assert f"moved to {aside}" in run(*base, "1").output
+    assert aside.read_bytes() == b"notes"
+    assert "no checkpoint at" in run(*base[:-2], str(tmp_path / "new"), "--epochs", "1", "--resume").output
+    same = run(*base[:-2], str(tmp_path / "net"), "--epochs", "1")
+    assert (same.exit_code, "expected another file than --out's" in same.output) == (2, True)
+
+
+@pytest.mark.usefixtures("small")
+def test_a_full_disk_is_a_line_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a later run puts the checkpoint aside that is left."""
+    write, kept = checkpoint.write, tmp_path / "net.ckpt.safetensors"
+
+    def fills_up(path: Path, tensors: dict, content: dict) -> None:
+        if "metadata" in content and content["metadata"].get("epoch", 1) > 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, tensors, content)
+
+    monkeypatch.setattr(checkpoint, "write", fills_up)
+    base = ["train", "--dataset", "synthetic", "--device", "cpu", "--hidden", "", "--epochs", "3"]
+    result = run(*base, "--out", str(tmp_path / "net"))
+    assert result.exit_code == 0
+    said = "No space left on device; training goes on; the last good checkpoint, "
+    for number in (2, 3):
+        assert f"checkpoint {kept} of the end of epoch {number}: {said}{kept}, is of" in result.output
+    aside = f"{kept} is of an unfinished run: the end of epoch 1 of 3; moved to {kept}.previous"
+    assert aside in run(*base, "--out", str(tmp_path / "net")).output
 
 
 def test_missing_data_is_an_error(tmp_path: Path) -> None:

@@ -67,3 +67,37 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
             checkpoint.load(path)
     with pytest.raises(FileNotFoundError):
         checkpoint.load(tmp_path / "none")
+
+
+def test_into_a_net(tmp_path: Path) -> None:
+    """Only where it fits; a lazy net takes its shapes from it."""
+    checkpoint.save(saved := net(), tmp_path / "net", {"a": 1})
+    other = nn.Sequential(nn.Linear(5, 4), nn.PReLU(), nn.LazyLinear(3))
+    assert checkpoint.load_into(other, tmp_path / "net") == {"a": 1}
+    assert all(map(torch.equal, other.parameters(), saved.parameters()))
+    wrong = nn.Sequential(nn.Linear(5, 4), nn.PReLU(), nn.Linear(4, 2))
+    before = [p.clone() for p in wrong.parameters()]
+    with pytest.raises(
+        ValueError, match=r"net: the state of another net: 2\.weight is \(3, 4\) float32, here \(2, 4\)"
+    ):
+        checkpoint.load_into(wrong, tmp_path / "net")
+    assert all(map(torch.equal, wrong.parameters(), before))
+
+
+def test_a_foreign_file(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.ones(2)}, tmp_path / "other")
+    with pytest.raises(
+        ValueError, match=r"none of its checksums: read others by safetensors\.torch\.load_file"
+    ):
+        checkpoint.load(tmp_path / "other")
+
+
+def test_state_that_is_no_tensor(tmp_path: Path) -> None:
+    class Extra(nn.Linear):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"calls": 3}
+
+    with pytest.raises(TypeError, match="expected tensors in its state, got _extra_state as a dict"):
+        checkpoint.save(Extra(2, 2), tmp_path / "net")

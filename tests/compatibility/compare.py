@@ -1,0 +1,28 @@
+"""What the tests here ask of a result: torch's own bits, or an error as small as torch's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from tests.numerics import assert_as_good_as_torch
+
+
+def same_or_as_good(
+    ours: Iterable[Tensor],
+    torchs: Iterable[Tensor],
+    exact: Iterable[Tensor],
+    backend: str,
+    what: str,
+    roundings: int = 6,
+) -> None:
+    """The very bits where torch's own ops run (backend "torch", float64); else judged against float64."""
+    for i, (a, b, c) in enumerate(zip(list(ours), list(torchs), list(exact), strict=True)):
+        name = f"{what}, tensor {i}"
+        assert a.dtype == b.dtype, f"{name}: {a.dtype}, torch gives {b.dtype}"
+        if backend == "torch" or a.dtype == torch.float64:
+            assert torch.equal(a, b), name
+        else:
+            assert_as_good_as_torch(a, b, c, name, roundings)

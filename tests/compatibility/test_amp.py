@@ -1,0 +1,420 @@
+"""Mixed precision: autocast, GradScaler, nets in 16 bits, float64, TF32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fastmlp
+from fastmlp import backends
+from fastmlp.functional import (
+    Layer,
+    chain,
+    chain_cross_entropy,
+    cross_entropy,
+    linear_act,
+    linear_cross_entropy,
+    mlp,
+)
+from fastmlp.kernels.launch import record_launches
+from tests.compatibility.compare import same_or_as_good
+from tests.compatibility.page import Refusal
+from tests.numerics import error
+
+GROUP = "AMP and dtypes"
+#: What autocast casts to. The parameters are float32.
+casts = pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+ROWS, CLASSES = 16, 5
+
+
+def net_of(device: str, dtype: torch.dtype = torch.float32) -> nn.Sequential:
+    """The same weights at every call."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 9), nn.SiLU(), nn.Linear(9, CLASSES)).to(device, dtype)
+
+
+def batch(device: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(1)
+    x, y = torch.randn(ROWS, 6), torch.randint(CLASSES, (ROWS,))
+    return x.to(device, dtype), y.to(device)
+
+
+def scaler_of(device: str, cast: torch.dtype, **options: Any) -> torch.amp.GradScaler:
+    return torch.amp.GradScaler(device, enabled=cast == torch.float16, **options)
+
+
+def tensors_of(net: nn.Module) -> list[Tensor]:
+    return [p.detach() for p in net.parameters()]
+
+
+def moved(net: nn.Module) -> Tensor:
+    """How far training took all parameters, as one vector: few numbers may be exact by luck."""
+    device = str(next(net.parameters()).device)
+    pairs = zip(tensors_of(net), tensors_of(net_of(device)))
+    return torch.cat([(now - before).flatten() for now, before in pairs])
+
+
+def grads_of(net: nn.Module) -> list[Tensor]:
+    return [p.grad for p in net.parameters() if p.grad is not None]
+
+
+def compare(
+    run: Callable[[nn.Module, nn.Module, bool], list[Tensor]], backend: str, device: str, cast: torch.dtype
+) -> None:
+    """``run(net, loss, exactly)`` on ours, on torch's, and on torch's in float64."""
+    ours = run(fastmlp.fuse(net_of(device)), fastmlp.CrossEntropyLoss(label_smoothing=0.1), False)
+    theirs = run(net_of(device), nn.CrossEntropyLoss(label_smoothing=0.1), False)
+    exact = run(net_of(device).double(), nn.CrossEntropyLoss(label_smoothing=0.1), True)
+    # One number may be exact by luck. A loss of logits that are rounded to 16 bits is not, over so many rows.
+    numbers = [i for i, t in enumerate(ours) if t.dim() == 0]
+    for i in reversed(numbers if backend == "triton" and cast != torch.float64 else []):
+        found, known, best = ours.pop(i), theirs.pop(i), exact.pop(i)
+        assert found.dtype == known.dtype
+        assert error(found, best) <= 2 * error(known, best) + torch.finfo(cast).eps / ROWS**0.5 / 2
+    same_or_as_good(ours, theirs, exact, backend, "result")
+
+
+@pytest.mark.feature(GROUP, "training with autocast and GradScaler")
+@casts
+@pytest.mark.parametrize("fused", [False, True], ids=["modules", "head"])
+def test_training(fused: bool, backend: str, dtype: str, device: str) -> None:
+    """Losses, parameters and scale after three steps; with the loss apart, and with it in the head's node."""
+    cast = getattr(torch, dtype)
+
+    def run(net: nn.Module, loss: nn.Module, exactly: bool) -> list[Tensor]:
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.5, momentum=0.9)
+        scaler = torch.amp.GradScaler(device, enabled=cast == torch.float16 and not exactly)
+        found = []
+        for _ in range(3):
+            x, y = batch(device, torch.float64 if exactly else torch.float32)
+            with torch.autocast(device, cast, enabled=not exactly):
+                head = None
+                if fused and isinstance(net, fastmlp.Sequential):
+                    head = net.cross_entropy(x, y, loss)  # type: ignore[arg-type]
+                    assert (head is None) == (backend == "torch")
+                value = loss(net(x), y) if head is None else head[0]
+            optimizer.zero_grad()
+            scaler.scale(value).backward()
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(net.parameters(), 10.0)
+            scaler.step(optimizer)
+            scaler.update()
+            found.append(value.detach())
+        return [*found, moved(net)]
+
+    compare(run, backend, device, cast)
+
+
+@pytest.mark.feature(GROUP, "gradient penalty under autocast with GradScaler")
+@casts
+def test_penalty(backend: str, dtype: str, device: str) -> None:
+    """The recipe of torch's documentation."""
+    cast = getattr(torch, dtype)
+
+    def run(net: nn.Module, loss: nn.Module, exactly: bool) -> list[Tensor]:
+        x, y = batch(device, torch.float64 if exactly else torch.float32)
+        scaler = scaler_of(device, cast, init_scale=256.0)
+        with torch.autocast(device, cast, enabled=not exactly):
+            value = loss(net(x), y)
+        scaled = torch.autograd.grad(scaler.scale(value), list(net.parameters()), create_graph=True)
+        grads = [g / scaler.get_scale() for g in scaled]
+        with torch.autocast(device, cast, enabled=not exactly):
+            value = value + sum(g.square().sum() for g in grads).sqrt()
+        scaler.scale(value).backward()
+        return [value.detach(), *(g / scaler.get_scale() for g in grads_of(net))]
+
+    compare(run, backend, device, cast)
+
+
+@pytest.mark.feature(GROUP, "GradScaler skips a step whose gradients are not finite")
+@pytest.mark.parametrize("dtype", ["float16"])
+def test_skipped_step(backend: str, dtype: str, device: str) -> None:
+    """An overflow leaves the kernels as inf or NaN: weights and momentum stay, the scale halves."""
+    net, loss = fastmlp.fuse(net_of(device)), fastmlp.CrossEntropyLoss()
+    x, y = batch(device)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.5, momentum=0.9)
+    scaler = torch.amp.GradScaler(device, init_scale=2.0**26)
+    before = [p.clone() for p in net.parameters()]
+    with torch.autocast(device, getattr(torch, dtype)):
+        value = loss(net(x), y)
+    assert value.isfinite()
+    scaler.scale(value).backward()
+    assert not all(g.isfinite().all() for g in grads_of(net))
+    scaler.step(optimizer)
+    scaler.update()
+    assert all(map(torch.equal, before, net.parameters()))
+    assert not optimizer.state
+    assert scaler.get_scale() == 2.0**25
+
+
+@pytest.mark.feature(GROUP, "autocast(enabled=False) inside of autocast")
+@casts
+def test_nested(backend: str, dtype: str, device: str) -> None:
+    """The inner region computes in float32, and its gradient flows on into the outer one's layers."""
+    cast = getattr(torch, dtype)
+
+    def run(net: nn.Module, loss: nn.Module, exactly: bool) -> list[Tensor]:
+        x, y = batch(device, torch.float64 if exactly else torch.float32)
+        wide = torch.float64 if exactly else torch.float32
+        with torch.autocast(device, cast, enabled=not exactly):
+            hidden = net[:2](x)  # type: ignore[index]
+            assert exactly or hidden.dtype == cast
+            with torch.autocast(device, enabled=False):
+                logits = net[2:](hidden.to(wide))  # type: ignore[index]
+                assert logits.dtype == wide
+            value = loss(logits, y)
+        value.backward()
+        return [value.detach(), logits.detach(), *grads_of(net)]
+
+    compare(run, backend, device, cast)
+
+
+@pytest.mark.feature(GROUP, "autocast's cache of cast weights")
+@casts
+def test_cache(backend: str, dtype: str, device: str) -> None:
+    """A forward under no_grad first, and without a cache: gradients flow all the same."""
+    cast = getattr(torch, dtype)
+    for cache in (True, False):
+
+        def run(net: nn.Module, loss: nn.Module, exactly: bool) -> list[Tensor]:
+            x, y = batch(device, torch.float64 if exactly else torch.float32)
+            with torch.autocast(device, cast, enabled=not exactly, cache_enabled=cache):  # noqa: B023
+                with torch.no_grad():
+                    quiet = net(x)
+                value = loss(net(x), y) + loss(net(0.5 * x), y)
+            value.backward()
+            assert len(grads_of(net)) == 4
+            return [quiet, value.detach(), *grads_of(net)]
+
+        compare(run, backend, device, cast)
+
+
+@pytest.mark.feature(GROUP, "tensors in 16 bits already under autocast")
+@casts
+@pytest.mark.parametrize("own", [torch.float16, torch.bfloat16], ids=str)
+def test_16_bits_under_autocast(own: torch.dtype, backend: str, dtype: str, device: str) -> None:
+    """An input and weights in 16 bits are cast to autocast's; gradients come in their own dtype."""
+    cast = getattr(torch, dtype)
+
+    def run(net: nn.Module, loss: nn.Module, exactly: bool) -> list[Tensor]:
+        x, y = batch(device)
+        net[2].to(own)  # type: ignore[index]
+        x = x.to(own)
+        if exactly:
+            net, x = net.double(), x.double()
+        x.requires_grad_()
+        with torch.autocast(device, cast, enabled=not exactly):
+            value = loss(net(x), y)
+        value.backward()
+        return [value.detach(), x.grad, *grads_of(net)]  # type: ignore[list-item]
+
+    compare(run, backend, device, cast)
+
+
+@pytest.mark.feature(GROUP, "the loss under autocast is float32")
+@casts
+def test_loss_under_autocast(backend: str, dtype: str, device: str) -> None:
+    cast = getattr(torch, dtype)
+    torch.manual_seed(2)
+    data, y = torch.randn(ROWS, CLASSES, device=device).to(cast), batch(device)[1]
+    soft = torch.randn(ROWS, CLASSES, device=device).softmax(1)
+    for target in (y, soft):
+        runs = []
+        for function, kind in ((cross_entropy, cast), (F.cross_entropy, cast), (F.cross_entropy, None)):
+            logits = data.to(kind or torch.float64, copy=True).requires_grad_()
+            exact = target.double() if kind is None and target is soft else target
+            with torch.autocast(device, cast, enabled=kind is not None):
+                value = function(logits, exact)
+            assert value.dtype == (torch.float32 if kind else torch.float64)
+            value.backward()
+            runs.append([value.detach(), logits.grad])
+        same_or_as_good(*runs, backend, "loss")
+
+
+def calls(device: str, dtype: torch.dtype) -> dict[str, Callable[[], Tensor]]:
+    """Everything there is, on tensors of one dtype."""
+    (x, y), net = batch(device, dtype), net_of(device, dtype)
+    x.requires_grad_()
+    ours, w, v = fastmlp.fuse(net), net[0].weight, net[2].weight
+    lce = fastmlp.LinearCrossEntropyLoss(6, CLASSES, device=device, dtype=dtype)
+    act = fastmlp.LinearAct(6, 9, device=device, dtype=dtype)
+    return {
+        "Sequential": lambda: ours(x),
+        "MLP": lambda: fastmlp.MLP(6, [9, 5], device=device, dtype=dtype)(x),
+        "LinearAct": lambda: act(x),
+        "CrossEntropyLoss": lambda: fastmlp.CrossEntropyLoss()(x, y),
+        "LinearCrossEntropyLoss": lambda: lce(x, y),
+        "linear_act": lambda: linear_act(x, w),
+        "mlp": lambda: mlp(x, [w, v]),
+        "chain": lambda: chain(x, [Layer(w, None), Layer(v, None)]),
+        "cross_entropy": lambda: cross_entropy(x, y, z_loss=0.1),
+        "linear_cross_entropy": lambda: linear_cross_entropy(x, w, y),
+        "chain_cross_entropy": lambda: chain_cross_entropy(x, [Layer(w, None), Layer(v, None)], y)[0],
+    }
+
+
+@pytest.mark.feature(GROUP, "float64, by torch's own ops, with autocast or without", dtype="float64")
+@pytest.mark.parametrize("autocast", [False, True])
+def test_float64(autocast: bool, backend: str, device: str) -> None:
+    """No kernel runs, nothing is rounded."""
+    for name, call in calls(device, torch.float64).items():
+        with torch.autocast(device, torch.bfloat16, enabled=autocast), record_launches() as launches:
+            value = call()
+        assert value.dtype == torch.float64, name
+        assert not launches, name
+        value.sum().backward()
+    x, y = batch(device, torch.float64)
+    net = net_of(device, torch.float64)
+    with torch.autocast(device, torch.bfloat16, enabled=autocast):
+        found = fastmlp.CrossEntropyLoss()(fastmlp.fuse(net)(x), y)
+    expected = F.cross_entropy(nn.Sequential(*net)(x), y)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.feature(GROUP, "net.half(), net.bfloat16(), net.double()")
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_cast_nets(dtype: str, backend: str, device: str) -> None:
+    """A net that is cast, and cast back: forward, loss, every gradient."""
+    method = {"float16": "half", "bfloat16": "bfloat16", "float64": "double"}[dtype]
+
+    def run(net: nn.Module, loss: nn.Module, exactly: bool) -> list[Tensor]:
+        net = getattr(net, method)()
+        x, y = batch(device, getattr(torch, dtype))
+        if exactly:
+            net, x = net.double(), x.double()
+        x.requires_grad_()
+        logits = net(x)
+        value = loss(logits, y)
+        value.backward()
+        found = [logits.detach(), value.detach(), x.grad, *grads_of(net)]
+        net.float()
+        return [*found, *tensors_of(net)]  # type: ignore[list-item]
+
+    compare(run, "torch" if dtype == "float64" else backend, device, getattr(torch, dtype))
+
+
+@pytest.mark.feature(GROUP, "weight, bias or input of another dtype")
+@pytest.mark.parametrize("other", [torch.float16, torch.float64], ids=str)
+def test_mixed_dtypes(other: torch.dtype, backend: str, device: str, refuses: Refusal) -> None:
+    """The error names the argument, its dtype and the one expected."""
+    (x, y), net = batch(device), net_of(device)
+    w, b = net[0].weight, net[0].bias
+    message = "{}: expected {} as the input, got {}"
+    with refuses(TypeError, message.format("weight", torch.float32, other)):
+        linear_act(x, w.to(other))
+    with refuses(TypeError, message.format("bias", torch.float32, other)):
+        linear_act(x, w, b.to(other))
+    with refuses(TypeError, message.format("weight of layer 1", torch.float32, other)):
+        mlp(x, [w, net[2].weight.to(other)])
+    with refuses(TypeError, message.format("PReLU's weight", torch.float32, other)):
+        linear_act(x, w, b, nn.PReLU(device=device).to(other))
+    # A module's error is torch's own on torch's ops.
+    ours = fastmlp.fuse(net_of(device))
+    with refuses((TypeError, RuntimeError), "dtype|expected"):
+        ours(x.to(other))
+    with refuses(RuntimeError, "dtype|expected"):
+        linear_cross_entropy(x, w.to(other), y)
+    with refuses(RuntimeError, "weight|expected scalar type"):
+        cross_entropy(x, y, torch.ones(6, device=device, dtype=other))
+
+
+@pytest.mark.feature(GROUP, "float64 beside another dtype under autocast")
+def test_mixed_float64_under_autocast(backend: str, device: str, refuses: Refusal) -> None:
+    """Autocast leaves float64 alone, so that nothing fits, and torch's ops refuse it too."""
+    (x, y), w = batch(device), net_of(device)[0].weight
+    with torch.autocast(device, torch.bfloat16):
+        for a, b in ((x.double(), w), (x, w.double())):
+            with pytest.raises(RuntimeError, match="dtype"):
+                F.linear(a, b)
+            with refuses(TypeError, f"weight: expected {a.dtype} as the input, got {b.dtype}"):
+                linear_act(a, b)
+            with refuses(RuntimeError, "dtype"):
+                linear_cross_entropy(a, b, y)
+
+
+@pytest.fixture
+def _precision() -> Iterator[None]:
+    """Whatever a test sets is as it was."""
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+def _legacy(on: bool) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = on
+
+
+def _new(on: bool) -> None:
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if on else "ieee"
+
+
+SWITCHES: dict[str, Callable[[bool], None]] = {
+    "set_float32_matmul_precision('high')": lambda on: torch.set_float32_matmul_precision(
+        "high" if on else "highest"
+    ),
+    "set_float32_matmul_precision('medium')": lambda on: torch.set_float32_matmul_precision(
+        "medium" if on else "highest"
+    ),
+    "cuda.matmul.allow_tf32": _legacy,
+    "cuda.matmul.fp32_precision": _new,
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.feature(GROUP, f"TF32: {n}", dtype="float32", backend="triton"))
+        for n in SWITCHES
+    ],
+)
+@pytest.mark.usefixtures("_precision")
+def test_tf32(name: str, device: str) -> None:
+    """Every kernel with a product is launched with what torch is set to, at once, and forth and back."""
+    x, y = batch(device)
+    net, loss = fastmlp.fuse(net_of(device)), fastmlp.CrossEntropyLoss()
+    x.requires_grad_()
+    for on in (True, False):
+        SWITCHES[name](on)
+        with backends.use("triton"), record_launches() as launches:
+            net.cross_entropy(x, y, loss)[0].backward()  # type: ignore[index]
+            mlp(x, [net[0].weight, net[2].weight], plan="whole").sum().backward()
+        found = [s.options["PRECISION"] for s in launches if "PRECISION" in s.options]
+        assert len(found) >= 5
+        assert set(found) == {"tf32" if on else "ieee"}
+
+
+@pytest.mark.feature(GROUP, "TrainStep and fit in 16 bits")
+@casts
+def test_engine(backend: str, dtype: str, device: str) -> None:
+    """Losses and float32 parameters after three steps, against autocast's."""
+    cast = getattr(torch, dtype)
+
+    def run(net: nn.Module, loss: nn.Module, exactly: bool) -> list[Tensor]:
+        x, y = batch(device, torch.float64 if exactly else torch.float32)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.2)
+        scaler = torch.amp.GradScaler(device, enabled=cast == torch.float16 and not exactly)
+        if isinstance(net, fastmlp.Sequential):
+            step = fastmlp.TrainStep(net, loss, optimizer, dtype=cast)
+            return [*(step(x, y) for _ in range(3)), moved(net)]
+        found = []
+        for _ in range(3):
+            with torch.autocast(device, cast, enabled=not exactly):
+                value = loss(net(x), y)
+            optimizer.zero_grad()
+            scaler.scale(value).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            found.append(value.detach())
+        return [*found, moved(net)]
+
+    compare(run, backend, device, cast)
+    x, y = batch(device)
+    net = fastmlp.fuse(net_of(device))
+    history = fastmlp.fit(net, (x, y), epochs=3, batch_size=ROWS, lr=0.5, dtype=cast)
+    assert history.epochs[2].train_loss < history.epochs[0].train_loss
+    assert {p.dtype for p in net.parameters()} == {torch.float32}

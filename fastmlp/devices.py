@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from fastmlp.compiling import constant
+
 #: Seconds from one kernel's end to the next one's start in a stream; assumed, between 2 and 3 µs.
 LAUNCH = 2.5e-6
 #: The L2 cache's bandwidth over the memory's, where the vendor states none; assumed (an A100's is 3.5).
@@ -129,7 +131,7 @@ def matching(name: str) -> Device:
     return next((DEVICES[known] for known in DEVICES if known in squeezed), DEVICES[DEFAULT])
 
 
-@torch.compiler.assume_constant_result  # torch.compile guards the setting itself
+@constant  # torch.compile guards the setting itself
 def operand_kind(dtype: torch.dtype) -> str:
     """Which of a device's rates products in ``dtype`` run at; float32 obeys torch's TF32 setting.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ _LAYERS = ["cli", "training", "engine", "modules", "functional", "ops", "autogra
 #: What every layer may use: the table of activations, what work costs, and (above the modules) data.
 _SHARED = {
     "activations": "backends",
+    "compiling": "backends",
     "devices": "backends",
     "plans": "backends",
     "work": "backends",
@@ -52,6 +55,12 @@ def test_imports_run_downwards(path: Path) -> None:
 def test_the_check_sees_imports() -> None:
     assert "kernels" in imported(_ROOT / "fastmlp" / "backends" / "triton_backend.py")
     assert "backends" in imported(_ROOT / "fastmlp" / "functional" / "linear.py")
+
+
+def test_importing_does_not_import_the_compiler() -> None:
+    """Which takes longer than all the rest, torch apart."""
+    code = "import sys, fastmlp; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=_ROOT).returncode == 0
 
 
 def test_every_package_is_installed() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from fastmlp.backends.base import Backend
+from fastmlp.compiling import constant
 
 #: What ``FASTMLP_BACKEND`` may be.
 CHOICES = ("auto", "torch", "triton")
@@ -124,7 +125,7 @@ def kernels(tensor: Tensor) -> Backend:
     return _triton_backend()
 
 
-@torch.compiler.assume_constant_result
+@constant
 def triton_problem(on_gpu: bool) -> str | None:
     """Why Triton cannot run on such tensors, or None if it can."""
     return _triton_problem(on_gpu)

@@ -10,6 +10,7 @@ from torch import Tensor
 from fastmlp.backends import Traced
 from fastmlp.backends.base import Backend, Quantized
 from fastmlp.choice import WHOLE_WIDTHS, choose_plan
+from fastmlp.compiling import constant
 from fastmlp.devices import operand_kind
 from fastmlp.functional.layer import Layer
 
@@ -59,7 +60,7 @@ def choose(
     return choose_plan(widths, len(input), dtype, input.device, training)
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _for_traces(widths: tuple[int, ...], dtype: torch.dtype, device: torch.device, training: bool) -> str:
     return choose_plan(widths, _TRACED_BATCH, dtype, device, training)
 

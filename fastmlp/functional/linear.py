@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import handle_torch_function
 
 from fastmlp import backends, ops
 from fastmlp.activations import Act, resolve
@@ -17,6 +18,7 @@ from fastmlp.backends.base import Quantized
 from fastmlp.functional import whole
 from fastmlp.functional.layer import Layer
 from fastmlp.functional.quantized import is_constant, stand_in
+from fastmlp.functional.traced import is_stand_in
 from fastmlp.functional.whole import PLANS
 
 
@@ -47,6 +49,8 @@ def linear_act(
         IndexError: with ``FASTMLP_DEBUG=1`` an index that is no row.
         RuntimeError: tensors on different devices.
     """
+    if is_stand_in(input):
+        return handle_torch_function(linear_act, (input,), input, weight, bias, activation)
     return chain(input, [Layer(weight, bias, resolve(activation))])
 
 
@@ -195,6 +199,9 @@ def fits_kernels(input: Tensor, layers: Sequence[Layer]) -> bool:
     """Whether the kernels do this. What they do not goes to torch's own ops."""
     if input.numel() == 0 or any(layer.weight.numel() == 0 or layer.dropout == 1 for layer in layers):
         return False
+    for weight, bias, act, _ in layers:
+        if not all(t is None or backends.readable(t) for t in (weight, bias, act.weight)):
+            return False
     # PReLU's slopes lie along dimension 1, which is that of the features for a matrix alone.
     return input.dim() == 2 or all(a.weight is None or a.weight.numel() == 1 for _, _, a, _ in layers)
 
@@ -238,5 +245,5 @@ def _check_kind(tensor: Tensor, name: str, input: Tensor) -> None:
         raise TypeError(f"input and {name}: expected floating dtypes, got {input.dtype} and {tensor.dtype}")
     # Autocast leaves float64 alone, so beside another dtype it is a mistake there too, as torch's.
     double = torch.float64 in (tensor.dtype, input.dtype)
-    if double or not torch.is_autocast_enabled(input.device.type):
+    if double or not backends.is_autocast(input):
         raise TypeError(f"{name}: expected {input.dtype} as the input, got {tensor.dtype}")

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import _reduction as _Reduction
 from torch.nn import functional as F
+from torch.overrides import handle_torch_function
 
 from fastmlp import backends, ops
 from fastmlp.autograd.chain import pack
@@ -28,6 +29,7 @@ from fastmlp.functional.linear import (
     split_layers,
 )
 from fastmlp.functional.quantized import is_constant
+from fastmlp.functional.traced import is_stand_in
 
 _REDUCTIONS = ("none", "mean", "sum")
 _CPU = TorchBackend()
@@ -73,6 +75,21 @@ def cross_entropy(
     Raises:
         ValueError, RuntimeError, IndexError, TypeError: as torch's, naming the argument.
     """
+    if is_stand_in(input):
+        return handle_torch_function(
+            cross_entropy,
+            (input,),
+            input,
+            target,
+            weight,
+            size_average,
+            ignore_index,
+            reduce,
+            reduction,
+            label_smoothing,
+            z_loss=z_loss,
+            inplace=inplace,
+        )
     for tensor, name in ((input, "input"), (target, "target")):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name}: expected a Tensor, got {type(tensor).__name__}")
@@ -93,7 +110,7 @@ def cross_entropy(
     if size_average is not None or reduce is not None:
         reduction = _Reduction.legacy_get_string(size_average, reduce)
     options = LossOptions(ignore_index, reduction, label_smoothing, z_loss)
-    if torch.is_autocast_enabled(input.device.type):  # which runs this loss in float32
+    if backends.is_autocast(input):  # which runs this loss in float32
         input, target = _widened(input), _widened(target)
         weight = None if weight is None else _widened(weight)
     backend = _backend(input, target, weight, options)
@@ -155,7 +172,7 @@ def chain_cross_entropy(
     check_loss((len(x), layers[-1].weight.shape[0]), x, target, weight, options)
     acts, params = split_layers(layers)
     dtype = backends.compute_dtype(x)
-    autocast = torch.is_autocast_enabled(x.device.type)
+    autocast = backends.is_autocast(x)
     tensors, numbers = pack(input)
     loss, logits = ChainCrossEntropy.apply(
         backend,
@@ -192,7 +209,8 @@ def _fits_head(
         and layers[-1].weight.shape[0] <= backend.head_classes
         and not target.is_floating_point()
         and options.reduction in ("mean", "sum")
-        and (weight is None or not weight.requires_grad)
+        and backends.readable(target)
+        and (weight is None or (backends.readable(weight) and not weight.requires_grad))
     )
 
 
@@ -206,7 +224,7 @@ def _backend(
     """Who computes it; None for torch's own op, which takes whatever the kernels do not."""
     if input.dim() < 2 or input.numel() == 0 or options.reduction not in _REDUCTIONS:
         return None
-    if any(t is not None and t.requires_grad for t in (target, weight)):
+    if any(t is not None and (t.requires_grad or not backends.readable(t)) for t in (target, weight)):
         return None
     if input.dtype not in backends.KERNEL_DTYPES:  # of float64 under autocast `choose` knows nothing
         return None

@@ -76,10 +76,10 @@ def use(name: str) -> Iterator[None]:
 def compute_dtype(tensor: Tensor) -> torch.dtype:
     """The dtype that matrix products run in: autocast's where that is on, else the tensor's.
 
-    Autocast leaves float64 alone.
+    Autocast leaves float64, integers and complex numbers alone.
     """
     kind = tensor.device.type
-    if tensor.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+    if tensor.dtype not in KERNEL_DTYPES or not torch.is_autocast_enabled(kind):
         return tensor.dtype
     return torch.get_autocast_dtype(kind)
 

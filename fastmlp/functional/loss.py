@@ -33,6 +33,7 @@ _REDUCTIONS = ("none", "mean", "sum")
 _CPU = TorchBackend()
 #: From so many logits on one buffer instead of ATen's three is worth a Function in Python.
 _CPU_ELEMENTS = 1 << 21
+_CPU_CLASSES = 512
 #: Where ATen's softmax along short rows is slower than the same op on the transposed logits.
 _FEW_CLASSES, _MANY_ROWS = 32, 1024
 
@@ -232,7 +233,7 @@ def _pays_on_cpu(input: Tensor, target: Tensor, weight: Tensor | None, options: 
         and input.dim() == 2
         and input.dtype == torch.float32
         and input.is_contiguous()
-        and input.shape[1] >= 512
+        and input.shape[1] >= _CPU_CLASSES
         and input.numel() >= _CPU_ELEMENTS
         and target.dtype == torch.int64
         and target.shape == input.shape[:1]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cache
+from itertools import chain
 from typing import Any
 from unittest import mock
 
@@ -15,10 +16,10 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 from tests.compatibility.compare import same_or_as_good
 
 #: Larger inputs prove nothing more of these ops, and take their time.
-MOST_ELEMENTS = 1 << 12
+MOST_ELEMENTS = 1 << 14
 #: The same where each kernel is interpreted, at some milliseconds a launch whatever it computes.
 MOST_INTERPRETED = 100
-MOST_KINDS = 16
+MOST_KINDS = 8
 #: What float64 is to a dtype.
 _WIDE = {False: torch.float64, True: torch.complex128}
 
@@ -47,16 +48,30 @@ def module_info(name: str) -> Any:
     return found if found is not None else pytest.skip(f"torch {torch.__version__} has no {name}")
 
 
-def bounded(samples: Iterable[Any], interpreted: bool) -> list[Any]:
-    """The samples that are worth their time; of those to interpret one a kind, and not many kinds."""
-    if not interpreted:
-        return [s for s in samples if s.input.numel() <= MOST_ELEMENTS]
-    kinds = {
-        describe(s.args, s.kwargs) + describe((s.input,), {}): s
-        for s in samples
-        if s.input.numel() <= MOST_INTERPRETED
-    }
-    return list(kinds.values())[:: max(1, len(kinds) // MOST_KINDS)]
+@cache
+def op_samples(name: str, variant: str, dtype: torch.dtype, device: str) -> list[Any]:
+    """Of torch's samples and the further ones of its reference tests one a kind, of bounded size.
+
+    Of what is no floating dtype the samples alone. Kept, for the large ones take their time to make.
+    """
+    info = op_info(name, variant)
+    kind = torch.device(device).type
+    if dtype not in info.supported_dtypes(kind):
+        pytest.skip(f"torch {torch.__version__} has no {name} in {dtype}")
+    grad = dtype in info.supported_backward_dtypes(kind)
+    samples = info.sample_inputs(device, dtype, requires_grad=grad)
+    if info.reference_inputs_func is not None and dtype.is_floating_point:
+        samples = chain(samples, info.reference_inputs(device, dtype, requires_grad=grad))
+    small = (s for s in samples if s.input.numel() <= MOST_ELEMENTS)
+    return list({f"{describe(s)} {s.input.stride()}": s for s in small}.values())
+
+
+def few(samples: list[Any]) -> list[Any]:
+    """Of small samples not many, but all with extreme values."""
+    small = [s for s in samples if s.input.numel() <= MOST_INTERPRETED]
+    extreme = [not bool((s.input.abs() < 1e4).all()) for s in small]
+    others = [s for s, odd in zip(small, extreme) if not odd]
+    return [s for s, odd in zip(small, extreme) if odd] + others[:: max(1, len(others) // MOST_KINDS)]
 
 
 def fresh(tree: Any, exactly: bool = False) -> Any:
@@ -116,10 +131,10 @@ def check(
     same_or_as_good(*some, backend, what, roundings)
 
 
-def describe(args: Any, kwargs: Any) -> str:
+def describe(sample: Any) -> str:
     """A sample's shapes and numbers, to find it by."""
 
     def short(t: Tensor) -> str:
         return f"{t.dtype}{tuple(t.shape)}".removeprefix("torch.")
 
-    return f"{tree_map_only(Tensor, short, args)} {tree_map_only(Tensor, short, kwargs)}"
+    return f"{tree_map_only(Tensor, short, (sample.input, *sample.args, sample.kwargs))}"

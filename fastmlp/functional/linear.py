@@ -219,6 +219,10 @@ def check_chain(input: Tensor, layers: Sequence[Layer]) -> None:
             raise ValueError(
                 f"activation: PReLU's weight has {act.weight.numel()} slopes for {features} features"
             )
+        if act.weight is not None and act.weight.dim() > 1:
+            raise ValueError(
+                f"activation: PReLU's weight: expected () or (slopes,), got {tuple(act.weight.shape)}"
+            )
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout of layer {i}: expected a probability in [0, 1], got {dropout}")
         for tensor, which in (

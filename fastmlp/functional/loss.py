@@ -214,6 +214,10 @@ def _backend(
     values = (target if target.is_floating_point() else None, weight)
     if any(t is not None and t.dtype != input.dtype for t in values):  # torch promotes, or refuses
         return None
+    if weight is not None and weight.dim() != 1:  # of which torch takes some
+        return None
+    if target.dtype == torch.uint8 and input.dim() > 2:  # which torch refuses
+        return None
     choice = backends.choose(input)
     if choice.backend is not None:
         return choice.backend

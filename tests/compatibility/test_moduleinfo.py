@@ -55,7 +55,9 @@ def linear_act(*args: Any, **kwargs: Any) -> nn.Module:
 
 CASES = {
     "Linear as LinearAct": Case("nn.Linear", linear_act, nn.Linear),
-    "Linear in a Sequential": Case("nn.Linear", sequential, lambda *a, **k: nn.Sequential(nn.Linear(*a, **k))),
+    "Linear in a Sequential": Case(
+        "nn.Linear", sequential, lambda *a, **k: nn.Sequential(nn.Linear(*a, **k))
+    ),
     "CrossEntropyLoss": Case("nn.CrossEntropyLoss", fastmlp.CrossEntropyLoss, nn.CrossEntropyLoss),
     "LinearCrossEntropyLoss": Case(
         "nn.LinearCrossEntropyLoss",

@@ -96,9 +96,9 @@ def is_autocast(tensor: Tensor) -> bool:
 def compute_dtype(tensor: Tensor) -> torch.dtype:
     """The dtype that matrix products run in: autocast's where that is on, else the tensor's.
 
-    Autocast leaves float64 alone.
+    Autocast leaves float64, integers and complex numbers alone.
     """
-    if tensor.dtype == torch.float64 or not is_autocast(tensor):
+    if tensor.dtype not in KERNEL_DTYPES or not is_autocast(tensor):
         return tensor.dtype
     return torch.get_autocast_dtype(tensor.device.type)
 

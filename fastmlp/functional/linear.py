@@ -31,7 +31,7 @@ def linear_act(
     """activation(input weightᵀ + bias), as ``torch.nn.functional.linear`` and then the activation.
 
     Args:
-        input: (..., K), float. Or a `Quantized` of 8-bit integers (..., K), or of a data set (N, K) whose
+        input: (..., K), float; integers and complex numbers are torch's. Or a `Quantized` of 8-bit integers (..., K), or of a data set (N, K) whose
             rows ``index`` (M,) are the input: on a GPU the layer's kernels gather and dequantize them as
             they are loaded. Index entries are rows from 0 to N - 1, which is checked on the CPU and with
             ``FASTMLP_DEBUG=1``. There is no gradient of integers.
@@ -45,7 +45,7 @@ def linear_act(
 
     Raises:
         ValueError: an unknown activation, or shapes that do not fit.
-        TypeError: dtypes that are mixed or not floating; quantized values of another dtype.
+        TypeError: dtypes that are mixed; quantized values of another dtype.
         IndexError: with ``FASTMLP_DEBUG=1`` an index that is no row.
         RuntimeError: tensors on different devices.
     """
@@ -171,9 +171,10 @@ def aten_chain(input: Tensor, layers: Sequence[Layer]) -> Tensor:
     """The chain by ATen's ops with ATen's autograd, or without one by oneDNN's."""
     linear = onednn.linear if onednn.applies(input) else F.linear
     for weight, bias, act, dropout in layers:
-        # The fresh 2-D result of addmm may be overwritten; of more dimensions it is a view.
+        # The fresh 2-D result of addmm may be overwritten; of more dimensions it is a view. The sigmoid
+        # of integers is no integer.
         z = linear(input, weight, bias)
-        input = act.write_over(z) if z.dim() == 2 else act(z)
+        input = act.write_over(z) if z.dim() == 2 and z.is_floating_point() else act(z)
         if dropout:
             input = F.dropout(input, dropout)
     return input
@@ -225,6 +226,10 @@ def check_chain(input: Tensor, layers: Sequence[Layer]) -> None:
             raise ValueError(
                 f"activation: PReLU's weight has {act.weight.numel()} slopes for {features} features"
             )
+        if act.weight is not None and act.weight.dim() > 1:
+            raise ValueError(
+                f"activation: PReLU's weight: expected () or (slopes,), got {tuple(act.weight.shape)}"
+            )
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout of layer {i}: expected a probability in [0, 1], got {dropout}")
         for tensor, which in (
@@ -239,7 +244,7 @@ def check_chain(input: Tensor, layers: Sequence[Layer]) -> None:
 def _check_kind(tensor: Tensor, name: str, input: Tensor) -> None:
     if tensor.device != input.device:
         raise RuntimeError(f"{name}: expected on {input.device} as the input, got {tensor.device}")
-    if tensor.dtype == input.dtype and tensor.is_floating_point():
+    if tensor.dtype == input.dtype:  # torch's own ops take, or refuse, what does not float
         return
     if not (tensor.is_floating_point() and input.is_floating_point()):
         raise TypeError(f"input and {name}: expected floating dtypes, got {input.dtype} and {tensor.dtype}")

@@ -257,6 +257,10 @@ def _backend(
             return None
     if target.dtype == torch.uint8 and linear_weight.dim() > 2:
         return None
+    if not probabilities and input.dim() == 1 and target.dim() > 0:  # torch takes (1,) for ()
+        return None
+    if weight is not None and weight.dim() != 1:
+        return None
     backend = backends.choose(input).backend
     if backend is not None:
         return backend

@@ -35,6 +35,7 @@ _REDUCTIONS = ("none", "mean", "sum")
 _CPU = TorchBackend()
 #: From so many logits on one buffer instead of ATen's three is worth a Function in Python.
 _CPU_ELEMENTS = 1 << 21
+_CPU_CLASSES = 512
 #: Where ATen's softmax along short rows is slower than the same op on the transposed logits.
 _FEW_CLASSES, _MANY_ROWS = 32, 1024
 
@@ -228,7 +229,12 @@ def _backend(
         return None
     if input.dtype not in backends.KERNEL_DTYPES:  # of float64 under autocast `choose` knows nothing
         return None
-    if target.is_floating_point() and target.dtype != input.dtype:  # torch promotes
+    values = (target if target.is_floating_point() else None, weight)
+    if any(t is not None and t.dtype != input.dtype for t in values):  # torch promotes, or refuses
+        return None
+    if weight is not None and weight.dim() != 1:  # of which torch takes some
+        return None
+    if target.dtype == torch.uint8 and input.dim() > 2:  # which torch refuses
         return None
     choice = backends.choose(input)
     if choice.backend is not None:
@@ -250,7 +256,7 @@ def _pays_on_cpu(input: Tensor, target: Tensor, weight: Tensor | None, options: 
         and input.dim() == 2
         and input.dtype == torch.float32
         and input.is_contiguous()
-        and input.shape[1] >= 512
+        and input.shape[1] >= _CPU_CLASSES
         and input.numel() >= _CPU_ELEMENTS
         and target.dtype == torch.int64
         and target.shape == input.shape[:1]
@@ -288,18 +294,17 @@ def check_loss(
     """
     classes = shape[1]
     rows = (shape[0], *shape[2:])
-    if target.is_floating_point():
-        if target.shape != shape:
-            raise ValueError(
-                f"target: expected probabilities of input's shape {shape}, got {tuple(target.shape)}"
-            )
-        if options.ignore_index >= 0:
-            raise RuntimeError("ignore_index: of no use with class probabilities as the target")
-    elif target.dtype not in (torch.int64, torch.uint8):
-        raise RuntimeError(f"target: expected class indices of int64 or uint8, got {target.dtype}")
-    elif target.shape != rows:
+    if not 0 <= options.label_smoothing <= 1:
+        raise RuntimeError(f"label_smoothing: expected a number in [0, 1], got {options.label_smoothing}")
+    soft = target.is_floating_point()
+    if target.shape != (shape if soft else rows):
+        wanted = f"probabilities of input's shape {shape}" if soft else f"{rows} for input {shape}"
         error = ValueError if target.shape[:1] != shape[:1] else RuntimeError  # as torch's
-        raise error(f"target: expected {rows} for input {shape}, got {tuple(target.shape)}")
+        raise error(f"target: expected {wanted}, got {tuple(target.shape)}")
+    if soft and options.ignore_index >= 0:
+        raise RuntimeError("ignore_index: of no use with class probabilities as the target")
+    if not soft and target.dtype not in (torch.int64, torch.uint8):
+        raise RuntimeError(f"target: expected class indices of int64 or uint8, got {target.dtype}")
     if target.device != like.device:
         raise RuntimeError(f"target: expected on {like.device} as the input, got {target.device}")
     if weight is not None:
@@ -310,8 +315,6 @@ def check_loss(
                 f"weight: expected {like.dtype} on {like.device} as the input, "
                 f"got {weight.dtype} on {weight.device}"
             )
-    if not 0 <= options.label_smoothing <= 1:
-        raise RuntimeError(f"label_smoothing: expected a number in [0, 1], got {options.label_smoothing}")
     if os.environ.get("FASTMLP_DEBUG") == "1" and not target.is_floating_point():
         wrong = (target != options.ignore_index) & ((target < 0) | (target >= classes))
         if bool(wrong.any()):

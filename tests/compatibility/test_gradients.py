@@ -16,7 +16,6 @@ from fastmlp.functional import linear_act, mlp
 from fastmlp.kernels import launch
 from tests.compatibility.compare import same_or_as_good
 from tests.compatibility.nets import agree, all_grads, losses, rows_of
-from tests.compatibility.page import Refusal
 
 GROUP = "Autograd"
 

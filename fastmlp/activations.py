@@ -131,8 +131,8 @@ def from_module(module: nn.Module) -> Act | None:
         return Act(row, module.negative_slope)
     if isinstance(module, nn.PReLU) and row:
         return Act(row, weight=module.weight)
-    if isinstance(module, nn.GELU) and row and module.approximate == "tanh":
-        return Act(TABLE["gelu_tanh"])
+    if isinstance(module, nn.GELU) and row and module.approximate != "none":
+        return Act(TABLE["gelu_tanh"]) if module.approximate == "tanh" else None  # torch refuses others
     return None if row is None else Act(row)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+from fastmlp.backends import readable
 
 
 class Node(torch.autograd.Function):
@@ -24,11 +24,8 @@ class Node(torch.autograd.Function):
 
 
 def left_to_torch(upstream: Tensor) -> bool:
-    """Whether a backward from ``upstream`` is for torch's own ops: see `transformed`.
-
-    A tensor of a type of its own decides itself what an op on it does.
-    """
-    return transformed(upstream) or type(upstream) not in _PLAIN
+    """Whether a backward from ``upstream`` is for torch's own ops: see `transformed` and `readable`."""
+    return transformed(upstream) or not readable(upstream)
 
 
 def transformed(upstream: Tensor) -> bool:

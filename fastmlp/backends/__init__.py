@@ -74,15 +74,34 @@ def use(name: str) -> Iterator[None]:
         _requested = before
 
 
+def readable(tensor: Tensor) -> bool:
+    """Whether a kernel that reads at the tensor's address finds its elements there.
+
+    Not those of a type of its own, which decides itself what an op on it does; nor of the meta device or
+    sparse; nor of a lazily negated view, which the imaginary part of a conjugate is.
+    """
+    return (
+        type(tensor) in _PLAIN
+        and tensor.layout is torch.strided
+        and not tensor.is_meta
+        and (torch.compiler.is_compiling() or not tensor.is_neg())  # a trace's ops get it resolved
+    )
+
+
+def is_autocast(tensor: Tensor) -> bool:
+    """Whether autocast is on for the tensor's device. torch raises where a device knows none."""
+    kind = tensor.device.type
+    return kind != "meta" and torch.is_autocast_enabled(kind)
+
+
 def compute_dtype(tensor: Tensor) -> torch.dtype:
     """The dtype that matrix products run in: autocast's where that is on, else the tensor's.
 
-    Autocast leaves float64 alone.
+    Autocast leaves float64, integers and complex numbers alone.
     """
-    kind = tensor.device.type
-    if tensor.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+    if tensor.dtype not in KERNEL_DTYPES or not is_autocast(tensor):
         return tensor.dtype
-    return torch.get_autocast_dtype(kind)
+    return torch.get_autocast_dtype(tensor.device.type)
 
 
 def choose(tensor: Tensor) -> Choice:
@@ -98,7 +117,7 @@ def choose(tensor: Tensor) -> Choice:
     compiling = torch.compiler.is_compiling()
     if compiling and torch.compiler.is_exporting():
         return _EXPORTING
-    if type(tensor) not in _PLAIN or torch._C._are_functorch_transforms_active() or torch.jit.is_tracing():
+    if not readable(tensor) or torch._C._are_functorch_transforms_active() or torch.jit.is_tracing():
         return _TRANSFORMED
     if forward_ad._current_level >= 0:  # within it any tensor may have a tangent
         return _TRANSFORMED

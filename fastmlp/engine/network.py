@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmlp.activations import Act
+from fastmlp.backends import readable
 from fastmlp.backends.base import LossOptions
 from fastmlp.functional.layer import Layer
 from fastmlp.modules import MLP, CrossEntropyLoss, Sequential
@@ -106,6 +107,8 @@ def _parameters_problem(model: nn.Module, layers: tuple[Layer, ...]) -> str | No
     for tensor in tensors:
         if tensor.dtype != torch.float32:
             return f"the parameters are {tensor.dtype}, not float32"
+        if not tensor.is_meta and not readable(tensor):
+            return "a parameter is no ordinary tensor"
         if not tensor.requires_grad or not tensor.is_leaf:
             return "a parameter is frozen"
         if not tensor.is_contiguous() or tensor.numel() == 0:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import handle_torch_function
 
 from fastmlp import backends, ops
 from fastmlp.activations import Act, resolve
@@ -17,6 +18,7 @@ from fastmlp.backends.base import Quantized
 from fastmlp.functional import whole
 from fastmlp.functional.layer import Layer
 from fastmlp.functional.quantized import is_constant, stand_in
+from fastmlp.functional.traced import is_stand_in
 from fastmlp.functional.whole import PLANS
 
 
@@ -29,7 +31,7 @@ def linear_act(
     """activation(input weightᵀ + bias), as ``torch.nn.functional.linear`` and then the activation.
 
     Args:
-        input: (..., K), float. Or a `Quantized` of 8-bit integers (..., K), or of a data set (N, K) whose
+        input: (..., K), float; integers and complex numbers are torch's. Or a `Quantized` of 8-bit integers (..., K), or of a data set (N, K) whose
             rows ``index`` (M,) are the input: on a GPU the layer's kernels gather and dequantize them as
             they are loaded. Index entries are rows from 0 to N - 1, which is checked on the CPU and with
             ``FASTMLP_DEBUG=1``. There is no gradient of integers.
@@ -43,10 +45,12 @@ def linear_act(
 
     Raises:
         ValueError: an unknown activation, or shapes that do not fit.
-        TypeError: dtypes that are mixed or not floating; quantized values of another dtype.
+        TypeError: dtypes that are mixed; quantized values of another dtype.
         IndexError: with ``FASTMLP_DEBUG=1`` an index that is no row.
         RuntimeError: tensors on different devices.
     """
+    if is_stand_in(input):
+        return handle_torch_function(linear_act, (input,), input, weight, bias, activation)
     return chain(input, [Layer(weight, bias, resolve(activation))])
 
 
@@ -167,9 +171,10 @@ def aten_chain(input: Tensor, layers: Sequence[Layer]) -> Tensor:
     """The chain by ATen's ops with ATen's autograd, or without one by oneDNN's."""
     linear = onednn.linear if onednn.applies(input) else F.linear
     for weight, bias, act, dropout in layers:
-        # The fresh 2-D result of addmm may be overwritten; of more dimensions it is a view.
+        # The fresh 2-D result of addmm may be overwritten; of more dimensions it is a view. The sigmoid
+        # of integers is no integer.
         z = linear(input, weight, bias)
-        input = act.write_over(z) if z.dim() == 2 else act(z)
+        input = act.write_over(z) if z.dim() == 2 and z.is_floating_point() else act(z)
         if dropout:
             input = F.dropout(input, dropout)
     return input
@@ -195,6 +200,9 @@ def fits_kernels(input: Tensor, layers: Sequence[Layer]) -> bool:
     """Whether the kernels do this. What they do not goes to torch's own ops."""
     if input.numel() == 0 or any(layer.weight.numel() == 0 or layer.dropout == 1 for layer in layers):
         return False
+    for weight, bias, act, _ in layers:
+        if not all(t is None or backends.readable(t) for t in (weight, bias, act.weight)):
+            return False
     # PReLU's slopes lie along dimension 1, which is that of the features for a matrix alone.
     return input.dim() == 2 or all(a.weight is None or a.weight.numel() == 1 for _, _, a, _ in layers)
 
@@ -218,6 +226,10 @@ def check_chain(input: Tensor, layers: Sequence[Layer]) -> None:
             raise ValueError(
                 f"activation: PReLU's weight has {act.weight.numel()} slopes for {features} features"
             )
+        if act.weight is not None and act.weight.dim() > 1:
+            raise ValueError(
+                f"activation: PReLU's weight: expected () or (slopes,), got {tuple(act.weight.shape)}"
+            )
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout of layer {i}: expected a probability in [0, 1], got {dropout}")
         for tensor, which in (
@@ -232,11 +244,11 @@ def check_chain(input: Tensor, layers: Sequence[Layer]) -> None:
 def _check_kind(tensor: Tensor, name: str, input: Tensor) -> None:
     if tensor.device != input.device:
         raise RuntimeError(f"{name}: expected on {input.device} as the input, got {tensor.device}")
-    if tensor.dtype == input.dtype and tensor.is_floating_point():
+    if tensor.dtype == input.dtype:  # torch's own ops take, or refuse, what does not float
         return
     if not (tensor.is_floating_point() and input.is_floating_point()):
         raise TypeError(f"input and {name}: expected floating dtypes, got {input.dtype} and {tensor.dtype}")
     # Autocast leaves float64 alone, so beside another dtype it is a mistake there too, as torch's.
     double = torch.float64 in (tensor.dtype, input.dtype)
-    if double or not torch.is_autocast_enabled(input.device.type):
+    if double or not backends.is_autocast(input):
         raise TypeError(f"{name}: expected {input.dtype} as the input, got {tensor.dtype}")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional as F
+from torch.overrides import handle_torch_function
 
 from fastmlp import backends, ops
 from fastmlp.autograd.linear_cross_entropy import LinearCrossEntropy, LinearLoss
@@ -16,6 +17,7 @@ from fastmlp.backends.base import Backend, LossOptions
 from fastmlp.backends.torch_backend import TorchBackend
 from fastmlp.functional.layer import Layer
 from fastmlp.functional.loss import chain_cross_entropy, check_loss
+from fastmlp.functional.traced import is_stand_in
 
 if TYPE_CHECKING:
     from torch.nn import LinearCrossEntropyOptions
@@ -25,7 +27,6 @@ _CPU = TorchBackend()
 #: From so many logits on tiles are worth a Function in Python; ATen's chain is faster on fewer.
 _CPU_ELEMENTS = 1 << 22
 _CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def linear_cross_entropy(
@@ -70,6 +71,21 @@ def linear_cross_entropy(
         RuntimeError, ValueError, IndexError: as torch's, naming the argument.
         TypeError: ``options`` given to a torch that knows none.
     """
+    if is_stand_in(input):
+        return handle_torch_function(
+            linear_cross_entropy,
+            (input,),
+            input,
+            linear_weight,
+            target,
+            linear_bias=linear_bias,
+            weight=weight,
+            reduction=reduction,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            options=options,
+            workspace=workspace,
+        )
     shape = _logits_shape(input, linear_weight, linear_bias)
     probabilities = target.shape == shape
     if probabilities and ignore_index is not None:
@@ -224,7 +240,7 @@ def _backend(
     if any(t is not None and t.requires_grad for t in (target, weight)) or not input.is_floating_point():
         return None
     present = [t for t in tensors if t is not None]
-    if any(type(t) not in _PLAIN or t.layout != torch.strided for t in present):
+    if not all(map(backends.readable, present)):
         return None
     if any(t.device != input.device for t in present) or probabilities != target.is_floating_point():
         return None
@@ -240,6 +256,10 @@ def _backend(
         if values is not None and (values.dtype == torch.float64) != (input.dtype == torch.float64):
             return None
     if target.dtype == torch.uint8 and linear_weight.dim() > 2:
+        return None
+    if not probabilities and input.dim() == 1 and target.dim() > 0:  # torch takes (1,) for ()
+        return None
+    if weight is not None and weight.dim() != 1:
         return None
     backend = backends.choose(input).backend
     if backend is not None:
@@ -271,4 +291,4 @@ def _pays_on_cpu(
 
 
 def _autocast(input: Tensor) -> bool:
-    return input.dtype != torch.float64 and torch.is_autocast_enabled(input.device.type)
+    return input.dtype != torch.float64 and backends.is_autocast(input)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import _reduction as _Reduction
 from torch.nn import functional as F
+from torch.overrides import handle_torch_function
 
 from fastmlp import backends, ops
 from fastmlp.autograd.chain import pack
@@ -28,11 +29,13 @@ from fastmlp.functional.linear import (
     split_layers,
 )
 from fastmlp.functional.quantized import is_constant
+from fastmlp.functional.traced import is_stand_in
 
 _REDUCTIONS = ("none", "mean", "sum")
 _CPU = TorchBackend()
 #: From so many logits on one buffer instead of ATen's three is worth a Function in Python.
 _CPU_ELEMENTS = 1 << 21
+_CPU_CLASSES = 512
 #: Where ATen's softmax along short rows is slower than the same op on the transposed logits.
 _FEW_CLASSES, _MANY_ROWS = 32, 1024
 
@@ -73,6 +76,21 @@ def cross_entropy(
     Raises:
         ValueError, RuntimeError, IndexError, TypeError: as torch's, naming the argument.
     """
+    if is_stand_in(input):
+        return handle_torch_function(
+            cross_entropy,
+            (input,),
+            input,
+            target,
+            weight,
+            size_average,
+            ignore_index,
+            reduce,
+            reduction,
+            label_smoothing,
+            z_loss=z_loss,
+            inplace=inplace,
+        )
     for tensor, name in ((input, "input"), (target, "target")):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name}: expected a Tensor, got {type(tensor).__name__}")
@@ -93,7 +111,7 @@ def cross_entropy(
     if size_average is not None or reduce is not None:
         reduction = _Reduction.legacy_get_string(size_average, reduce)
     options = LossOptions(ignore_index, reduction, label_smoothing, z_loss)
-    if torch.is_autocast_enabled(input.device.type):  # which runs this loss in float32
+    if backends.is_autocast(input):  # which runs this loss in float32
         input, target = _widened(input), _widened(target)
         weight = None if weight is None else _widened(weight)
     backend = _backend(input, target, weight, options)
@@ -155,7 +173,7 @@ def chain_cross_entropy(
     check_loss((len(x), layers[-1].weight.shape[0]), x, target, weight, options)
     acts, params = split_layers(layers)
     dtype = backends.compute_dtype(x)
-    autocast = torch.is_autocast_enabled(x.device.type)
+    autocast = backends.is_autocast(x)
     tensors, numbers = pack(input)
     loss, logits = ChainCrossEntropy.apply(
         backend,
@@ -192,7 +210,8 @@ def _fits_head(
         and layers[-1].weight.shape[0] <= backend.head_classes
         and not target.is_floating_point()
         and options.reduction in ("mean", "sum")
-        and (weight is None or not weight.requires_grad)
+        and backends.readable(target)
+        and (weight is None or (backends.readable(weight) and not weight.requires_grad))
     )
 
 
@@ -206,11 +225,16 @@ def _backend(
     """Who computes it; None for torch's own op, which takes whatever the kernels do not."""
     if input.dim() < 2 or input.numel() == 0 or options.reduction not in _REDUCTIONS:
         return None
-    if any(t is not None and t.requires_grad for t in (target, weight)):
+    if any(t is not None and (t.requires_grad or not backends.readable(t)) for t in (target, weight)):
         return None
     if input.dtype not in backends.KERNEL_DTYPES:  # of float64 under autocast `choose` knows nothing
         return None
-    if target.is_floating_point() and target.dtype != input.dtype:  # torch promotes
+    values = (target if target.is_floating_point() else None, weight)
+    if any(t is not None and t.dtype != input.dtype for t in values):  # torch promotes, or refuses
+        return None
+    if weight is not None and weight.dim() != 1:  # of which torch takes some
+        return None
+    if target.dtype == torch.uint8 and input.dim() > 2:  # which torch refuses
         return None
     choice = backends.choose(input)
     if choice.backend is not None:
@@ -232,7 +256,7 @@ def _pays_on_cpu(input: Tensor, target: Tensor, weight: Tensor | None, options: 
         and input.dim() == 2
         and input.dtype == torch.float32
         and input.is_contiguous()
-        and input.shape[1] >= 512
+        and input.shape[1] >= _CPU_CLASSES
         and input.numel() >= _CPU_ELEMENTS
         and target.dtype == torch.int64
         and target.shape == input.shape[:1]
@@ -270,18 +294,17 @@ def check_loss(
     """
     classes = shape[1]
     rows = (shape[0], *shape[2:])
-    if target.is_floating_point():
-        if target.shape != shape:
-            raise ValueError(
-                f"target: expected probabilities of input's shape {shape}, got {tuple(target.shape)}"
-            )
-        if options.ignore_index >= 0:
-            raise RuntimeError("ignore_index: of no use with class probabilities as the target")
-    elif target.dtype not in (torch.int64, torch.uint8):
-        raise RuntimeError(f"target: expected class indices of int64 or uint8, got {target.dtype}")
-    elif target.shape != rows:
+    if not 0 <= options.label_smoothing <= 1:
+        raise RuntimeError(f"label_smoothing: expected a number in [0, 1], got {options.label_smoothing}")
+    soft = target.is_floating_point()
+    if target.shape != (shape if soft else rows):
+        wanted = f"probabilities of input's shape {shape}" if soft else f"{rows} for input {shape}"
         error = ValueError if target.shape[:1] != shape[:1] else RuntimeError  # as torch's
-        raise error(f"target: expected {rows} for input {shape}, got {tuple(target.shape)}")
+        raise error(f"target: expected {wanted}, got {tuple(target.shape)}")
+    if soft and options.ignore_index >= 0:
+        raise RuntimeError("ignore_index: of no use with class probabilities as the target")
+    if not soft and target.dtype not in (torch.int64, torch.uint8):
+        raise RuntimeError(f"target: expected class indices of int64 or uint8, got {target.dtype}")
     if target.device != like.device:
         raise RuntimeError(f"target: expected on {like.device} as the input, got {target.device}")
     if weight is not None:
@@ -292,8 +315,6 @@ def check_loss(
                 f"weight: expected {like.dtype} on {like.device} as the input, "
                 f"got {weight.dtype} on {weight.device}"
             )
-    if not 0 <= options.label_smoothing <= 1:
-        raise RuntimeError(f"label_smoothing: expected a number in [0, 1], got {options.label_smoothing}")
     if os.environ.get("FASTMLP_DEBUG") == "1" and not target.is_floating_point():
         wrong = (target != options.ignore_index) & ((target < 0) | (target >= classes))
         if bool(wrong.any()):

@@ -7,6 +7,7 @@ import os
 import torch
 from torch import Tensor
 
+from fastmlp.backends import readable
 from fastmlp.backends.base import Quantized
 
 #: What quantized values may be.
@@ -51,6 +52,5 @@ def stand_in(input: Quantized, weight: Tensor) -> Tensor:
 
 
 def is_constant(input: Quantized) -> bool:
-    """Whether nobody wants the gradient of scale or shift, which the kernels do not compute."""
-    numbers = (input.scale, input.shift)
-    return not any(isinstance(number, Tensor) and number.requires_grad for number in numbers)
+    """Whether kernels can read it, and nobody wants the gradient of scale or shift, which none computes."""
+    return all(readable(t) and not t.requires_grad for t in input if isinstance(t, Tensor))

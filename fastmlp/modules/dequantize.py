@@ -67,9 +67,9 @@ class Dequantize(nn.Module):
         """Scale and shift, or how many there are."""
 
         def of(tensor: Tensor | None) -> str:
-            return str(
-                tensor if tensor is None else tensor.item() if tensor.numel() == 1 else [*tensor.shape]
-            )
+            if tensor is None:
+                return "None"
+            return str([*tensor.shape] if tensor.numel() != 1 or tensor.is_meta else tensor.item())
 
         return f"scale={of(self.scale)}, shift={of(self.shift)}"
 

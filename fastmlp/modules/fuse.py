@@ -8,6 +8,7 @@ from torch import nn
 
 from fastmlp.modules.mlp import MLP
 from fastmlp.modules.sequential import Sequential
+from fastmlp.modules.timm_mlp import TimmMlp
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -16,9 +17,9 @@ def fuse(module: M) -> M:
     """Make every ``nn.Sequential`` in ``module``, itself included, a `Sequential`. In place.
 
     What changes is the class of the objects that are there: parameters, buffers, names, hooks,
-    modes, sharing and optimizers stay. A ``torchvision.ops.MLP`` becomes an `MLP`; any other
-    subclass of ``nn.Sequential`` may have a forward of its own and is left as it is, though what is
-    inside it is fused.
+    modes, sharing and optimizers stay. A ``torchvision.ops.MLP`` becomes an `MLP`, and a
+    ``timm.layers.Mlp`` a `TimmMlp`; any other subclass of ``nn.Sequential`` may have a forward of its
+    own and is left as it is, though what is inside it is fused.
 
     Returns:
         ``module``.
@@ -30,8 +31,11 @@ def fuse(module: M) -> M:
         raise TypeError(f"module: expected an nn.Module, got {type(module).__name__}")
     for child in module.modules():
         kind = type(child)
+        name = (kind.__module__, kind.__qualname__)
         if kind is nn.Sequential:
             child.__class__ = Sequential
-        elif (kind.__module__, kind.__qualname__) == ("torchvision.ops.misc", "MLP"):
+        elif name == ("torchvision.ops.misc", "MLP"):
             child.__class__ = MLP
+        elif name == ("timm.layers.mlp", "Mlp") and child._modules.keys() == set(TimmMlp.ORDER):
+            child.__class__ = TimmMlp
     return module

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastmlp.activations import from_module, resolve
-from fastmlp.functional.linear import Layer, chain
+from fastmlp.functional.linear import linear_act
+from fastmlp.functional.traced import is_stand_in
 from fastmlp.modules.plan import untouched
 
 
@@ -45,9 +46,11 @@ class LinearAct(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """(..., K) to (..., N)."""
         activation = self.activation
-        if isinstance(activation, nn.Module) and not (untouched(activation) and from_module(activation)):
+        if isinstance(activation, nn.Module) and (
+            is_stand_in(input) or not (untouched(activation) and from_module(activation))
+        ):
             return activation(F.linear(input, self.weight, self.bias))  # its hooks or parametrization count
-        return chain(input, [Layer(self.weight, self.bias, resolve(activation))])
+        return linear_act(input, self.weight, self.bias, activation)
 
     def extra_repr(self) -> str:
         """As ``nn.Linear``'s, with the activation where it is no child."""

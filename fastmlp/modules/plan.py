@@ -150,4 +150,4 @@ def _fits(act: Act, layer: Layer) -> bool:
     slopes = act.weight
     if slopes is None:
         return True
-    return type(slopes) in _PLAIN and slopes.numel() in (1, layer.weight.shape[0])
+    return type(slopes) in _PLAIN and slopes.dim() < 2 and slopes.numel() in (1, layer.weight.shape[0])

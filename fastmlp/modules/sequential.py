@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +14,7 @@ from fastmlp.functional.loss import chain_cross_entropy
 from fastmlp.functional.quantized import INTEGERS
 from fastmlp.modules.dequantize import Dequantize
 from fastmlp.modules.loss import CrossEntropyLoss
-from fastmlp.modules.plan import Dequantized, Stage, layer_of, plan, untouched
+from fastmlp.modules.plan import Dequantized, layer_of, plan, untouched
 
 
 class Sequential(nn.Sequential):
@@ -24,42 +26,7 @@ class Sequential(nn.Sequential):
 
     def forward(self, input: Tensor) -> Tensor:
         """Run the children in order; see `plan` for what is fused."""
-        # Modules may pass on anything, as in torch's; the kernels take tensors.
-        if not isinstance(input, Tensor) or choose(self._like(input)).backend is None:
-            if isinstance(input, Tensor) and requested() == "auto" and onednn.applies(input):
-                return self._infer(input)
-            for child in self._modules.values():  # nn.Sequential's own loop: nothing is to be planned
-                input = child(input)
-            return input
-        for stage in self._plan():
-            input = chain(input, stage) if isinstance(stage, list) else stage(input)
-        return input
-
-    def _infer(self, input: Tensor) -> Tensor:
-        """The children on a CPU without autograd. No plan is made: at batch 1 it would cost what it saves."""
-        fresh = False  # whether the input is a linear layer's result, which nobody else holds
-        for child in self._modules.values():
-            if type(child) is nn.Linear and isinstance(input, Tensor) and untouched(child):
-                layer = layer_of(child)
-                if layer is not None:
-                    input, fresh = onednn.linear(input, layer.weight, layer.bias), True
-                    continue
-            if fresh and type(child) is nn.ReLU and untouched(child):
-                torch.relu_(input)
-                continue
-            input, fresh = child(input), False
-        return input
-
-    def _like(self, input: Tensor) -> Tensor:
-        """What the backend is chosen by: of integers that a child dequantizes, what they become."""
-        if input.dtype in INTEGERS:
-            for child in self._modules.values():
-                if type(child) is Dequantize:
-                    return child.scale
-        return input
-
-    def _plan(self) -> list[Stage]:
-        return plan(self, (nn.Sequential, Sequential))
+        return run(self._modules.values(), input)  # type: ignore[arg-type]
 
     def cross_entropy(
         self, input: Tensor, target: Tensor, loss: CrossEntropyLoss
@@ -73,11 +40,11 @@ class Sequential(nn.Sequential):
 
     def _head(self, input: Tensor, target: Tensor, loss: CrossEntropyLoss) -> tuple[Tensor, Tensor] | None:
         """`cross_entropy`, where the forward is known to be the children in order."""
-        if not isinstance(input, Tensor) or choose(self._like(input)).backend is None:
+        if not isinstance(input, Tensor) or choose(_like(self, input)).backend is None:
             return None
         if type(loss) is not CrossEntropyLoss or loss.inplace or not (untouched(self) and untouched(loss)):
             return None
-        stages = self._plan()
+        stages = plan(self, _OPENED)
         if not stages:
             return None
         *before, last = stages
@@ -90,3 +57,45 @@ class Sequential(nn.Sequential):
         value, logits = chain_cross_entropy(source, layers, target, loss.weight, options, with_logits=True)
         assert logits is not None
         return value, logits
+
+
+_OPENED = (nn.Sequential, Sequential)
+
+
+def run(children: Iterable[nn.Module], input: Tensor) -> Tensor:
+    """The output of ``children``, which may be gone through more than once, one after another."""
+    # Modules may pass on anything, as in torch's; the kernels take tensors.
+    if not isinstance(input, Tensor) or choose(_like(children, input)).backend is None:
+        if isinstance(input, Tensor) and requested() == "auto" and onednn.applies(input):
+            return _infer(children, input)
+        for child in children:  # nn.Sequential's own loop: nothing is to be planned
+            input = child(input)
+        return input
+    for stage in plan(children, _OPENED):
+        input = chain(input, stage) if isinstance(stage, list) else stage(input)
+    return input
+
+
+def _infer(children: Iterable[nn.Module], input: Tensor) -> Tensor:
+    """The children on a CPU without autograd. No plan is made: at batch 1 it would cost what it saves."""
+    fresh = False  # whether the input is a linear layer's result, which nobody else holds
+    for child in children:
+        if type(child) is nn.Linear and isinstance(input, Tensor) and untouched(child):
+            layer = layer_of(child)
+            if layer is not None:
+                input, fresh = onednn.linear(input, layer.weight, layer.bias), True
+                continue
+        if fresh and type(child) is nn.ReLU and untouched(child):
+            torch.relu_(input)
+            continue
+        input, fresh = child(input), False
+    return input
+
+
+def _like(children: Iterable[nn.Module], input: Tensor) -> Tensor:
+    """What the backend is chosen by: of integers that a child dequantizes, what they become."""
+    if input.dtype in INTEGERS:
+        for child in children:
+            if type(child) is Dequantize:
+                return child.scale
+    return input

@@ -74,7 +74,14 @@ class Page:
 
     def pytest_sessionfinish(self) -> None:
         """Write the page."""
-        self.path.write_text(render(self.cells, _device()))
+        self.path.write_text(render(self.cells, self.device()))
+
+    @staticmethod
+    def device() -> str:
+        """What ran the tests."""
+        if torch.cuda.is_available():
+            return torch.cuda.get_device_name()
+        return "a CPU, the kernels in Triton's interpreter"
 
 
 def _outcome(report: pytest.TestReport, cell: dict[str, Any]) -> str:
@@ -85,12 +92,6 @@ def _outcome(report: pytest.TestReport, cell: dict[str, Any]) -> str:
     if cell["refused"]:
         return REFUSED
     return KERNELS if cell["kernels"] else TORCH
-
-
-def _device() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return "a CPU, the kernels in Triton's interpreter"
 
 
 def render(cells: Cells, device: str) -> str:

@@ -133,14 +133,14 @@ def test_inductor(backend: str, device: str) -> None:
 
 @pytest.mark.feature(GROUP, "one graph for every batch size")
 @pytest.mark.parametrize("dynamic", [True, None])
-@pytest.mark.parametrize("widths", [[8, 3], [300, 20, 3]], ids=["whole", "layers"])
+@pytest.mark.parametrize("widths", [[8, 3], [260, 3]], ids=["whole", "layers"])
 def test_no_recompilation(widths: list[int], dynamic: bool | None, backend: str, device: str) -> None:
     """With torch's default the first batch is taken for the only one, and the second tells: then no more."""
     net = fastmlp.MLP(12, widths, activation_layer=nn.SiLU).to(device)
     loss = fastmlp.CrossEntropyLoss()
     compiled, counter = one_graph(lambda x, y: loss(net(x), y), dynamic=dynamic)
     graphs = []
-    for batch in (256, 96, 33, 1000, 7, 2, 513):
+    for batch in (64, 33, 96, 7, 2, 65):
         x, y = torch.randn(batch, 12, device=device), torch.randint(3, (batch,), device=device)
         value = compiled(x, y)
         value.backward()

@@ -16,7 +16,6 @@ from fastmlp.functional import linear_act, mlp
 from fastmlp.kernels import launch
 from tests.compatibility.compare import same_or_as_good
 from tests.compatibility.nets import agree, all_grads, losses, rows_of
-from tests.compatibility.page import Refusal
 
 GROUP = "Autograd"
 
@@ -145,15 +144,19 @@ def test_upstream_layouts(backend: str, dtype: torch.dtype, device: str) -> None
     agree(run, backend, dtype, device)
 
 
-@pytest.mark.feature(GROUP, "complex tensors in the functional forms")
-def test_complex(backend: str, device: str, refuses: Refusal) -> None:
-    """Modules hand them to torch; the functional forms name the argument."""
+@pytest.mark.feature(GROUP, "complex tensors, with autocast or without")
+def test_complex(backend: str, device: str) -> None:
+    """They are torch's own ops'."""
     net = fastmlp.Sequential(nn.Linear(5, 4), nn.Tanh()).to(device, torch.complex64)
     x = torch.randn(6, 5, device=device, dtype=torch.complex64, requires_grad=True)
-    assert torch.equal(net(x), nn.Sequential(*net)(x))
-    net(x).abs().sum().backward()
-    with refuses(TypeError, "weight: expected floating dtypes, got torch.complex64"):
-        linear_act(x, net[0].weight)
+    for autocast in (False, True):
+        with torch.autocast(device, torch.bfloat16, enabled=autocast):
+            expected = nn.Sequential(*net)(x)
+            assert torch.equal(net(x), expected)
+            assert torch.equal(linear_act(x, net[0].weight, net[0].bias, "tanh"), expected)
+        net(x).abs().sum().backward()
+    with pytest.raises(TypeError, match="weight: expected torch.complex64|floating dtypes"):
+        linear_act(x, net[0].weight.real)
 
 
 @pytest.mark.feature(GROUP, "memory: a graph holds nothing when it is gone")

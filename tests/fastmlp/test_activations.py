@@ -54,6 +54,8 @@ def test_unknown_activations_are_refused() -> None:
         resolve("swish")
     with pytest.raises(ValueError, match="activation: Softmax"):
         resolve(nn.Softmax(-1))
+    with pytest.raises(ValueError, match="activation: GELU"):
+        resolve(nn.GELU(approximate="erf"))  # torch refuses it where it is called
     with pytest.raises(ValueError, match=r"nn\.PReLU"):
         resolve("prelu")
     assert resolve(None) is NONE

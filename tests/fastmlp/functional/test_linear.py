@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastmlp import backends
-from fastmlp.activations import NAMES, TABLE
+from fastmlp.activations import NAMES, TABLE, Act
 from fastmlp.functional import linear_act, mlp
 
 
@@ -80,6 +80,11 @@ X, W, B = (torch.randn(shape, device=DEVICE) for shape in ((6, 5), (4, 5), (4,))
             (X, W, B, nn.PReLU(3, device=DEVICE)),
             ValueError,
             r"activation: PReLU's weight has 3 slopes for 4 features",
+        ),
+        (
+            (X, W, B, Act(TABLE["prelu"], weight=B[None])),
+            ValueError,
+            r"activation: PReLU's weight: expected \(\) or \(slopes,\), got \(1, 4\)",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""fastmlp.MLP against torchvision's."""
+"""fastmlp.MLP where it is not torchvision's; for the rest see tests/compatibility/test_modules_peers.py."""
 
 from __future__ import annotations
 
@@ -6,43 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 import fastmlp
 from fastmlp import backends
 
 torchvision_ops = pytest.importorskip("torchvision.ops", reason="torchvision is the peer")
-
-CONFIGS: list[dict[str, Any]] = [
-    {},
-    {"activation_layer": nn.GELU},
-    {"activation_layer": nn.LeakyReLU, "inplace": True, "dropout": 0.3},
-    {"norm_layer": nn.BatchNorm1d, "bias": False},
-    {"norm_layer": nn.LayerNorm, "activation_layer": nn.Tanh},
-    {"activation_layer": nn.SiLU, "dropout": 0.5, "bias": False},
-    {"activation_layer": nn.PReLU},
-]
-
-
-@pytest.mark.parametrize("config", CONFIGS, ids=str)
-@pytest.mark.parametrize("backend", ["torch", "triton"])
-def test_same_as_torchvision(config: dict[str, Any], backend: str, device: str) -> None:
-    """Children, keys both ways, and outputs in training and evaluation."""
-    theirs = torchvision_ops.MLP(12, [8, 7, 3], **config).to(device)
-    ours = fastmlp.MLP(12, [8, 7, 3], **config).to(device)
-    assert repr(ours) == repr(theirs)
-    ours.load_state_dict(theirs.state_dict(), strict=True)
-    theirs.load_state_dict(ours.state_dict(), strict=True)
-    x = torch.randn(6, 12, device=device)
-    with backends.use(backend):
-        for mode in (True, False):
-            outputs = []
-            for net in (theirs.train(mode), ours.train(mode)):
-                torch.manual_seed(0)
-                outputs.append(net(x))
-            if backend == "triton" and mode and config.get("dropout"):
-                continue  # the kernels draw masks of their own
-            torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-4, atol=1e-5)
 
 
 def test_what_torchvision_has_not() -> None:

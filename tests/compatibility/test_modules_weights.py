@@ -1,0 +1,393 @@
+"""Weights that are more than parameters: derived, shared, lazy, frozen, pruned, quantized, of odd kinds."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations, parametrize, prune
+
+import fastmlp
+from fastmlp.functional import chain_cross_entropy, cross_entropy, linear_act, linear_cross_entropy
+from fastmlp.functional.layer import Layer
+from tests.compatibility.compare import same_or_as_good
+from tests.compatibility.twins import agree, plain, results, rows, twins
+
+GROUP = "Modules"
+TARGET = (0, 3, 1, 2, 3, 0)
+
+
+class LoRA(nn.Module):
+    """A frozen linear layer and a product of two thin ones beside it, as PEFT wraps it."""
+
+    def __init__(self, base: nn.Linear, rank: int = 2) -> None:
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.down = nn.Linear(base.in_features, rank, bias=False)
+        self.up = nn.Linear(rank, base.out_features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.up(self.down(x))
+
+
+class LowRank(nn.Module):
+    """The same as a parametrization."""
+
+    def __init__(self, weight: Tensor, rank: int = 2) -> None:
+        super().__init__()
+        self.up = nn.Parameter(torch.randn(len(weight), rank))
+        self.down = nn.Parameter(torch.randn(rank, weight.shape[1]))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + self.up @ self.down
+
+
+class Int8Linear(nn.Linear):
+    """The weight as int8 with a scale a row; straight through for the input's gradient."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        weight = self.weight.detach()
+        scale = weight.abs().amax(1, keepdim=True) / 127
+        del self.weight
+        self.register_buffer("weight", (weight / scale).round().to(torch.int8))
+        self.register_buffer("scale", scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype) * self.scale, self.bias)
+
+
+class Counted(Tensor):
+    """A tensor of a type of its own, which sees every linear layer it is in."""
+
+    calls = 0
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        cls.calls += func is F.linear
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def old(function: Callable[..., nn.Module], layer: nn.Module, *args: Any) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return function(layer, *args)
+
+
+def around(wrap: Callable[[nn.Linear], nn.Module]) -> Callable[[type[nn.Sequential]], nn.Module]:
+    """A net whose first and last layers are wrapped, with a plain chain between them."""
+
+    def make(kind: type[nn.Sequential]) -> nn.Module:
+        first, last = wrap(nn.Linear(5, 7)), wrap(nn.Linear(6, 4))
+        return kind(first, nn.ReLU(), nn.Linear(7, 6), nn.Tanh(), last)
+
+    return make
+
+
+def parametrized(layer: nn.Linear) -> nn.Module:
+    parametrize.register_parametrization(layer, "bias", nn.Softplus())
+    return parametrize.register_parametrization(layer, "weight", LowRank(layer.weight))
+
+
+def orthogonal(kind: type[nn.Sequential]) -> nn.Module:
+    return kind(parametrizations.orthogonal(nn.Linear(5, 5)), nn.ReLU(), nn.Linear(5, 4))
+
+
+def pruned(layer: nn.Linear) -> nn.Module:
+    prune.l1_unstructured(layer, "weight", amount=0.4)
+    return prune.random_unstructured(layer, "bias", amount=0.3)
+
+
+def pruned_for_good(layer: nn.Linear) -> nn.Module:
+    return prune.remove(prune.ln_structured(layer, "weight", amount=0.4, n=2, dim=0), "weight")
+
+
+def shared(kind: type[nn.Sequential]) -> nn.Module:
+    one, two, three = nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, 5, bias=False)
+    two.weight, two.bias = one.weight, one.bias
+    three.weight = one.weight
+    return kind(one, nn.ReLU(), two, nn.Tanh(), three, one)
+
+
+def transposed(kind: type[nn.Sequential]) -> nn.Module:
+    """An autoencoder whose decoder's weight is a view of the encoder's memory."""
+    encoder, decoder = nn.Linear(5, 7), nn.Linear(7, 5)
+    decoder.weight = nn.Parameter(encoder.weight.detach().t())
+    return kind(encoder, nn.ReLU(), decoder)
+
+
+def in_one_vector(kind: type[nn.Sequential]) -> nn.Module:
+    """Parameters that lie behind each other at odd offsets."""
+    net = plain(kind)
+    vector = nn.utils.parameters_to_vector(net.parameters())
+    nn.utils.vector_to_parameters(torch.cat([vector[:1], vector])[1:], net.parameters())
+    return net
+
+
+WRAPPED: dict[str, Callable[[type[nn.Sequential]], nn.Module]] = {
+    "parametrizations": around(parametrized),
+    "weight norm: parametrization": around(parametrizations.weight_norm),
+    "weight norm: nn.utils": around(lambda layer: old(nn.utils.weight_norm, layer)),
+    "spectral norm: parametrization": around(parametrizations.spectral_norm),
+    "spectral norm: nn.utils": around(lambda layer: old(nn.utils.spectral_norm, layer)),
+    "orthogonal parametrization": orthogonal,
+    "LoRA around a layer": around(LoRA),
+    "LoRA as a parametrization": around(
+        lambda layer: parametrize.register_parametrization(layer, "weight", LowRank(layer.weight))
+    ),
+    "pruned layers": around(pruned),
+    "pruned layers after prune.remove": around(pruned_for_good),
+    "layers with one parameter": shared,
+    "a transposed weight": transposed,
+    "parameters as views of one vector": in_one_vector,
+}
+#: What torch itself does in float32 and float64 alone.
+WIDE = ("spectral norm: parametrization", "spectral norm: nn.utils", "orthogonal parametrization")
+
+
+def steps(net: nn.Module, x: Tensor) -> list[Tensor]:
+    """Two steps of SGD: what is derived from a parameter follows it."""
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.125)
+    found = results(net, x)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=False)
+    return [t.clone() for t in found] + [net(x)]
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        pytest.param(name, dtype, marks=pytest.mark.feature(GROUP, name))
+        for name in WRAPPED
+        for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+        if name not in WIDE or dtype.itemsize > 2
+    ],
+)
+def test_wrapped_layers(name: str, dtype: torch.dtype, backend: str, device: str) -> None:
+    agree(WRAPPED[name], backend, device, dtype, run=steps, roundings=10)
+
+
+@pytest.mark.feature(GROUP, "lazy layers, before and after they are initialized")
+def test_lazy(backend: str, dtype: torch.dtype, device: str) -> None:
+    """The first forward makes the parameters; they load from, and into, what was made already."""
+    found = []
+    for kind, of in ((fastmlp.Sequential, dtype), (nn.Sequential, dtype), (nn.Sequential, torch.float64)):
+        net = kind(nn.LazyLinear(7), nn.ReLU(), nn.LazyLinear(4)).to(device, dtype)
+        assert isinstance(net[0].weight, nn.UninitializedParameter)
+        torch.manual_seed(0)
+        net(rows(device, dtype))
+        assert type(net[0]) is nn.Linear
+        late = kind(nn.LazyLinear(7), nn.ReLU(), nn.LazyLinear(4)).to(device, of)
+        late.load_state_dict(net.state_dict())
+        net.load_state_dict(late.state_dict())
+        found.append(steps(late, rows(device, dtype).to(of).requires_grad_()))
+    same_or_as_good(*found, backend, "lazy", 10)
+
+
+class Language(nn.Module):
+    """An embedding whose weight is the head's too."""
+
+    def __init__(self, body: nn.Sequential) -> None:
+        super().__init__()
+        self.embedding, self.body = nn.Embedding(11, 5), body
+        body[-1].weight = self.embedding.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(self.embedding(x))
+
+
+@pytest.mark.feature(GROUP, "a head tied to an embedding")
+def test_tied_to_an_embedding(backend: str, dtype: torch.dtype, device: str) -> None:
+    def run(net: nn.Module, x: Tensor) -> list[Tensor]:
+        y = net(x)
+        y.square().sum().backward()
+        assert len(list(net.parameters())) == 4  # one of which is shared
+        assert net.body[-1].weight is net.embedding.weight  # type: ignore[union-attr, index]
+        return [y, *(p.grad for p in net.parameters())]  # type: ignore[misc]
+
+    def make(kind: type[nn.Sequential]) -> nn.Module:
+        return Language(kind(nn.Linear(5, 5), nn.GELU(), nn.Linear(5, 11)))
+
+    agree(make, backend, device, dtype, run=run, x=torch.tensor([[0, 10, 3], [3, 3, 7]], device=device))
+
+
+@pytest.mark.feature(GROUP, "LinearCrossEntropyLoss tied to an embedding")
+@pytest.mark.skipif(not hasattr(nn, "LinearCrossEntropyLoss"), reason="this torch has none")
+def test_loss_tied_to_an_embedding(backend: str, dtype: torch.dtype, device: str) -> None:
+    found = []
+    for kind, of in (
+        (fastmlp.LinearCrossEntropyLoss, dtype),
+        (nn.LinearCrossEntropyLoss, dtype),
+        (nn.LinearCrossEntropyLoss, torch.float64),
+    ):
+        torch.manual_seed(0)
+        embedding, loss = nn.Embedding(300, 5), kind(5, 300, bias=True)
+        loss.linear.weight = embedding.weight
+        both = nn.ModuleList([embedding, loss]).to(device, dtype).to(of)
+        assert loss.linear.weight is embedding.weight
+        x, y = (torch.arange(first, first + 40, device=device) for first in (0, 1))
+        loss(embedding(x), y).backward()
+        found.append([p.grad for p in both.parameters()])
+    same_or_as_good(*found, "triton" if backend == "torch" else backend, "tied")  # torch has tiles of its own
+
+
+@pytest.mark.feature(GROUP, "parametrized and weight-normed layers of ours", dtype="float32")
+@pytest.mark.parametrize("wrap", ["parametrizations", "old", "pruned"])
+def test_wrapped_layers_of_ours(wrap: str, backend: str, device: str) -> None:
+    """A LinearAct, whose weight is derived, against an ``nn.Linear`` and its activation."""
+    how: dict[str, Callable[[nn.Linear], nn.Module]] = {
+        "parametrizations": parametrized,
+        "old": lambda layer: old(nn.utils.spectral_norm, old(nn.utils.weight_norm, layer, "bias")),
+        "pruned": pruned,
+    }
+
+    def make(kind: type[nn.Sequential]) -> nn.Module:
+        if kind is fastmlp.Sequential:
+            return kind(how[wrap](fastmlp.LinearAct(5, 4, activation="silu")))
+        return kind(how[wrap](nn.Linear(5, 4)), nn.SiLU())
+
+    agree(make, backend, device, run=steps, roundings=10)
+
+
+@pytest.mark.feature(GROUP, "frozen layers, and ones that are thawed later")
+def test_frozen(backend: str, dtype: torch.dtype, device: str) -> None:
+    """No gradient where none is wanted, the right ones elsewhere, and none of an earlier choice remains."""
+
+    def run(net: nn.Module, x: Tensor) -> list[Tensor]:
+        found: list[Tensor] = []
+        for frozen in ((0, 1), (2, 3), (1, 2), (0, 1, 2, 3), ()):
+            for i, parameter in enumerate(net.parameters()):
+                parameter.requires_grad_(i not in frozen)
+            net.zero_grad()
+            x.grad = None
+            y = net(x)
+            y.square().sum().backward()
+            grads = [p.grad for p in net.parameters()]
+            assert [g is None for g in grads] == [i in frozen for i in range(4)]
+            found += [y, x.grad, *(g for g in grads if g is not None)]  # type: ignore[list-item]
+        net.requires_grad_(False)
+        assert not net(x.detach()).requires_grad
+        return found
+
+    agree(plain, backend, device, dtype, run=run)
+
+
+@pytest.mark.feature(GROUP, "int8 weights in a layer of one's own", dtype="float32")
+def test_int8_weights(backend: str, device: str) -> None:
+    agree(around(lambda layer: Int8Linear(layer.in_features, layer.out_features)), backend, device)
+
+
+@pytest.mark.feature(GROUP, "torch.ao.quantization.quantize_dynamic", dtype="float32")
+@pytest.mark.filterwarnings("ignore")  # deprecated
+@pytest.mark.parametrize("which", ["all", "the last"])
+def test_quantize_dynamic(which: str, backend: str) -> None:
+    """The children are swapped as torch's are, and those that are left run by the kernels. For CPUs alone."""
+    ao = pytest.importorskip("torch.ao.quantization")
+    if not hasattr(ao, "quantize_dynamic") or torch.backends.quantized.engine == "none":
+        pytest.skip("this torch cannot quantize")
+    ours, theirs, _ = twins(plain, "cpu")
+    what: Any = {nn.Linear} if which == "all" else {"2": ao.default_dynamic_qconfig}
+    nets = [ao.quantize_dynamic(net, what) for net in (ours, theirs)]
+    assert type(nets[0]) is fastmlp.Sequential
+    assert type(nets[0][2]) is type(nets[1][2]) is not nn.Linear
+    x = rows("cpu")
+    if which == "all" or backend == "torch":
+        assert torch.equal(nets[0](x), nets[1](x))
+    else:
+        torch.testing.assert_close(nets[0](x), nets[1](x), rtol=0.02, atol=0.02)  # a step of the 8 bits
+
+
+#: What an address does not tell the elements of. Each from a weight to one of the same values.
+ODD: dict[str, Callable[[Tensor], Tensor]] = {
+    "a tensor type of one's own": lambda w: w.as_subclass(Counted),
+    "sparse": lambda w: w.to_sparse_csr(),
+    "the imaginary part of a conjugate": lambda w: torch.complex(w, -w).conj().imag,
+}
+
+
+@pytest.mark.feature(GROUP, "weights of odd kinds: sparse, negated views, tensor subclasses", dtype="float32")
+@pytest.mark.parametrize("name", list(ODD))
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_odd_weights(name: str, backend: str, device: str) -> None:
+    """Kernels do not read them: the very bits of torch's ops."""
+    torch.manual_seed(0)
+    x, w, b = rows(device), torch.randn(4, 5, device=device), torch.randn(4, device=device)
+    odd = nn.Parameter(ODD[name](w), requires_grad=False)
+    made = {
+        "Linear": fastmlp.Sequential(nn.Linear(5, 4), nn.ReLU()),
+        "LinearAct": fastmlp.Sequential(fastmlp.LinearAct(5, 4)),
+    }
+    for net in made.values():
+        net.to(device).load_state_dict({"0.weight": w, "0.bias": b})
+        net[0].weight = odd
+        Counted.calls = 0
+        assert torch.equal(net(x), F.linear(x, odd, b).relu())
+        assert Counted.calls == (2 if name.startswith("a tensor type") else 0)
+    assert torch.equal(linear_act(x, odd, b), F.linear(x, odd, b).relu())
+    if name != "sparse":
+        target = torch.tensor(TARGET, device=device)
+        assert torch.equal(
+            linear_cross_entropy(x, odd, target, linear_bias=b), F.cross_entropy(F.linear(x, odd, b), target)
+        )
+
+
+@pytest.mark.feature(GROUP, "negated views as input, target, class weight and gradient")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)  # as there are complex numbers
+def test_negated_views(backend: str, dtype: torch.dtype, device: str) -> None:
+    """A complex output's gradient is one: kernels that read its memory took it with the wrong sign."""
+    torch.manual_seed(0)
+    values, weight = torch.randn(6, 4, device=device, dtype=dtype), torch.rand(4, device=device, dtype=dtype)
+    target, chances = torch.tensor(TARGET, device=device), torch.randn_like(values).softmax(1)
+
+    def negated(t: Tensor) -> Tensor:
+        odd = torch.complex(t, -t).conj().imag
+        assert odd.is_neg()
+        return odd
+
+    layers = [Layer(torch.randn(3, 4, device=device, dtype=dtype).requires_grad_(), None)]
+    for function, arguments in (
+        (lambda x: linear_act(x, layers[0].weight, None, "tanh"), [values]),
+        (lambda x, y, w: cross_entropy(x, y, w), [values, chances, weight]),
+        (lambda x, w: cross_entropy(x, target, w, z_loss=0.1), [values, weight]),
+        (lambda x, w: chain_cross_entropy(x, layers, target.clamp(max=2), w[:3])[0], [values, weight]),
+        (lambda x, w: linear_cross_entropy(x, values[:4], target, weight=w), [values, weight]),
+    ):
+        for i in range(len(arguments)):
+            odd = [negated(t) if i == j else t for j, t in enumerate(arguments)]
+            torch.testing.assert_close(function(*odd), function(*arguments))
+
+    def run(net: nn.Module, x: Tensor) -> list[Tensor]:
+        y, signs = net(x), []
+        y.register_hook(lambda grad: signs.append(grad.is_neg()))
+        turned = torch.complex(torch.zeros_like(y), y).conj() * (1 + 2j)
+        torch.view_as_real(turned).square().sum().backward()
+        assert signs == [True]
+        return [x.grad, *(p.grad for p in net.parameters())]  # type: ignore[list-item]
+
+    agree(plain, backend, device, dtype, run=run)
+    logits = values.clone().requires_grad_()
+    upstream = torch.randn(6, device=device, dtype=dtype)
+    for each in (
+        lambda: cross_entropy(logits, target, reduction="none"),
+        lambda: linear_cross_entropy(logits, values[:4], target, reduction="none"),
+    ):
+        grads = [torch.autograd.grad(each(), logits, g)[0] for g in (negated(upstream), upstream)]
+        torch.testing.assert_close(*grads)
+
+
+@pytest.mark.feature(GROUP, "vector_to_parameters and parameters_to_vector", dtype="float32")
+def test_vectors(backend: str, device: str) -> None:
+    def run(net: nn.Module, x: Tensor) -> list[Tensor]:
+        vector = nn.utils.parameters_to_vector(net.parameters())
+        nn.utils.vector_to_parameters(vector.detach() * 2, net.parameters())
+        return [*results(net, x), vector]
+
+    agree(plain, backend, device, run=run)
+    net = copy.deepcopy(twins(plain, device)[0])
+    assert len(nn.utils.parameters_to_vector(net.parameters())) == 5 * 7 + 7 + 7 * 4 + 4

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastmlp.autograd.chain import differentiable_grads
-from fastmlp.autograd.cross_entropy import reference_loss
+from fastmlp.autograd.cross_entropy import nan_without_weight, reference_loss
 from fastmlp.autograd.tiling import Plan
 from fastmlp.backends import products
 from fastmlp.backends.base import Backend, LossOptions, Scale
@@ -154,7 +154,8 @@ def denominator(
     if weight is None:
         return kept.sum(dtype=wide)
     known = kept & (target >= 0) & (target < classes)  # an index that is no class must not be an address
-    return torch.where(known, weight.to(wide)[torch.where(known, target, 0)], 0.0).sum()
+    total = torch.where(known, weight.to(wide)[torch.where(known, target, 0)], 0.0).sum()
+    return nan_without_weight(total, kept)
 
 
 class LinearCrossEntropy(torch.autograd.Function):

@@ -238,6 +238,8 @@ def _backend(
             return None
     if target.dtype == torch.uint8 and linear_weight.dim() > 2:
         return None
+    if options.label_smoothing == 1 and not probabilities:  # torch makes a NaN of an infinite loss: 0 * inf
+        return None
     backend = backends.choose(input).backend
     if backend is not None:
         return backend

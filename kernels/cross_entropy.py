@@ -183,8 +183,10 @@ def cross_entropy_backward_kernel(
     x = tl.load(x_row[:, None] + col_offsets * stride_xc, mask=inside, other=0.0).to(tl.float32)
     p = tl.exp((x - m[:, None]) - log_sum[:, None])
     dx = upstream[:, None] * (p * coefficient[:, None] - a)
-    if not PROBABILITIES:  # selected, not multiplied: upstream is inf where every row is ignored
-        dx = tl.where(ignored[:, None], 0.0, dx)
+    if not PROBABILITIES:
+        # Selected, not multiplied by upstream, which is inf where every row is ignored. As torch's, the
+        # gradient of an ignored row is 0 unless its softmax is NaN.
+        dx = tl.where(ignored[:, None], p * 0.0, dx)
     dx_row = dx_ptr + _row_offsets(rows, D, stride_dn, stride_dd)
     store(dx_row[:, None] + col_offsets * stride_dc, dx, inside)
 

@@ -7,7 +7,7 @@ without launching, with the very code that runs in production.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -37,6 +37,7 @@ class Launch:
 
 
 _observers: list[Callable[[Launch], None]] = []
+_around: Callable[[Launch], AbstractContextManager[tuple[Any, ...]]] | None = None
 _dry = False
 
 
@@ -56,7 +57,11 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
         # Said aloud because Triton 3.10 changes the default: a*b+c may contract to an FMA.
         options["enable_fp_fusion"] = True
     with on_device(args[0]):
-        kernel[grid](*args, **options)
+        if _around is None:
+            kernel[grid](*args, **options)
+            return
+        with _around(Launch(kernel, grid, args, options)) as replaced:
+            kernel[grid](*replaced, **options)
 
 
 def launch_if(needed: bool, kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
@@ -93,6 +98,17 @@ def observe(observer: Callable[[Launch], None]) -> Iterator[None]:
         yield
     finally:
         _observers.remove(observer)
+
+
+@contextmanager
+def around(wrapper: Callable[[Launch], AbstractContextManager[tuple[Any, ...]]]) -> Iterator[None]:
+    """Inside the ``with`` block every launch is made in ``wrapper(launch)``, with the arguments it gives."""
+    global _around
+    before, _around = _around, wrapper
+    try:
+        yield
+    finally:
+        _around = before
 
 
 @contextmanager

@@ -79,8 +79,14 @@ def row_loss(total, log_sum, weighted_logits, m, z_loss, ignored, invalid):
 
 
 @triton.jit
+def mean_loss(total, weight):
+    """A mean over no weight is NaN, as torch's, even where label smoothing leaves a loss to be divided."""
+    return tl.where(weight == 0, float("nan"), total / weight)
+
+
+@triton.jit
 def finish_loss(loss_ptr, denominator_ptr, total, weight, MEAN: tl.constexpr):
     """Write the reduced loss, and what its gradient is divided by."""
     denominator = weight if MEAN else 1.0
     tl.store(denominator_ptr, denominator)
-    store(loss_ptr, total / denominator)
+    store(loss_ptr, mean_loss(total, denominator))

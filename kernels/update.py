@@ -45,6 +45,7 @@ from fastmlp.kernels.network import (
 )
 from fastmlp.kernels.optimizers import HYPERS, apply
 from fastmlp.kernels.quantized import Number, dequantize_gradient
+from fastmlp.kernels.softmax import mean_loss
 
 
 @triton.jit
@@ -136,7 +137,7 @@ def finish_step(partial_ptr, num_partials, loss_ptr, sums_ptr, M, MEAN: tl.const
     """The step's loss, and the epoch's sums of loss * rows and of right answers. For one program to do."""
     loss = sum_partials(partial_ptr, num_partials)
     if MEAN:
-        loss = loss / sum_partials(partial_ptr + num_partials, num_partials)
+        loss = mean_loss(loss, sum_partials(partial_ptr + num_partials, num_partials))
     tl.store(loss_ptr, loss)
     right = sum_partials(partial_ptr + 2 * num_partials, num_partials)
     tl.store(sums_ptr, tl.load(sums_ptr) + loss.to(tl.float64) * M)

@@ -52,6 +52,14 @@ def reference_loss(logits: Tensor, target: Tensor, weight: Tensor | None, option
     return (loss + extra).to(loss.dtype)
 
 
+def nan_without_weight(denominator: Tensor, kept: Tensor) -> Tensor:
+    """NaN for a sum of class weights that is 0 though some rows count: torch's gradients then are NaN.
+
+    Where no row counts they are 0, and so `Scale` has it.
+    """
+    return torch.where((denominator == 0) & kept.any(), torch.nan, denominator)
+
+
 def torch_gradient(
     grad: Tensor, logits: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions
 ) -> Tensor | None:
@@ -154,7 +162,10 @@ class ChainCrossEntropy(Node):
         ctx.backend, ctx.dtype, ctx.options, ctx.acts, ctx.fold = backend, dtype, options, acts, fold
         ctx.probabilities, ctx.numbers = drops.probabilities, numbers
         if any(needs):
-            kept = (drops.seed, target, class_weight, result.denominator, result.dlogits, result.dz)
+            denominator = result.denominator
+            if class_weight is not None and options.reduction == "mean":
+                denominator = nan_without_weight(denominator, target != options.ignore_index)
+            kept = (drops.seed, target, class_weight, denominator, result.dlogits, result.dz)
             hidden = [*inputs, h][1:]
             ctx.save_for_backward(*kept, *source, *hidden, *saved, *params)
         if result.logits is not None:

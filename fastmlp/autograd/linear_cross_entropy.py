@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastmlp.autograd.cross_entropy import reference_loss
+from fastmlp.autograd.cross_entropy import nan_without_weight, reference_loss
 from fastmlp.autograd.node import Node, left_to_torch, torch_grads
 from fastmlp.autograd.tiling import Plan
 from fastmlp.backends import products
@@ -162,7 +162,8 @@ def denominator(
     if weight is None:
         return kept.sum(dtype=wide)
     known = kept & (target >= 0) & (target < classes)  # an index that is no class must not be an address
-    return torch.where(known, weight.to(wide)[torch.where(known, target, 0)], 0.0).sum()
+    total = torch.where(known, weight.to(wide)[torch.where(known, target, 0)], 0.0).sum()
+    return nan_without_weight(total, kept)
 
 
 def loss_and_grads(

@@ -30,6 +30,8 @@ def problem(network: Network) -> str | None:
         return "there is no hidden layer"
     if network.widths[-1] > MAX_CLASSES:
         return f"the head has at most {MAX_CLASSES} classes"
+    if network.options.label_smoothing == 1:
+        return "a label smoothing of 1 is torch's own"
     if any(p.data_ptr() % ALIGNMENT for p in network.parameters):
         return "a parameter's memory is not aligned to 16 bytes"
     return None

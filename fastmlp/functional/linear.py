@@ -169,7 +169,8 @@ def _is_plain(input: Tensor | Quantized, traced: bool) -> bool:
 
 def aten_chain(input: Tensor, layers: Sequence[Layer]) -> Tensor:
     """The chain by ATen's ops with ATen's autograd, or without one by oneDNN's."""
-    linear = onednn.linear if onednn.applies(input) else F.linear
+    # Its sums are in another order than those of the library behind F.linear: not where torch's are asked for.
+    linear = onednn.linear if backends.requested() == "auto" and onednn.applies(input) else F.linear
     for weight, bias, act, dropout in layers:
         # The fresh 2-D result of addmm may be overwritten; of more dimensions it is a view. The sigmoid
         # of integers is no integer.

@@ -261,6 +261,8 @@ def _backend(
         return None
     if weight is not None and weight.dim() != 1:
         return None
+    if options.label_smoothing == 1 and not probabilities:  # torch makes a NaN of an infinite loss: 0 * inf
+        return None
     backend = backends.choose(input).backend
     if backend is not None:
         return backend

@@ -209,10 +209,16 @@ def _fits_head(
         and layers[-1].weight.dim() == 2
         and layers[-1].weight.shape[0] <= backend.head_classes
         and not target.is_floating_point()
+        and not _only_smoothing(target, options)
         and options.reduction in ("mean", "sum")
         and backends.readable(target)
         and (weight is None or (backends.readable(weight) and not weight.requires_grad))
     )
+
+
+def _only_smoothing(target: Tensor, options: LossOptions) -> bool:
+    """Whether torch multiplies the target's own loss by 0, which makes a NaN of an infinite one."""
+    return options.label_smoothing == 1 and not target.is_floating_point()
 
 
 def _widened(tensor: Tensor) -> Tensor:
@@ -235,6 +241,10 @@ def _backend(
     if weight is not None and weight.dim() != 1:  # of which torch takes some
         return None
     if target.dtype == torch.uint8 and input.dim() > 2:  # which torch refuses
+        return None
+    if target.dtype == torch.uint8 and input.dim() > 2:  # torch refuses
+        return None
+    if _only_smoothing(target, options):
         return None
     choice = backends.choose(input)
     if choice.backend is not None:

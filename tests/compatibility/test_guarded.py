@@ -1,0 +1,310 @@
+"""Every kernel in poisoned memory (tests/guard.py): nothing outside of its arguments is read or written.
+
+The kernels' sums have a fixed order, so that with poison around the same bits must come out as without.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fastmlp
+from fastmlp import backends
+from fastmlp import functional as fastmlp_functional
+from fastmlp.activations import NAMES, NONE, TABLE, Act
+from fastmlp.backends.base import Dropout, LossOptions, Quantized, Scale
+from fastmlp.backends.triton_backend import TritonBackend
+from fastmlp.functional import Layer
+from fastmlp.kernels import decisions, linear_backward, mlp_backward
+from tests.classifiers import OPTIMIZERS, Run, random_data
+from tests.guard import guarded
+from tests.problems import DTYPES, activation, matrix, vector
+
+BACKEND = TritonBackend()
+Results = list[Tensor | None]
+#: One, a part of a tile, a tile, a tile and a tail, one number more than that.
+FEW = (1, 3, 16, 17, 33, 64, 65)
+
+
+@pytest.fixture(autouse=True)
+def _kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for module in (linear_backward, mlp_backward):  # a short batch is split as a long one
+        if hasattr(module, "_ROWS_PER_SPLIT"):
+            monkeypatch.setattr(module, "_ROWS_PER_SPLIT", 32)
+    with backends.use("triton"):
+        yield
+
+
+@pytest.fixture(params=DTYPES, ids=str)
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    """What the kernels compute in."""
+    return request.param
+
+
+def check(run: Callable[[], Results], kernels: set[str]) -> None:
+    """``run`` guarded gives the same bits, and launches these kernels."""
+    torch.manual_seed(1)
+    with guarded() as launches:  # first: what writes outside would break more than this test
+        found = [None if t is None else t.detach().clone() for t in run()]
+    torch.manual_seed(1)
+    expected = run()
+    assert {launch.name for launch in launches} >= kernels
+    for i, (a, b) in enumerate(zip(found, expected)):
+        assert (a is None) == (b is None)
+        if a is not None and b is not None:
+            assert torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0)), f"result {i}"
+            assert not a.isnan().any(), f"result {i}"
+
+
+def sizes(rng: random.Random) -> tuple[int, int, int]:
+    return rng.choice(FEW), rng.choice(FEW), rng.choice(FEW)
+
+
+@pytest.mark.feature("Fuzzing", "guarded launches: linear forward", backend="triton")
+@pytest.mark.parametrize("name", NAMES)
+def test_linear_forward(name: str, dtype: torch.dtype, device: str) -> None:
+    rng = random.Random(f"{name}{dtype}")
+    m, n, k = sizes(rng)
+    x, w = matrix(rng, m, k, dtype, device), matrix(rng, n, k, dtype, device)
+    bias = vector(rng, n, dtype, device) if rng.random() < 0.7 else None
+    act = activation(rng, name, n, dtype, device)
+    check(lambda: [*BACKEND.linear_act(x, w, bias, act, True, dtype)], {"linear_act_kernel"})
+
+
+@pytest.mark.feature("Fuzzing", "guarded launches: linear backward", backend="triton")
+@pytest.mark.parametrize("name", NAMES)
+def test_linear_backward(name: str, dtype: torch.dtype, device: str) -> None:
+    rng = random.Random(f"{name}{dtype}")
+    m, n, k = sizes(rng)
+    m = max(m, 65)  # which is split
+    act = activation(rng, name, n, dtype, device)
+    previous = NONE if name == "prelu" else Act(TABLE[name], act.slope)
+    options: dict[str, Any] = {
+        "act": act,
+        "saved": None if name == "none" else matrix(rng, m, n, dtype, device),
+        "previous_act": previous,
+        "previous_saved": None if previous is NONE else matrix(rng, m, k, dtype, device),
+        "scale": Scale(torch.ones((), device=device), torch.full((), 3.0, device=device)),
+        "scale_input": True,
+        "bias_dtype": dtype,
+        "dtype": dtype,
+    }
+    grad, x, w = (matrix(rng, *size, dtype, device) for size in ((m, n), (m, k), (n, k)))
+    run = lambda: [*BACKEND.linear_backward(grad, x, w, **options)]  # noqa: E731
+    check(run, {"linear_backward_kernel", "sum_splits_kernel"})
+
+
+@pytest.mark.feature("Fuzzing", "guarded launches: products fed by TMA", backend="triton")
+@pytest.mark.parametrize("act", ["relu", "gelu"])
+def test_tma(act: str, dtype: torch.dtype, device: str) -> None:
+    if device == "cuda" and (torch.cuda.get_device_capability()[0] < 9 or dtype == torch.float32):
+        pytest.skip("this GPU has no TMA, or none for float32 without TF32")
+    each = 16 // dtype.itemsize
+    m, n, k = 70, 9 * each, 17 * each
+    x = torch.randn(m + 3, k + 2 * each, device=device).to(dtype)[2:-1, each:-each]
+    w, grad = torch.randn(n, k, device=device).to(dtype), torch.randn(m, n, device=device).to(dtype)
+    bias, saved = torch.randn(n, device=device).to(dtype), torch.randn(m, k, device=device).to(dtype)
+    kind = Act(TABLE[act])
+
+    def run() -> Results:
+        with decisions.force("tma"):
+            y = BACKEND.linear_act(x, w, bias, kind, True, dtype)
+            options: dict[str, Any] = {"previous_act": kind, "previous_saved": saved}
+            grads = BACKEND.linear_backward(grad, x, w, bias_dtype=dtype, dtype=dtype, **options)
+        return [*y, *grads]
+
+    check(run, {"matmul_kernel"})
+
+
+@pytest.mark.feature("Fuzzing", "guarded launches: dropout", backend="triton")
+@pytest.mark.parametrize("name", ["relu", "tanh", "gelu"])
+def test_dropout(name: str, dtype: torch.dtype, device: str) -> None:
+    rng = random.Random(f"{name}{dtype}")
+    m, n, k = sizes(rng)
+    x, w = matrix(rng, m, k, dtype, device), matrix(rng, n, k, dtype, device)
+    grad, saved = matrix(rng, m, n, dtype, device), matrix(rng, m, k, dtype, device)
+    act, seed = Act(TABLE[name]), torch.tensor([5], device=device)
+    drop, before = Dropout(0.3, seed, 1), Dropout(0.4, seed, 0)
+
+    def run() -> Results:
+        y, z = BACKEND.linear_act(x, w, None, act, True, dtype, drop)
+        grads = BACKEND.linear_backward(
+            grad,
+            x,
+            w,
+            act=act,
+            saved=y if act.saves_output else z,
+            previous_act=act,
+            previous_saved=saved,
+            dtype=dtype,
+            dropout=drop,
+            previous_dropout=before,
+        )
+        return [y, z, *grads, BACKEND.dropout_mask(drop, m, n)]
+
+    check(run, {"linear_act_kernel", "linear_backward_kernel", "dropout_mask_kernel"})
+
+
+@pytest.mark.feature("Fuzzing", "guarded launches: quantized inputs", backend="triton")
+@pytest.mark.parametrize("kind", ["scale", "affine"])
+def test_quantized(kind: str, dtype: torch.dtype, device: str) -> None:
+    rng = random.Random(f"{kind}{dtype}")
+    m, n, k = sizes(rng)
+    values = torch.randint(256, (50, 2 * k), dtype=torch.uint8, device=device)[:, ::2]
+    index = torch.randint(50, (2 * m,), device=device)[::2]
+    numbers: Any = (1 / 255, None)
+    if kind == "affine":
+        numbers = torch.rand(k, device=device), torch.rand(2 * k, device=device)[::2]
+    x = Quantized(values, *numbers, index.contiguous())
+    w, bias = matrix(rng, n, k, dtype, device), vector(rng, n, dtype, device)
+    grad = matrix(rng, m, n, dtype, device)
+
+    def run() -> Results:
+        y = BACKEND.linear_act(x, w, bias, NONE, False, dtype)
+        grads = BACKEND.linear_backward(grad, x, w, need_input=False, bias_dtype=dtype, dtype=dtype)
+        return [*y, *grads]
+
+    check(run, {"linear_act_kernel", "linear_backward_kernel"})
+
+
+LOSSES = {
+    "mean": LossOptions(),
+    "sum": LossOptions(reduction="sum", ignore_index=1),
+    "none": LossOptions(reduction="none", label_smoothing=0.1, z_loss=1e-3),
+}
+
+#: So many elements take several programs, and a kernel that adds up their sums.
+MANY = ((33, 600, 1), "mean")
+
+
+@pytest.mark.feature("Fuzzing", "guarded launches: cross-entropy", backend="triton")
+@pytest.mark.parametrize(
+    ("shape", "reduction"),
+    [((7, 3, 5), "none"), ((33, 10, 1), "sum"), ((2, 4500, 1), "sum"), ((1, 4500, 1), "none"), MANY],
+    ids=str,
+)
+def test_cross_entropy(shape: tuple[int, ...], reduction: str, dtype: torch.dtype, device: str) -> None:
+    rng = random.Random(f"{shape}{dtype}{reduction}")
+    n, c, d = shape
+    options = LOSSES[reduction]
+    logits = torch.randn(n, d, 2 * c, device=device).to(dtype)[:, :, ::2].transpose(1, 2)
+    target = torch.randint(c, (n, d), device=device)
+    if rng.random() < 0.4:
+        target = torch.rand(n, c, d, device=device).to(dtype)
+        options = options._replace(ignore_index=-100)
+    weight = torch.rand(c, device=device).to(dtype) if rng.random() < 0.5 else None
+    upstream = (
+        torch.rand(n, d, device=device).to(dtype) if reduction == "none" else torch.ones((), device=device)
+    )
+
+    def run() -> Results:
+        found = BACKEND.cross_entropy(logits, target, weight, options)
+        dx = torch.empty_like(logits)
+        BACKEND.cross_entropy_backward(upstream, logits, target, weight, *found[1:], dx, options)
+        return [found[0], dx]
+
+    check(run, {"cross_entropy_forward_kernel", "cross_entropy_backward_kernel"})
+
+
+@pytest.mark.feature("Fuzzing", "guarded launches: linear cross-entropy", backend="triton")
+def test_linear_cross_entropy(dtype: torch.dtype, device: str) -> None:
+    x = torch.randn(37, 12, device=device).to(dtype).requires_grad_()
+    w = torch.randn(300, 12, device=device).to(dtype).requires_grad_()
+    target = torch.randint(300, (37,), device=device)
+
+    def run() -> Results:
+        loss = fastmlp_functional.linear_cross_entropy(x, w, target, workspace=8000)
+        return [loss, *torch.autograd.grad(loss, (x, w))]
+
+    check(run, {"cross_entropy_forward_kernel", "cross_entropy_backward_kernel"})
+
+
+@pytest.mark.feature("Fuzzing", "guarded launches: classifier head", backend="triton")
+@pytest.mark.parametrize("classes", [1, 3, 10, 200])
+def test_head(classes: int, dtype: torch.dtype, device: str) -> None:
+    rng = random.Random(f"{classes}{dtype}")
+    m, n, k = sizes(rng)
+    layers = [
+        Layer(matrix(rng, n, k, dtype, device).requires_grad_(), None, Act(TABLE["tanh"])),
+        Layer(matrix(rng, classes, n, dtype, device).requires_grad_(), vector(rng, classes, dtype, device)),
+    ]
+    x, target = matrix(rng, m, k, dtype, device).requires_grad_(), torch.randint(classes, (m,), device=device)
+    weight = torch.rand(classes, device=device).to(dtype)
+
+    def run() -> Results:
+        loss, logits = fastmlp_functional.chain_cross_entropy(x, layers, target, weight, with_logits=True)
+        return [loss, logits, *torch.autograd.grad(loss, (x, *(layer.weight for layer in layers)))]
+
+    check(run, {"head_kernel"})
+
+
+@pytest.mark.feature("Fuzzing", "guarded launches: whole nets", backend="triton")
+@pytest.mark.parametrize(("plan", "act"), [("whole", "prelu"), ("recompute", "gelu")])
+def test_whole(plan: str, act: str, dtype: torch.dtype, device: str) -> None:
+    rng = random.Random(f"{act}{plan}{dtype}")
+    m, widths = rng.choice(FEW), [rng.choice(FEW[:-1]) for _ in range(4)]
+    weights = [torch.randn(n, k, device=device).to(dtype) / k**0.5 for k, n in itertools.pairwise(widths)]
+    biases = [torch.randn(n, device=device).to(dtype) if rng.random() < 0.7 else None for n in widths[1:]]
+    hidden = nn.PReLU(device=device, dtype=dtype) if act == "prelu" else act
+    x = matrix(rng, max(m, 65), widths[0], dtype, device)
+    inputs = [t.requires_grad_() for t in (x, *weights)]
+
+    def run() -> Results:
+        y = fastmlp_functional.mlp(x, weights, biases, hidden, output_activation="sigmoid", plan=plan)
+        return [y, *torch.autograd.grad(y.float().square().sum(), inputs)]
+
+    check(run, {"mlp_forward_kernel", "mlp_backward_kernel", "mlp_gradients_kernel"})
+
+
+@pytest.mark.feature("Fuzzing", "guarded launches: training step", backend="triton")
+@pytest.mark.parametrize("name", ["sgd", "nesterov", "groups"])
+def test_step(name: str, dtype: torch.dtype, device: str) -> None:
+    rng = random.Random(f"{name}{dtype}")
+    net = nn.Sequential(
+        nn.Linear(17, 33), nn.SiLU(), nn.Linear(33, 20, bias=False), nn.ReLU(), nn.Linear(20, 10)
+    )
+    loss = fastmlp.CrossEntropyLoss(
+        torch.rand(10), label_smoothing=0.1, reduction=rng.choice(["mean", "sum"])
+    )
+    start = Run(net.to(device), loss.to(device), OPTIMIZERS[name](list(net.parameters())))
+    x, y = random_data(rng, start, 81, device)
+
+    def run() -> Results:
+        again = start.copy()
+        step = fastmlp.TrainStep(again.net, again.loss, again.optimizer, dtype=dtype)
+        losses = [step(x[:65], y[:65]), step(x[65:], y[65:])]
+        assert step.engine == "fused"
+        return [*losses, *again.parameters(), *again.states()]
+
+    check(run, {"head_kernel", "update_kernel"})
+
+
+@pytest.mark.feature("Fuzzing", "guarded launches: epoch in one launch", backend="triton")
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_epoch(name: str, dtype: torch.dtype, device: str) -> None:
+    x = torch.randint(256, (45, 20), dtype=torch.uint8, device=device)
+    y = torch.randint(10, (45,), device=device)
+
+    def run() -> Results:
+        torch.manual_seed(1)
+        net = nn.Sequential(nn.Linear(20, 33), nn.GELU(), nn.Linear(33, 10)).to(device)
+        optimizer = OPTIMIZERS[name](list(net.parameters()))
+        fastmlp.fit(
+            net,
+            (x, y),
+            epochs=1,
+            batch_size=32,
+            optimizer=optimizer,
+            engine="persistent",
+            dtype=dtype,
+            seed=3,
+        )
+        return list(net.parameters())
+
+    check(run, {"epoch_kernel"})

@@ -17,6 +17,7 @@ _SHARED = {
     "activations": "backends",
     "compiling": "backends",
     "devices": "backends",
+    "errors": "backends",
     "plans": "backends",
     "work": "backends",
     "data": "training",

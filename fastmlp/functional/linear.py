@@ -15,6 +15,7 @@ from fastmlp.autograd.chain import Chain, Drops, pack
 from fastmlp.autograd.whole import WholeNet
 from fastmlp.backends import Traced, onednn
 from fastmlp.backends.base import Quantized
+from fastmlp.errors import ArgumentError, DtypeError
 from fastmlp.functional import whole
 from fastmlp.functional.layer import Layer
 from fastmlp.functional.quantized import is_constant, stand_in
@@ -31,10 +32,10 @@ def linear_act(
     """activation(input weightᵀ + bias), as ``torch.nn.functional.linear`` and then the activation.
 
     Args:
-        input: (..., K), float; integers and complex numbers are torch's. Or a `Quantized` of 8-bit integers (..., K), or of a data set (N, K) whose
-            rows ``index`` (M,) are the input: on a GPU the layer's kernels gather and dequantize them as
-            they are loaded. Index entries are rows from 0 to N - 1, which is checked on the CPU and with
-            ``FASTMLP_DEBUG=1``. There is no gradient of integers.
+        input: (..., K), float; integers and complex numbers are torch's. Or a `Quantized` of 8-bit integers
+            (..., K), or of a data set (N, K) whose rows ``index`` (M,) are the input: on a GPU the layer's
+            kernels gather and dequantize them as they are loaded. Index entries are rows from 0 to N - 1,
+            which is checked on the CPU and with ``FASTMLP_DEBUG=1``. There is no gradient of integers.
         weight: (N, K), of the input's dtype (autocast apart).
         bias: (N,).
         activation: a name of `fastmlp.activations.NAMES`, an instance of its ``nn.Module`` (which
@@ -44,8 +45,8 @@ def linear_act(
         (..., N).
 
     Raises:
-        ValueError: an unknown activation, or shapes that do not fit.
-        TypeError: dtypes that are mixed; quantized values of another dtype.
+        ValueError: an unknown activation; shapes that do not fit (a RuntimeError too, as torch's).
+        TypeError: dtypes that are mixed (a RuntimeError too); quantized values of another dtype.
         IndexError: with ``FASTMLP_DEBUG=1`` an index that is no row.
         RuntimeError: tensors on different devices.
     """
@@ -169,7 +170,7 @@ def _is_plain(input: Tensor | Quantized, traced: bool) -> bool:
 
 def aten_chain(input: Tensor, layers: Sequence[Layer]) -> Tensor:
     """The chain by ATen's ops with ATen's autograd, or without one by oneDNN's."""
-    # Its sums are in another order than those of the library behind F.linear: not where torch's are asked for.
+    # oneDNN adds in another order than what is behind F.linear: not where torch's own sums are asked for.
     linear = onednn.linear if backends.requested() == "auto" and onednn.applies(input) else F.linear
     for weight, bias, act, dropout in layers:
         # The fresh 2-D result of addmm may be overwritten; of more dimensions it is a view. The sigmoid
@@ -211,28 +212,30 @@ def fits_kernels(input: Tensor, layers: Sequence[Layer]) -> bool:
 def check_chain(input: Tensor, layers: Sequence[Layer]) -> None:
     """Raise an error that names the argument, its shape and what was expected."""
     if input.dim() == 0:
-        raise ValueError("input: expected (..., features), got a scalar")
+        raise ArgumentError("input: expected (..., features), got a scalar")
     features = input.shape[-1]
     for i, (weight, bias, act, dropout) in enumerate(layers):
         name = "weight" if len(layers) == 1 else f"weight of layer {i}"
         if weight.dim() != 2 or weight.shape[1] != features:
             source = f"input {tuple(input.shape)}" if i == 0 else f"layer {i - 1}, {features} features"
-            raise ValueError(f"{name}: expected (N, {features}) to fit {source}, got {tuple(weight.shape)}")
+            raise ArgumentError(
+                f"{name}: expected (N, {features}) to fit {source}, got {tuple(weight.shape)}"
+            )
         features = weight.shape[0]
         if bias is not None and bias.shape != (features,):
-            raise ValueError(
+            raise ArgumentError(
                 f"{name.replace('weight', 'bias')}: expected ({features},), got {tuple(bias.shape)}"
             )
         if act.weight is not None and act.weight.numel() not in (1, features) and input.dim() == 2:
-            raise ValueError(
+            raise ArgumentError(
                 f"activation: PReLU's weight has {act.weight.numel()} slopes for {features} features"
             )
         if act.weight is not None and act.weight.dim() > 1:
-            raise ValueError(
+            raise ArgumentError(
                 f"activation: PReLU's weight: expected () or (slopes,), got {tuple(act.weight.shape)}"
             )
         if not 0 <= dropout <= 1:
-            raise ValueError(f"dropout of layer {i}: expected a probability in [0, 1], got {dropout}")
+            raise ArgumentError(f"dropout of layer {i}: expected a probability in [0, 1], got {dropout}")
         for tensor, which in (
             (weight, name),
             (bias, name.replace("weight", "bias")),
@@ -248,8 +251,8 @@ def _check_kind(tensor: Tensor, name: str, input: Tensor) -> None:
     if tensor.dtype == input.dtype:  # torch's own ops take, or refuse, what does not float
         return
     if not (tensor.is_floating_point() and input.is_floating_point()):
-        raise TypeError(f"input and {name}: expected floating dtypes, got {input.dtype} and {tensor.dtype}")
+        raise DtypeError(f"input and {name}: expected floating dtypes, got {input.dtype} and {tensor.dtype}")
     # Autocast leaves float64 alone, so beside another dtype it is a mistake there too, as torch's.
     double = torch.float64 in (tensor.dtype, input.dtype)
     if double or not backends.is_autocast(input):
-        raise TypeError(f"{name}: expected {input.dtype} as the input, got {tensor.dtype}")
+        raise DtypeError(f"{name}: expected {input.dtype} as the input, got {tensor.dtype}")

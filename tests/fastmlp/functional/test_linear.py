@@ -100,3 +100,14 @@ def test_bad_lists() -> None:
         mlp(X, [])
     with pytest.raises(ValueError, match=r"weight of layer 1: expected \(N, 4\) to fit layer 0, 4 features"):
         mlp(X, [W, W])
+
+
+def test_errors_are_torchs_and_pythons() -> None:
+    """Who expects torch's RuntimeError of a wrong shape or dtype catches ours."""
+    x, w = torch.randn(3, 4), torch.randn(5, 4)
+    for error in (RuntimeError, ValueError):
+        with pytest.raises(error, match="weight: expected"):
+            linear_act(x[:, :3], w)
+    for error in (RuntimeError, TypeError):
+        with pytest.raises(error, match=r"weight: expected torch\.float32"):
+            linear_act(x, w.double())

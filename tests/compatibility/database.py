@@ -29,7 +29,7 @@ def _databases() -> tuple[dict[tuple[str, str], Any], dict[str, Any]]:
     """Imported here, since that takes seconds and most workers never ask."""
     pytest.importorskip("expecttest")  # which torch.testing._internal imports
     # It would freeze the flags of torch.backends for the whole process, and other tests set them.
-    with mock.patch.object(torch.backends, "disable_global_flags", lambda: None):
+    with mock.patch.object(torch.backends, "disable_global_flags"):
         from torch.testing._internal.common_methods_invocations import op_db
         from torch.testing._internal.common_modules import module_db
 

@@ -1,4 +1,4 @@
-"""Wrong arguments by the grid, for torch's databases have few: the error is of torch's type, or there is none."""
+"""Wrong arguments by the grid, for torch's databases have few: errors of torch's types, or none."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+import fastmlp
 from fastmlp import functional
 
 GROUP = "torch's own test inputs"
@@ -64,3 +65,15 @@ def test_linear_cross_entropy(backend: str, device: str) -> None:
             found = outcome(functional.linear_cross_entropy, x, weight, target, **given)
             expected = outcome(F.linear_cross_entropy, x, weight, target, **given)
             assert found == expected, f"{shape}, {of_weight}, {target.dtype}{tuple(target.shape)}, {given}"
+
+
+@pytest.mark.feature(GROUP, "wrong arguments: PReLU, GELU in a Sequential")
+def test_activations(backend: str, device: str) -> None:
+    """The error is torch's own, where the module is called."""
+    wrong = [nn.PReLU(3), nn.PReLU(4), nn.GELU("erf")]
+    wrong[1].weight = nn.Parameter(torch.ones(1, 4))
+    for act in wrong:
+        layers = nn.Linear(5, 4, device=device), act.to(device)
+        x = torch.randn(2, 5, device=device)
+        found, expected = (outcome(kind(*layers), x) for kind in (fastmlp.Sequential, nn.Sequential))
+        assert found is expected is RuntimeError, act

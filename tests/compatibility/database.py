@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from functools import cache
 from itertools import chain
@@ -19,7 +20,7 @@ from tests.compatibility.compare import same_or_as_good
 MOST_ELEMENTS = 1 << 14
 #: The same where each kernel is interpreted, at some milliseconds a launch whatever it computes.
 MOST_INTERPRETED = 100
-MOST_KINDS = 8
+MOST_KINDS = 6
 #: What float64 is to a dtype.
 _WIDE = {False: torch.float64, True: torch.complex128}
 
@@ -48,6 +49,11 @@ def module_info(name: str) -> Any:
     return found if found is not None else pytest.skip(f"torch {torch.__version__} has no {name}")
 
 
+def mixed(samples: list[Any]) -> list[Any]:
+    """In another order, the same always: torch's are of nested loops, of which a stride may miss some."""
+    return random.Random(0).sample(samples, len(samples))
+
+
 @cache
 def op_samples(name: str, variant: str, dtype: torch.dtype, device: str) -> list[Any]:
     """Of torch's samples and the further ones of its reference tests one a kind, of bounded size.
@@ -71,7 +77,7 @@ def few(samples: list[Any]) -> list[Any]:
     small = [s for s in samples if s.input.numel() <= MOST_INTERPRETED]
     extreme = [not bool((s.input.abs() < 1e4).all()) for s in small]
     others = [s for s, odd in zip(small, extreme) if not odd]
-    return [s for s, odd in zip(small, extreme) if odd] + others[:: max(1, len(others) // MOST_KINDS)]
+    return [s for s, odd in zip(small, extreme) if odd] + mixed(others)[:MOST_KINDS]
 
 
 def fresh(tree: Any, exactly: bool = False) -> Any:

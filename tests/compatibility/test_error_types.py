@@ -43,7 +43,7 @@ def targets(device: str) -> Iterator[Tensor]:
         yield torch.ones(shape, device=device).to(kind)
 
 
-@pytest.mark.feature(GROUP, "wrong arguments: cross_entropy")
+@pytest.mark.feature(GROUP, "wrong arguments: cross_entropy", dtype="float32")
 def test_cross_entropy(backend: str, device: str) -> None:
     for shape in ((4, 3), (4, 3, 2), (3,)):
         x = torch.randn(shape, device=device)
@@ -53,7 +53,7 @@ def test_cross_entropy(backend: str, device: str) -> None:
             assert found == expected, f"{shape}, {target.dtype}{tuple(target.shape)}, {given}"
 
 
-@pytest.mark.feature(GROUP, "wrong arguments: linear_cross_entropy")
+@pytest.mark.feature(GROUP, "wrong arguments: linear_cross_entropy", dtype="float32")
 @pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="torch has no such function")
 def test_linear_cross_entropy(backend: str, device: str) -> None:
     biases = [torch.ones(3), torch.ones(2), torch.ones(3, dtype=torch.float64)]
@@ -67,7 +67,7 @@ def test_linear_cross_entropy(backend: str, device: str) -> None:
             assert found == expected, f"{shape}, {of_weight}, {target.dtype}{tuple(target.shape)}, {given}"
 
 
-@pytest.mark.feature(GROUP, "wrong arguments: PReLU, GELU in a Sequential")
+@pytest.mark.feature(GROUP, "wrong arguments: PReLU, GELU in a Sequential", dtype="float32")
 def test_activations(backend: str, device: str) -> None:
     """The error is torch's own, where the module is called."""
     wrong = [nn.PReLU(3), nn.PReLU(4), nn.GELU("erf")]

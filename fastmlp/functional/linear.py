@@ -32,10 +32,11 @@ def linear_act(
     """activation(input weightᵀ + bias), as ``torch.nn.functional.linear`` and then the activation.
 
     Args:
-        input: (..., K), float; integers and complex numbers are torch's. Or a `Quantized` of 8-bit integers
-            (..., K), or of a data set (N, K) whose rows ``index`` (M,) are the input: on a GPU the layer's
-            kernels gather and dequantize them as they are loaded. Index entries are rows from 0 to N - 1,
-            which is checked on the CPU and with ``FASTMLP_DEBUG=1``. There is no gradient of integers.
+        input: (..., K), float; integers and complex numbers are left to torch's own ops. Or a `Quantized`
+            of 8-bit integers (..., K), or of a data set (N, K) whose rows ``index`` (M,) are the input: on
+            a GPU the layer's kernels gather and dequantize them as they are loaded. Index entries are rows
+            from 0 to N - 1, which is checked on the CPU and with ``FASTMLP_DEBUG=1``. There is no gradient
+            of integers.
         weight: (N, K), of the input's dtype (autocast apart).
         bias: (N,).
         activation: a name of `fastmlp.activations.NAMES`, an instance of its ``nn.Module`` (which

@@ -34,6 +34,15 @@ def refuses(request: pytest.FixtureRequest) -> Refusal:
     return Refusal(request.node)
 
 
+@pytest.fixture
+def ways_of_auto(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What "auto" does of its own on a CPU it does for large inputs; here for these."""
+    monkeypatch.setattr("fastmlp.functional.loss._CPU_ELEMENTS", 1)
+    monkeypatch.setattr("fastmlp.functional.loss._CPU_CLASSES", 1)
+    monkeypatch.setattr("fastmlp.functional.linear_loss._CPU_ELEMENTS", 1)
+    monkeypatch.setattr("fastmlp.backends.onednn.LEAST_WORK", {torch.float32: 1, torch.bfloat16: 1})
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     """Tensors are tiny here: threads beside other workers' took fifty times as long as they saved."""

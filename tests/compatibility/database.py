@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from functools import cache
 from itertools import chain
@@ -19,7 +20,7 @@ from tests.compatibility.compare import same_or_as_good
 MOST_ELEMENTS = 1 << 14
 #: The same where each kernel is interpreted, at some milliseconds a launch whatever it computes.
 MOST_INTERPRETED = 100
-MOST_KINDS = 8
+MOST_KINDS = 6
 #: What float64 is to a dtype.
 _WIDE = {False: torch.float64, True: torch.complex128}
 
@@ -29,7 +30,7 @@ def _databases() -> tuple[dict[tuple[str, str], Any], dict[str, Any]]:
     """Imported here, since that takes seconds and most workers never ask."""
     pytest.importorskip("expecttest")  # which torch.testing._internal imports
     # It would freeze the flags of torch.backends for the whole process, and other tests set them.
-    with mock.patch.object(torch.backends, "disable_global_flags", lambda: None):
+    with mock.patch.object(torch.backends, "disable_global_flags"):
         from torch.testing._internal.common_methods_invocations import op_db
         from torch.testing._internal.common_modules import module_db
 
@@ -46,6 +47,11 @@ def module_info(name: str) -> Any:
     """torch's entry for a module."""
     found = _databases()[1].get(name)
     return found if found is not None else pytest.skip(f"torch {torch.__version__} has no {name}")
+
+
+def mixed(samples: list[Any]) -> list[Any]:
+    """In another order, the same always: torch's are of nested loops, of which a stride may miss some."""
+    return random.Random(0).sample(samples, len(samples))
 
 
 @cache
@@ -71,7 +77,7 @@ def few(samples: list[Any]) -> list[Any]:
     small = [s for s in samples if s.input.numel() <= MOST_INTERPRETED]
     extreme = [not bool((s.input.abs() < 1e4).all()) for s in small]
     others = [s for s, odd in zip(small, extreme) if not odd]
-    return [s for s, odd in zip(small, extreme) if odd] + others[:: max(1, len(others) // MOST_KINDS)]
+    return [s for s, odd in zip(small, extreme) if odd] + mixed(others)[:MOST_KINDS]
 
 
 def fresh(tree: Any, exactly: bool = False) -> Any:

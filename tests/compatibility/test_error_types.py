@@ -1,4 +1,4 @@
-"""Wrong arguments by the grid, for torch's databases have few: the error is of torch's type, or there is none."""
+"""Wrong arguments by the grid, for torch's databases have few: errors of torch's types, or none."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+import fastmlp
 from fastmlp import functional
 
 GROUP = "torch's own test inputs"
@@ -42,7 +43,7 @@ def targets(device: str) -> Iterator[Tensor]:
         yield torch.ones(shape, device=device).to(kind)
 
 
-@pytest.mark.feature(GROUP, "wrong arguments: cross_entropy")
+@pytest.mark.feature(GROUP, "wrong arguments: cross_entropy", dtype="float32")
 def test_cross_entropy(backend: str, device: str) -> None:
     for shape in ((4, 3), (4, 3, 2), (3,)):
         x = torch.randn(shape, device=device)
@@ -52,7 +53,7 @@ def test_cross_entropy(backend: str, device: str) -> None:
             assert found == expected, f"{shape}, {target.dtype}{tuple(target.shape)}, {given}"
 
 
-@pytest.mark.feature(GROUP, "wrong arguments: linear_cross_entropy")
+@pytest.mark.feature(GROUP, "wrong arguments: linear_cross_entropy", dtype="float32")
 @pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="torch has no such function")
 def test_linear_cross_entropy(backend: str, device: str) -> None:
     biases = [torch.ones(3), torch.ones(2), torch.ones(3, dtype=torch.float64)]
@@ -64,3 +65,15 @@ def test_linear_cross_entropy(backend: str, device: str) -> None:
             found = outcome(functional.linear_cross_entropy, x, weight, target, **given)
             expected = outcome(F.linear_cross_entropy, x, weight, target, **given)
             assert found == expected, f"{shape}, {of_weight}, {target.dtype}{tuple(target.shape)}, {given}"
+
+
+@pytest.mark.feature(GROUP, "wrong arguments: PReLU, GELU in a Sequential", dtype="float32")
+def test_activations(backend: str, device: str) -> None:
+    """The error is torch's own, where the module is called."""
+    wrong = [nn.PReLU(3), nn.PReLU(4), nn.GELU("erf")]
+    wrong[1].weight = nn.Parameter(torch.ones(1, 4))
+    for act in wrong:
+        layers = nn.Linear(5, 4, device=device), act.to(device)
+        x = torch.randn(2, 5, device=device)
+        found, expected = (outcome(kind(*layers), x) for kind in (fastmlp.Sequential, nn.Sequential))
+        assert found is expected is RuntimeError, act

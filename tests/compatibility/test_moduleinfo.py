@@ -13,9 +13,10 @@ from torch.func import functional_call
 
 import fastmlp
 from tests.compatibility.compare import same
-from tests.compatibility.database import check, module_info
+from tests.compatibility.database import check, mixed, module_info
 
 GROUP = "torch's own test inputs"
+pytestmark = pytest.mark.usefixtures("ways_of_auto")
 ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Sigmoid, nn.Tanh, nn.GELU, nn.SiLU)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 #: Of some hundred inputs of a module each dtype takes its share; where each kernel is interpreted so many.
@@ -69,10 +70,10 @@ CASES = {
 backends = pytest.mark.parametrize("backend", ["torch", "triton", "auto"], indirect=True)
 
 
-def marked(text: str, names: Any = CASES) -> Any:
+def marked(text: str, names: Any = CASES, **of: str) -> Any:
     return pytest.mark.parametrize(
         "case",
-        [pytest.param(CASES[n], id=n, marks=pytest.mark.feature(GROUP, text.format(n))) for n in names],
+        [pytest.param(CASES[n], id=n, marks=pytest.mark.feature(GROUP, text.format(n), **of)) for n in names],
     )
 
 
@@ -93,7 +94,7 @@ def samples(
     info = module_info(case.name)
     made = info.module_inputs_func(info, device=device, dtype=dtype, requires_grad=True, training=training)
     found = []
-    for sample in made[share[0] :: share[1]]:
+    for sample in mixed(made)[share[0] :: share[1]]:
         args, kwargs = sample.constructor_input.args, sample.constructor_input.kwargs
         ours, torchs = (make(*args, **kwargs).to(device, dtype) for make in (case.ours, case.torchs))
         assert repr(ours).split("(")[1:] == repr(torchs).split("(")[1:] or case.ours is linear_act
@@ -112,37 +113,27 @@ def called(module: nn.Module) -> Callable[..., Tensor]:
     return lambda state, *inputs: functional_call(module, state, inputs)
 
 
-@pytest.fixture(autouse=True)
-def _ways_of_auto(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What "auto" does of its own on a CPU it does for large inputs; here for these."""
-    monkeypatch.setattr("fastmlp.functional.loss._CPU_ELEMENTS", 1)
-    monkeypatch.setattr("fastmlp.functional.loss._CPU_CLASSES", 1)
-    monkeypatch.setattr("fastmlp.functional.linear_loss._CPU_ELEMENTS", 1)
-    monkeypatch.setattr("fastmlp.backends.onednn.LEAST_WORK", {torch.float32: 1, torch.bfloat16: 1})
-
-
 @backends
 @marked("ModuleInfo: {}")
 def test_forward_and_gradients(case: Case, backend: str, dtype: torch.dtype, device: str) -> None:
-    """In training and in evaluation; and of strided inputs."""
     many = "Loss" in case.name
     share = (DTYPES.index(dtype), SHARES) if many else (0, 1)
     found = samples(case, device, dtype, True, share)
     if backend == "triton" and device == "cpu":
-        found = found[:: max(1, len(found) // FEW)]
+        found = found[:FEW]
     for s in found:
         check(called(s.ours), called(s.torchs), (s.state(), *s.inputs), {}, backend, s.what)
 
 
 @pytest.mark.parametrize("name", ["nn.CrossEntropyLoss", "nn.LinearCrossEntropyLoss", "nn.Linear"])
-@pytest.mark.feature(GROUP, "ModuleInfo: reference functions of the losses and Linear", dtype="float64")
-def test_reference(name: str, backend: str, device: str) -> None:
+@pytest.mark.feature(GROUP, "ModuleInfo: reference functions of the losses and Linear")
+@pytest.mark.parametrize("dtype", ["float32", "float64"], indirect=True)
+def test_reference(name: str, backend: str, dtype: torch.dtype, device: str) -> None:
     """torch's own, in plain Python."""
     info = module_info(name)
-    dtype = torch.float32 if backend == "triton" else torch.float64
     made = info.module_inputs_func(info, device=device, dtype=dtype, requires_grad=False, training=True)
     case = next(c for c in CASES.values() if c.name == name)
-    for sample in made[:: max(1, len(made) // 16)]:
+    for sample in mixed(made)[:12]:
         module = case.ours(*sample.constructor_input.args, **sample.constructor_input.kwargs)
         module.to(device, dtype)
         args = (*sample.forward_input.args, *sample.forward_input.kwargs.values())
@@ -151,11 +142,12 @@ def test_reference(name: str, backend: str, device: str) -> None:
 
 
 @backends
-@marked("ModuleInfo, strided inputs, evaluation, pickle, another dtype and back, twice the same: {}")
+@marked("ModuleInfo: {}", dtype="float32")
 def test_life(case: Case, backend: str, device: str) -> None:
+    """Strided inputs, evaluation, no_grad, pickle, another dtype and back; and twice the same."""
     for training in (True, False):
         found = samples(case, device, torch.float32, training)
-        for s in found[:: max(1, len(found) // 4)]:
+        for s in found[:3]:
             strided = tuple(x.detach().repeat_interleave(2, -1)[..., ::2] if x.dim() else x for x in s.inputs)
             strided = tuple(x.requires_grad_(y.requires_grad) for x, y in zip(strided, s.inputs))
             check(called(s.ours), called(s.torchs), (s.state(), *strided), {}, backend, f"strided, {s.what}")
@@ -173,7 +165,7 @@ def test_life(case: Case, backend: str, device: str) -> None:
 
 
 @backends
-@marked("ModuleInfo, errors: {}", ["CrossEntropyLoss", "LinearCrossEntropyLoss"])
+@marked("ModuleInfo: errors", ["CrossEntropyLoss", "LinearCrossEntropyLoss"], dtype="float32")
 def test_errors(case: Case, backend: str, device: str) -> None:
     info = module_info(case.name)
     if info.module_error_inputs_func is None:

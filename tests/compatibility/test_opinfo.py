@@ -15,6 +15,7 @@ from fastmlp import functional
 from tests.compatibility.database import check, describe, few, op_info, op_samples
 
 GROUP = "torch's own test inputs"
+pytestmark = pytest.mark.usefixtures("ways_of_auto")
 #: The activations of the table: torch's name, its op's, its module's.
 ACTIVATIONS = {
     "relu": ("nn.functional.relu", nn.ReLU),
@@ -94,23 +95,14 @@ OTHERS = {
 }
 
 
-def marked(cases: dict[str, Case], text: str) -> list[Any]:
+def marked(cases: dict[str, Case], text: str, **of: str) -> list[Any]:
     return [
-        pytest.param(case, id=name, marks=pytest.mark.feature(GROUP, text.format(name)))
+        pytest.param(case, id=name, marks=pytest.mark.feature(GROUP, text.format(name), **of))
         for name, case in cases.items()
     ]
 
 
 backends = pytest.mark.parametrize("backend", ["torch", "triton", "auto"], indirect=True)
-
-
-@pytest.fixture(autouse=True)
-def _ways_of_auto(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What "auto" does of its own on a CPU it does for large inputs; here for these."""
-    monkeypatch.setattr("fastmlp.functional.loss._CPU_ELEMENTS", 1)
-    monkeypatch.setattr("fastmlp.functional.loss._CPU_CLASSES", 1)
-    monkeypatch.setattr("fastmlp.functional.linear_loss._CPU_ELEMENTS", 1)
-    monkeypatch.setattr("fastmlp.backends.onednn.LEAST_WORK", {torch.float32: 1, torch.bfloat16: 1})
 
 
 @backends
@@ -124,7 +116,7 @@ def test_floating(case: Case, backend: str, dtype: torch.dtype, device: str) -> 
                 check(case.ours, case.torchs, (s.input, *s.args), s.kwargs, backend, describe(s))
 
 
-@pytest.mark.parametrize("case", marked(OTHERS, "OpInfo, integers and complex numbers: {}"))
+@pytest.mark.parametrize("case", marked(OTHERS, "OpInfo: integers and complex numbers"))
 def test_other_dtypes(case: Case, backend: str, device: str) -> None:
     """What is no floating dtype goes to torch's own op, which takes or refuses it."""
     kinds = op_info(case.name, case.variant).supported_dtypes(torch.device(device).type)
@@ -141,7 +133,7 @@ def with_errors() -> dict[str, Case]:
 
 
 @backends
-@pytest.mark.parametrize("case", marked(with_errors(), "OpInfo, errors: {}"))
+@pytest.mark.parametrize("case", marked(with_errors(), "OpInfo: errors", dtype="float32"))
 def test_errors(case: Case, backend: str, device: str) -> None:
     """An activation stands in a Sequential, where a mistake is torch's own error."""
     kind = {op: module for op, module in ACTIVATIONS.values()}.get(case.name)

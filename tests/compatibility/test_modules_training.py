@@ -153,7 +153,7 @@ def test_symbolic_trace(name: str, backend: str, device: str) -> None:
 
 
 @pytest.mark.feature(GROUP, "torch.jit.trace", kernels=False)
-@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*jit.trace:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*jit.trace:FutureWarning", "ignore::torch.jit.TracerWarning")
 @each
 def test_jit_trace(name: str, backend: str, device: str) -> None:
     """A trace is of torch's own ops, and serves another batch."""

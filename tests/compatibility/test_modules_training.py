@@ -139,7 +139,7 @@ def _inputs(device: str) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
 each = pytest.mark.parametrize("name", list(_inputs("cpu")))
 
 
-@pytest.mark.feature(GROUP, "torch.fx.symbolic_trace")
+@pytest.mark.feature(GROUP, "torch.fx.symbolic_trace", dtype="float32")
 @each
 def test_symbolic_trace(name: str, backend: str, device: str) -> None:
     """A graph of torch's layers, or of our functions with every argument, which may be any batch's."""
@@ -152,7 +152,7 @@ def test_symbolic_trace(name: str, backend: str, device: str) -> None:
     assert [node.op for node in whole.graph.nodes].count("call_module") == 5
 
 
-@pytest.mark.feature(GROUP, "torch.jit.trace", kernels=False)
+@pytest.mark.feature(GROUP, "torch.jit.trace", dtype="float32", kernels=False)
 @pytest.mark.filterwarnings("ignore:.*jit.trace:FutureWarning", "ignore::torch.jit.TracerWarning")
 @each
 def test_jit_trace(name: str, backend: str, device: str) -> None:

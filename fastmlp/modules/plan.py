@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from fastmlp.activations import Act, from_module
+from fastmlp.activations import TABLE, Act, from_module
 from fastmlp.backends.base import Quantized
 from fastmlp.functional.linear import Layer, chain
 from fastmlp.functional.quantized import INTEGERS
@@ -97,7 +97,8 @@ def is_flatten(stage: object) -> bool:
 
 
 def untouched(module: nn.Module) -> bool:
-    """Whether calling ``module`` does nothing but its class' forward."""
+    """Whether calling ``module`` does nothing but its class' forward, and that is torch's where it was."""
+    kind: Any = type(module)
     return not (
         module._forward_hooks
         or module._forward_pre_hooks
@@ -106,7 +107,15 @@ def untouched(module: nn.Module) -> bool:
         or "forward" in module.__dict__
         or module._compiled_call_impl is not None
         or torch_module._has_any_global_hook()
+        or kind.forward is not _FORWARDS.get(kind, kind.forward)
     )
+
+
+#: As torch defines them. Some set another on the class, as a way to put LoRA under every layer.
+_FORWARDS: dict[Any, Any] = {
+    kind: kind.forward  # type: ignore[attr-defined]
+    for kind in (nn.Linear, nn.Dropout, nn.Flatten, nn.Sequential, *(row.module for row in TABLE.values()))
+}
 
 
 def _flat(children: Iterable[nn.Module], opened: tuple[type[nn.Sequential], ...]) -> list[nn.Module]:

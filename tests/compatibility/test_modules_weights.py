@@ -74,6 +74,16 @@ class Counted(Tensor):
         return super().__torch_function__(func, types, args, kwargs or {})
 
 
+class Doubled(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+def with_own_forward(layer: nn.Linear) -> nn.Module:
+    layer.forward = lambda x: F.linear(x, layer.weight * 2, layer.bias)  # type: ignore[method-assign]
+    return layer
+
+
 def old(function: Callable[..., nn.Module], layer: nn.Module, *args: Any) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
@@ -131,6 +141,8 @@ def in_one_vector(kind: type[nn.Sequential]) -> nn.Module:
 
 
 WRAPPED: dict[str, Callable[[type[nn.Sequential]], nn.Module]] = {
+    "a subclass of nn.Linear": around(lambda layer: Doubled(layer.in_features, layer.out_features)),
+    "a forward set on a layer": around(with_own_forward),
     "parametrizations": around(parametrized),
     "weight norm: parametrization": around(parametrizations.weight_norm),
     "weight norm: nn.utils": around(lambda layer: old(nn.utils.weight_norm, layer)),
@@ -276,6 +288,28 @@ def test_frozen(backend: str, dtype: torch.dtype, device: str) -> None:
         return found
 
     agree(plain, backend, device, dtype, run=run)
+
+
+@pytest.mark.feature(GROUP, "a forward set on torch's own class", dtype="float32")
+@pytest.mark.parametrize("kind", [nn.Linear, nn.ReLU, nn.Dropout], ids=lambda k: k.__name__)
+def test_patched_class(
+    kind: type[nn.Module], monkeypatch: pytest.MonkeyPatch, backend: str, device: str
+) -> None:
+    """As some put LoRA under every layer of a model."""
+    calls: list[str] = []
+    torchs = kind.forward
+
+    def forward(self: nn.Module, input: Tensor) -> Tensor:
+        calls.append(type(self).__name__)
+        return torchs(self, input) * 2
+
+    def make(outer: type[nn.Sequential]) -> nn.Module:
+        return outer(nn.Linear(5, 7), nn.ReLU(), nn.Dropout(0.0), nn.Sequential(nn.Linear(7, 4)))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(kind, "forward", forward)
+        agree(make, backend, device, roundings=10)
+    assert len(calls) >= (6 if kind is nn.Linear else 3)
 
 
 @pytest.mark.feature(GROUP, "int8 weights in a layer of one's own", dtype="float32")

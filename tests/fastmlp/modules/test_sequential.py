@@ -1,15 +1,13 @@
-"""fastmlp.Sequential is an nn.Sequential: everything but forward is torch's, and forward agrees."""
+"""fastmlp.Sequential's forward agrees with torch's. The rest: tests/compatibility/test_modules_*.py."""
 
 from __future__ import annotations
 
 import copy
-import io
 from collections import OrderedDict
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
 
 import fastmlp
 from fastmlp import backends
@@ -114,85 +112,6 @@ def test_apply_as_in_the_book() -> None:
     assert 0.009 < net[1].weight.std() < 0.011
 
 
-def test_checkpoints_load_both_ways() -> None:
-    theirs, ours = pair("cpu", nn.Linear(5, 4), nn.PReLU(), nn.Linear(4, 3))
-    ours.load_state_dict(theirs.state_dict(), strict=True)
-    theirs.load_state_dict(ours.state_dict(), strict=True)
-    buffer = io.BytesIO()
-    torch.save(ours, buffer)
-    buffer.seek(0)
-    again = torch.load(buffer, weights_only=False)
-    assert type(again) is fastmlp.Sequential
-    x = torch.randn(2, 5)
-    assert torch.equal(again(x), ours(x))
-    assert torch.equal(copy.deepcopy(ours)(x), ours(x))
-
-
-def hook_all(module: nn.Module, tag: str, seen: list[str]) -> None:
-    """Note every call of a forward, forward-pre and backward hook; the forward hook doubles the output."""
-    module.register_forward_hook(lambda m, i, o: seen.append(tag) or o * 2)
-    module.register_forward_pre_hook(lambda m, i: seen.append(tag + " pre"))
-    module.register_full_backward_hook(lambda m, gi, go: seen.append(tag + " back"))
-
-
-def test_hooks_fire(backend: str, device: str) -> None:
-    """On each kind of child, forward and backward, and with their effect on values."""
-    x = torch.randn(6, 5, device=device)
-    for index in range(3):
-        theirs, ours = pair(device, nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3))
-        seen: list[str] = []
-        for net, tag in ((theirs, "theirs"), (ours, "ours")):
-            hook_all(net[index], tag, seen)
-        agree(theirs, ours, x)
-        for kind in ("", " pre", " back"):
-            assert seen.count("ours" + kind) == 1
-            assert "theirs" + kind in seen
-
-
-def test_global_hooks_fire(backend: str, device: str) -> None:
-    _, ours = pair(device, nn.Linear(5, 7), nn.ReLU())
-    seen: list[type] = []
-    handle = nn.modules.module.register_module_forward_hook(lambda m, i, o: seen.append(type(m)))
-    try:
-        ours(torch.randn(2, 5, device=device))
-    finally:
-        handle.remove()
-    assert seen == [nn.Linear, nn.ReLU, fastmlp.Sequential]
-
-
-def test_children_of_another_kind_run_as_themselves(backend: str, device: str) -> None:
-    """Parametrized, weight-normed, subclassed, with a forward of their own."""
-
-    class Doubled(nn.Linear):
-        def forward(self, input: Tensor) -> Tensor:
-            return 2 * super().forward(input)
-
-    own = nn.Linear(5, 7)
-    own.forward = lambda input: input[:, :1].expand(-1, 7)  # type: ignore[method-assign]
-    x = torch.randn(6, 5, device=device)
-    assert torch.equal(fastmlp.Sequential(own, nn.ReLU())(x), x[:, :1].expand(-1, 7).relu())
-    for child in (
-        Doubled(5, 7),
-        parametrizations.weight_norm(nn.Linear(5, 7)),
-        parametrizations.spectral_norm(nn.Linear(5, 7)).eval(),
-    ):
-        theirs, ours = pair(device, child, nn.ReLU(), nn.Linear(7, 3))
-        ours.train(child.training)
-        theirs.train(child.training)
-        agree(theirs, ours, x)
-
-
-def test_dropout(backend: str, device: str) -> None:
-    """Identity in eval mode; in training torch's own, or the kernels', which draw other masks."""
-    theirs, ours = pair(device, nn.Linear(5, 64), nn.ReLU(), nn.Dropout(0.5), nn.Linear(64, 3))
-    x = torch.randn(6, 5, device=device)
-    if backend == "torch":
-        for a, b in zip(results(theirs, x), results(ours, x)):  # float64 would draw another mask
-            torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-5)
-    agree(theirs.eval(), ours.eval(), x)
-    assert ours.train()(x).ne(ours(x)).any()
-
-
 def test_dropout_does_not_break_the_chain(device: str) -> None:
     """In training it is part of a layer's kernels, in evaluation of none."""
     net = fastmlp.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Dropout(0.5), nn.Linear(7, 3)).to(device)
@@ -208,51 +127,6 @@ def test_dropout_does_not_break_the_chain(device: str) -> None:
             assert [one.options["DROPOUT"] for one in launches] == [mode, False, False, False]
             assert launches[2].options["PREVIOUS_ACT"] == "relu"
             assert launches[2].options["PREVIOUS_DROPOUT"] is mode
-
-
-def test_three_steps_of_an_optimizer(backend: str, device: str) -> None:
-    theirs, ours = pair(device, nn.Linear(5, 7), nn.GELU(), nn.Linear(7, 3))
-    x, y = torch.randn(20, 5, device=device), torch.randint(3, (20,), device=device)
-    loss = nn.CrossEntropyLoss()
-    for net in (theirs, ours):
-        optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
-        for _ in range(3):
-            optimizer.zero_grad()
-            loss(net(x), y).backward()
-            optimizer.step()
-    for a, b in zip(theirs.parameters(), ours.parameters()):
-        if backend == "torch":
-            assert torch.equal(b, a)
-        torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-5)
-
-
-def test_children_changed_between_forwards(backend: str, device: str) -> None:
-    """Nothing of an earlier plan is kept."""
-    theirs, ours = pair(device, nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3))
-    x = torch.randn(6, 5, device=device)
-    agree(theirs, ours, x)
-    for net in (theirs, ours):
-        net[1] = nn.Tanh()
-    agree(theirs, ours, x)
-    for net in (theirs, ours):
-        torch.manual_seed(1)
-        net.append(nn.Linear(3, 2, device=device)).insert(2, nn.Sigmoid())
-        net[0].weight = nn.Parameter(net[0].weight.detach() * 2)
-    agree(theirs, ours, x)
-
-
-def test_frozen_and_shared_layers(backend: str, device: str) -> None:
-    shared = nn.Linear(5, 5)
-    theirs, ours = pair(device, shared, nn.ReLU(), shared, nn.Tanh(), shared)
-    assert len(list(ours.parameters())) == 2
-    agree(theirs, ours, torch.randn(6, 5, device=device))
-    theirs, ours = pair(device, nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3))
-    x = torch.randn(6, 5, device=device)
-    for net in (theirs, ours):
-        net[0].requires_grad_(False)
-        net(x).sum().backward()
-    assert ours[0].weight.grad is None
-    torch.testing.assert_close(ours[2].weight.grad, theirs[2].weight.grad, rtol=1e-5, atol=1e-6)
 
 
 class Twice(nn.Module):
@@ -275,12 +149,6 @@ def test_anything_may_pass_between_modules(backend: str, device: str) -> None:
     loss, y = fastmlp.CrossEntropyLoss(), torch.randint(3, (6,), device=device)
     assert ours.cross_entropy((x, x), y, loss) is None  # type: ignore[arg-type]
     assert fastmlp.Sequential(nn.Identity())([1, 2]) == [1, 2]
-
-
-def test_symbolic_trace_sees_the_children() -> None:
-    theirs, ours = pair("cpu", nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3))
-    traced, x = torch.fx.symbolic_trace(ours), torch.randn(6, 5)
-    assert torch.equal(traced(x), theirs(x))
 
 
 class Halved(fastmlp.CrossEntropyLoss):

@@ -47,7 +47,7 @@ SPECIALS = {
     "large": [1e4, -1e4],
 }
 SEEDS = st.integers(0, 2**16)
-#: Errors that say what is wrong with the input. Which of them is torch's choice, or ours with a better message.
+#: What says that an input is wrong. Which of them is torch's choice, or ours with a better message.
 ERRORS = (ValueError, TypeError, RuntimeError, IndexError)
 
 
@@ -63,7 +63,9 @@ def tensor(shape: Sequence[int], layout: str, dtype: torch.dtype, device: str, s
     if layout == "transposed":
         return normal(last, *lead).movedim(0, -1)
     if layout == "sliced":
-        return normal(*(2 * n for n in lead), 3 * last)[(*[slice(None, None, 2)] * len(lead), slice(1, None, 3))]
+        return normal(*(2 * n for n in lead), 3 * last)[
+            (*[slice(None, None, 2)] * len(lead), slice(1, None, 3))
+        ]
     if layout == "offset":
         return normal(torch.Size(shape).numel() + 1)[1:].view(*shape)
     if layout == "expanded":

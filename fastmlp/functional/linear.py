@@ -151,7 +151,7 @@ def _is_plain(input: Tensor | Quantized) -> bool:
 
 def aten_chain(input: Tensor, layers: Sequence[Layer]) -> Tensor:
     """The chain by ATen's ops with ATen's autograd, or without one by oneDNN's."""
-    # Its sums are in another order than those of the library behind F.linear: not where torch's are asked for.
+    # oneDNN sums in another order than the library behind F.linear: not where torch's own ops are asked for.
     linear = onednn.linear if backends.requested() == "auto" and onednn.applies(input) else F.linear
     for weight, bias, act, dropout in layers:
         # The fresh 2-D result of addmm may be overwritten; of more dimensions it is a view.

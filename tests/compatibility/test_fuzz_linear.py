@@ -47,7 +47,9 @@ class Case(NamedTuple):
 
 CASES = st.builds(
     Case,
-    rows=st.lists(SIZES, min_size=0, max_size=3).map(lambda sizes: tuple(min(s, 7) for s in sizes[1:]) + tuple(sizes[:1])),
+    rows=st.lists(SIZES, min_size=0, max_size=3).map(
+        lambda sizes: tuple(min(s, 7) for s in sizes[1:]) + tuple(sizes[:1])
+    ),
     widths=st.lists(SIZES, min_size=2, max_size=4).map(tuple),
     act=st.sampled_from(NAMES),
     slope=st.sampled_from([0.0, 0.01, 0.3, 1.0, -0.2]),

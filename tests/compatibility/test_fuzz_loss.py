@@ -1,4 +1,4 @@
-"""Cross-entropy, alone and with the layer before it, on whatever Hypothesis thinks of, against torch's own."""
+"""Cross-entropy, alone or with the layer before it, on whatever Hypothesis thinks of, against torch's."""
 
 from __future__ import annotations
 
@@ -49,7 +49,14 @@ class Case(NamedTuple):
     seed: int = 0
 
 
-ROWS = {"usual": None, "-inf": float("-inf"), "inf": float("inf"), "nan": float("nan"), "high": 1e4, "low": -1e4}
+ROWS = {
+    "usual": None,
+    "-inf": float("-inf"),
+    "inf": float("inf"),
+    "nan": float("nan"),
+    "high": 1e4,
+    "low": -1e4,
+}
 SPECIAL = st.sampled_from(["none"] * 3 + ["nan", "inf", "-inf", "both", "zeros", "denormal", "large"])
 
 CASES = st.builds(

@@ -47,7 +47,7 @@ SPECIALS = {
     "large": [1e4, -1e4],
 }
 SEEDS = st.integers(0, 2**16)
-#: Errors that say what is wrong with the input. Which of them is torch's choice, or ours with a better message.
+#: What says that an input is wrong. Which of them is torch's choice, or ours with a better message.
 ERRORS = (ValueError, TypeError, RuntimeError, IndexError)
 
 

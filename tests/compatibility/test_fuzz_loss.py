@@ -1,4 +1,4 @@
-"""Cross-entropy, alone and with the layer before it, on whatever Hypothesis thinks of, against torch's own."""
+"""Cross-entropy, alone or with the layer before it, on whatever Hypothesis thinks of, against torch's."""
 
 from __future__ import annotations
 

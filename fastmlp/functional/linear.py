@@ -171,11 +171,7 @@ def _is_plain(input: Tensor | Quantized, traced: bool) -> bool:
 
 def aten_chain(input: Tensor, layers: Sequence[Layer]) -> Tensor:
     """The chain by ATen's ops with ATen's autograd, or without one by oneDNN's."""
-<<<<<<< HEAD
     # oneDNN adds in another order than what is behind F.linear: not where torch's own sums are asked for.
-=======
-    # oneDNN sums in another order than the library behind F.linear: not where torch's own ops are asked for.
->>>>>>> fuzz
     linear = onednn.linear if backends.requested() == "auto" and onednn.applies(input) else F.linear
     for weight, bias, act, dropout in layers:
         # The fresh 2-D result of addmm may be overwritten; of more dimensions it is a view. The sigmoid

@@ -17,13 +17,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastmlp.autograd.chain import differentiable_grads
-from fastmlp.autograd.cross_entropy import nan_without_weight, reference_loss
+from fastmlp.autograd.cross_entropy import reference_loss
 from fastmlp.autograd.tiling import Plan
 from fastmlp.backends import products
 from fastmlp.backends.base import Backend, LossOptions, Scale
-
-#: float16 gradients of a loss divided by its rows would vanish before the loss' scale reaches them.
-_HALF_UNIT = 256.0
 
 
 @dataclass(frozen=True)
@@ -154,8 +151,7 @@ def denominator(
     if weight is None:
         return kept.sum(dtype=wide)
     known = kept & (target >= 0) & (target < classes)  # an index that is no class must not be an address
-    total = torch.where(known, weight.to(wide)[torch.where(known, target, 0)], 0.0).sum()
-    return nan_without_weight(total, kept)
+    return torch.where(known, weight.to(wide)[torch.where(known, target, 0)], 0.0).sum()
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -179,14 +175,19 @@ class LinearCrossEntropy(torch.autograd.Function):
         total = one
         if options.reduction == "mean":
             total = denominator(target, class_weight, options, len(weight), one.dtype)
+            if class_weight is not None and not target.is_floating_point():
+                # torch's gradients of rows that count are then NaN, not those of ignored rows.
+                weightless = (total == 0) & (target != options.ignore_index).any()
+                class_weight = torch.where(weightless, torch.nan, class_weight)
+                work = replace(work, class_weight=class_weight)
         share = Scale(one, total).value()
-        half = job.dtype == torch.float16
-        unit = torch.full_like(one, _HALF_UNIT) if half else share
         # The sweep over rows gives the parameters' gradients too, or leaves them to the one over classes.
         now = (needs[0], *((need and not job.plan.classes) for need in needs[1:]))
-        form = reduce and any(now)
+        # In float16 gradients must wait for the loss' scale: divided by the rows they vanish without it, and
+        # not divided their sums overflow, however far a GradScaler lowers its scale.
+        form = reduce and any(now) and job.dtype != torch.float16
         grads, accumulated = _empty_grads(x, weight, bias, now if form else (False, False, False), one.dtype)
-        losses, stats = work.losses(unit if form else None, grads, accumulated)
+        losses, stats = work.losses(share if form else None, grads, accumulated)
         _finish_bias(grads, bias, accumulated)
         ctx.job, ctx.grads = job, grads
         ctx.save_for_backward(x, weight, bias, target, class_weight, share, *(stats if any(needs) else ()))
@@ -206,7 +207,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         reduce = job.options.reduction != "none"
         wide = upstream.to(share.dtype)
         if reduce:
-            done.scale_(wide * share / _HALF_UNIT if job.dtype == torch.float16 else wide)
+            done.scale_(wide)
         missing = [need and grad is None for need, grad in zip(needs, (done.input, done.weight, done.bias))]
         if any(missing):
             work = Work.of(job, x, weight, bias, target, class_weight)

@@ -15,7 +15,7 @@ from fastmlp.autograd.tiling import plan
 from fastmlp.backends.base import Backend, LossOptions
 from fastmlp.backends.torch_backend import TorchBackend
 from fastmlp.functional.layer import Layer
-from fastmlp.functional.loss import chain_cross_entropy, check_loss
+from fastmlp.functional.loss import chain_cross_entropy, check_loss, left_to_torch
 
 if TYPE_CHECKING:
     from torch.nn import LinearCrossEntropyOptions
@@ -236,9 +236,7 @@ def _backend(
             return None
         if values is not None and (values.dtype == torch.float64) != (input.dtype == torch.float64):
             return None
-    if target.dtype == torch.uint8 and linear_weight.dim() > 2:
-        return None
-    if options.label_smoothing == 1 and not probabilities:  # torch makes a NaN of an infinite loss: 0 * inf
+    if left_to_torch(target, linear_weight.dim(), weight, options):
         return None
     backend = backends.choose(input).backend
     if backend is not None:

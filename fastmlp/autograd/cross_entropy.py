@@ -26,6 +26,11 @@ from fastmlp.backends.base import Backend, LossOptions, Scale
 
 def reference_loss(logits: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions) -> Tensor:
     """The same loss by torch's own differentiable ops. logits (N, C, ...), any C of them."""
+    dtype = logits.dtype
+    if options.z_loss:  # lse² passes float16's largest number, and the sum is to be rounded once
+        wide = torch.promote_types(dtype, torch.float32)
+        logits, weight = logits.to(wide), None if weight is None else weight.to(wide)
+        target = target.to(wide) if target.is_floating_point() else target
     loss = F.cross_entropy(
         logits,
         target,
@@ -37,27 +42,18 @@ def reference_loss(logits: Tensor, target: Tensor, weight: Tensor | None, option
     if options.z_loss == 0:
         return loss
     classes = 0 if logits.dim() == 1 else 1
-    wide = torch.promote_types(logits.dtype, torch.float32)  # lse² passes float16's largest number
-    extra = options.z_loss * logits.to(wide).logsumexp(classes).square()
+    extra = options.z_loss * logits.logsumexp(classes).square()
     if target.is_floating_point():
         count = torch.tensor(extra.numel(), device=extra.device)
     else:
         kept = target != options.ignore_index
         extra = torch.where(kept, extra, 0.0)
         # A uint8 index would be taken for a mask.
-        per_row = kept if weight is None else weight[torch.where(kept, target, 0).long()].to(wide) * kept
+        per_row = kept if weight is None else weight[torch.where(kept, target, 0).long()] * kept
         count = per_row.sum()
     if options.reduction != "none":
         extra = extra.sum() / count if options.reduction == "mean" else extra.sum()
-    return (loss + extra).to(loss.dtype)
-
-
-def nan_without_weight(denominator: Tensor, kept: Tensor) -> Tensor:
-    """NaN for a sum of class weights that is 0 though some rows count: torch's gradients then are NaN.
-
-    Where no row counts they are 0, and so `Scale` has it.
-    """
-    return torch.where((denominator == 0) & kept.any(), torch.nan, denominator)
+    return (loss + extra).to(dtype)
 
 
 def torch_gradient(
@@ -164,7 +160,10 @@ class ChainCrossEntropy(Node):
         if any(needs):
             denominator = result.denominator
             if class_weight is not None and options.reduction == "mean":
-                denominator = nan_without_weight(denominator, target != options.ignore_index)
+                # A sum of class weights that is 0 though some rows count: torch's gradients then are NaN.
+                # Where no row counts they are 0, and so `Scale` has it.
+                counts = (target != options.ignore_index).any()
+                denominator = torch.where((denominator == 0) & counts, torch.nan, denominator)
             kept = (drops.seed, target, class_weight, denominator, result.dlogits, result.dz)
             hidden = [*inputs, h][1:]
             ctx.save_for_backward(*kept, *source, *hidden, *saved, *params)

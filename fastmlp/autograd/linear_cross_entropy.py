@@ -16,14 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastmlp.autograd.cross_entropy import nan_without_weight, reference_loss
+from fastmlp.autograd.cross_entropy import reference_loss
 from fastmlp.autograd.node import Node, left_to_torch, torch_grads
 from fastmlp.autograd.tiling import Plan
 from fastmlp.backends import products
 from fastmlp.backends.base import Backend, LossOptions, Scale
-
-#: float16 gradients of a loss divided by its rows would vanish before the loss' scale reaches them.
-_HALF_UNIT = 256.0
 
 
 @dataclass(frozen=True)
@@ -162,37 +159,54 @@ def denominator(
     if weight is None:
         return kept.sum(dtype=wide)
     known = kept & (target >= 0) & (target < classes)  # an index that is no class must not be an address
-    total = torch.where(known, weight.to(wide)[torch.where(known, target, 0)], 0.0).sum()
-    return nan_without_weight(total, kept)
+    return torch.where(known, weight.to(wide)[torch.where(known, target, 0)], 0.0).sum()
+
+
+def divided(work: Work) -> tuple[Work, Tensor]:
+    """The work, and what its loss is divided by."""
+    total = torch.ones((), dtype=_wide(work.job), device=work.x.device)
+    target, weight, options = work.target, work.class_weight, work.job.options
+    if options.reduction != "mean":
+        return work, total
+    total = denominator(target, weight, options, len(work.weight), total.dtype)
+    if weight is None or target.is_floating_point():
+        return work, total
+    # Where the rows that count weigh nothing, torch's gradients of theirs are NaN, not those of ignored rows.
+    weightless = (total == 0) & (target != options.ignore_index).any()
+    return replace(work, class_weight=torch.where(weightless, torch.nan, weight)), total
 
 
 def loss_and_grads(
-    work: Work, needs: Sequence[bool], params: tuple[Tensor, Tensor, Tensor | None]
+    work: Work, total: Tensor, needs: Sequence[bool], params: tuple[Tensor, Tensor, Tensor | None]
 ) -> tuple[Tensor, Tensor, Grads, list[Tensor]]:
     """The loss, the share of a row in it, and what the sweep over rows gives: gradients, and statistics.
 
-    Gradients are those of `unit` times the loss' sum. Those of the parameters may be left to
-    `missing_grads`, and all of them for reduction "none".
+    Gradients of the parameters may be left to `missing_grads`; all are where not `forms_in_forward`.
 
     Args:
         work: the tensors.
+        total: as `divided` gives them both.
         needs: whether x, weight and bias need gradients.
         params: x, weight and bias as they were given.
     """
-    job, options = work.job, work.job.options
-    one = torch.ones((), dtype=_wide(job), device=work.x.device)
-    reduce = options.reduction != "none"
-    total = one
-    if options.reduction == "mean":
-        total = denominator(work.target, work.class_weight, options, len(work.weight), one.dtype)
-    share = Scale(one, total).value()
+    job, reduce = work.job, work.job.options.reduction != "none"
+    share = Scale(torch.ones_like(total), total).value()
     # The sweep over rows gives the parameters' gradients too, or leaves them to the one over classes.
     now = (needs[0], *((need and not job.plan.classes) for need in needs[1:]))
-    form = reduce and any(now)
-    grads, accumulated = _empty_grads(*params, now if form else (False, False, False), one.dtype)
-    losses, stats = work.losses(unit(job, share) if form else None, grads, accumulated)
+    form = any(now) and forms_in_forward(job)
+    grads, accumulated = _empty_grads(*params, now if form else (False, False, False), total.dtype)
+    losses, stats = work.losses(share if form else None, grads, accumulated)
     _finish_bias(grads, params[2], accumulated)
     return (losses.sum() / total if reduce else losses).to(job.loss_dtype), share, grads, stats
+
+
+def forms_in_forward(job: LinearLoss) -> bool:
+    """Whether the forward makes gradients: of a reduced loss, which has one upstream gradient, a number.
+
+    In float16 they must wait for the loss' scale: divided by the rows they vanish without it, and not divided
+    their sums overflow, however far a GradScaler lowers its scale.
+    """
+    return job.options.reduction != "none" and job.dtype != torch.float16
 
 
 def missing_grads(
@@ -215,17 +229,6 @@ def missing_grads(
     return grads
 
 
-def unit(job: LinearLoss, share: Tensor) -> Tensor:
-    """What a row's loss is multiplied by while its gradient is formed: see `_HALF_UNIT`."""
-    return torch.full_like(share, _HALF_UNIT) if job.dtype == torch.float16 else share
-
-
-def factor(job: LinearLoss, upstream: Tensor, share: Tensor) -> Tensor:
-    """What the gradients of a reduced loss still lack."""
-    wide = upstream.to(share.dtype)
-    return wide * share / _HALF_UNIT if job.dtype == torch.float16 else wide
-
-
 class LinearCrossEntropy(Node):
     """x (N, K), weight (C, D, K), bias (C, D), target (N, D) or (N, C, D) to a loss: (N, D), or a scalar."""
 
@@ -240,8 +243,9 @@ class LinearCrossEntropy(Node):
         class_weight: Tensor | None,
     ) -> Tensor:
         """Keeps three floats a row, and the gradients that the logits at hand give."""
-        work, needs = Work.of(job, x, weight, bias, target, class_weight), ctx.needs_input_grad[1:4]
-        loss, share, ctx.grads, stats = loss_and_grads(work, needs, (x, weight, bias))
+        work, total = divided(Work.of(job, x, weight, bias, target, class_weight))
+        needs, class_weight = ctx.needs_input_grad[1:4], work.class_weight
+        loss, share, ctx.grads, stats = loss_and_grads(work, total, needs, (x, weight, bias))
         ctx.job = job
         ctx.save_for_backward(x, weight, bias, target, class_weight, share, *(stats if any(needs) else ()))
         return loss
@@ -260,7 +264,7 @@ class LinearCrossEntropy(Node):
         done, ctx.grads = ctx.grads, Grads()
         reduce = job.options.reduction != "none"
         if reduce:
-            done.scale_(factor(job, upstream, share))
+            done.scale_(upstream.to(share.dtype))
         missing = [need and grad is None for need, grad in zip(needs, (done.input, done.weight, done.bias))]
         if any(missing):
             work = Work.of(job, x, weight, bias, target, class_weight)

@@ -16,7 +16,7 @@ from fastmlp.autograd.tiling import plan
 from fastmlp.backends.base import Backend, LossOptions
 from fastmlp.backends.torch_backend import TorchBackend
 from fastmlp.functional.layer import Layer
-from fastmlp.functional.loss import chain_cross_entropy, check_loss
+from fastmlp.functional.loss import chain_cross_entropy, check_loss, left_to_torch
 from fastmlp.functional.traced import is_stand_in
 
 if TYPE_CHECKING:
@@ -261,7 +261,7 @@ def _backend(
         return None
     if weight is not None and weight.dim() != 1:
         return None
-    if options.label_smoothing == 1 and not probabilities:  # torch makes a NaN of an infinite loss: 0 * inf
+    if left_to_torch(target, linear_weight.dim(), weight, options):
         return None
     backend = backends.choose(input).backend
     if backend is not None:

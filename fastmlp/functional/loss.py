@@ -209,16 +209,23 @@ def _fits_head(
         and layers[-1].weight.dim() == 2
         and layers[-1].weight.shape[0] <= backend.head_classes
         and not target.is_floating_point()
-        and not _only_smoothing(target, options)
+        and not left_to_torch(target, 2, weight, options)
         and options.reduction in ("mean", "sum")
         and backends.readable(target)
         and (weight is None or (backends.readable(weight) and not weight.requires_grad))
     )
 
 
-def _only_smoothing(target: Tensor, options: LossOptions) -> bool:
-    """Whether torch multiplies the target's own loss by 0, which makes a NaN of an infinite one."""
-    return options.label_smoothing == 1 and not target.is_floating_point()
+def left_to_torch(target: Tensor, rank: int, weight: Tensor | None, options: LossOptions) -> bool:
+    """Corners of class indices where torch's own op says what is right, for logits of ``rank`` dimensions.
+
+    A smoothing of 1 multiplies the target's loss by 0, which makes a NaN of an infinite one. uint8 is an
+    error in images, and where class weights are to be gathered for a smoothed mean.
+    """
+    if target.is_floating_point():
+        return False
+    refused = rank > 2 or (weight is not None and options.label_smoothing > 0 and options.reduction == "mean")
+    return options.label_smoothing == 1 or (target.dtype == torch.uint8 and refused)
 
 
 def _widened(tensor: Tensor) -> Tensor:
@@ -242,9 +249,7 @@ def _backend(
         return None
     if target.dtype == torch.uint8 and input.dim() > 2:  # which torch refuses
         return None
-    if target.dtype == torch.uint8 and input.dim() > 2:  # torch refuses
-        return None
-    if _only_smoothing(target, options):
+    if left_to_torch(target, input.dim(), weight, options):
         return None
     choice = backends.choose(input)
     if choice.backend is not None:

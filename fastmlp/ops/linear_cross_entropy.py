@@ -14,15 +14,15 @@ from fastmlp.autograd.linear_cross_entropy import (
     Grads,
     LinearLoss,
     Work,
-    factor,
+    divided,
+    forms_in_forward,
     loss_and_grads,
     missing_grads,
     reference,
-    unit,
 )
 from fastmlp.autograd.node import torch_grads, transformed
 from fastmlp.autograd.tiling import Plan, plan
-from fastmlp.backends.base import LossOptions
+from fastmlp.backends.base import LossOptions, Scale
 from fastmlp.ops.register import op
 
 _TENSORS = "Tensor x, Tensor weight, Tensor? bias, Tensor target, Tensor? class_weight"
@@ -74,11 +74,10 @@ def _fake(
     class_weight: Tensor | None,
     *described: Any,
 ) -> list[Tensor]:
-    _, reduction, _, dtype, loss_dtype, _, needs = described
-    if reduction == "none":
-        return [x.new_empty(x.shape[0], weight.shape[1], dtype=loss_dtype)]
-    share = x.new_empty((), dtype=torch.promote_types(dtype, torch.float32))
-    return [x.new_empty((), dtype=loss_dtype), share, *_like_needed(needs, x, weight, bias)]
+    job = _untiled(x, described[:-1])
+    shape = (x.shape[0], weight.shape[1]) if job.options.reduction == "none" else ()
+    formed = _like_needed(described[-1], x, weight, bias) if forms_in_forward(job) else []
+    return [x.new_empty(shape, dtype=job.loss_dtype), *formed]
 
 
 @op("linear_cross_entropy", f"({_TENSORS}, {_JOB}, bool[] needs) -> Tensor[]", _fake)
@@ -90,10 +89,9 @@ def _linear_cross_entropy(
     class_weight: Tensor | None,
     *described: Any,
 ) -> list[Tensor]:
-    """The loss; and of a reduced one the share of a row in it, and those gradients that are needed.
+    """The loss; and where `forms_in_forward` those gradients that are needed, for an upstream gradient of 1.
 
-    The gradients lack the upstream one, see `factor`: a graph that runs the forward runs the backward too,
-    so all are formed here, while the logits are at hand.
+    A graph that runs the forward runs the backward too, so all are formed here, while the logits are at hand.
 
     Args:
         x: (N, K), no size 0.
@@ -105,15 +103,15 @@ def _linear_cross_entropy(
     """
     needs, params = described[-1], (x, weight, bias)
     job = _job(x, weight, target, any(needs[1:]), described[:-1])
-    work = Work.of(job, x, weight, bias, target, class_weight)
-    loss, share, grads, stats = loss_and_grads(work, needs, params)
-    if job.options.reduction == "none":
+    work, total = divided(Work.of(job, x, weight, bias, target, class_weight))
+    loss, share, grads, stats = loss_and_grads(work, total, needs, params)
+    if not forms_in_forward(job):
         return [loss]
     missing = [need and g is None for need, g in zip(needs, (grads.input, grads.weight, grads.bias))]
     if any(missing):
-        each = unit(job, share).expand(len(x), weight.shape[1])
+        each = share.expand(len(x), weight.shape[1])
         grads = grads.or_else(missing_grads(work, stats, each, missing, params))
-    return [loss, share, *_needed(grads, needs)]
+    return [loss, *_needed(grads, needs)]
 
 
 def _fake_backward(
@@ -136,12 +134,15 @@ def _backward(
     class_weight: Tensor | None,
     *described: Any,
 ) -> list[Tensor]:
-    """Reduction "none": those gradients that are needed, from that of each row's loss, ``grad`` (N, D)."""
+    """Those gradients that are needed, where the forward forms none, from the loss' (N, D) or ()."""
     needs, params = described[-1], (x, weight, bias)
     job = _job(x, weight, target, any(needs[1:]), described[:-1])
-    work = Work.of(job, x, weight, bias, target, class_weight)
+    work, total = divided(Work.of(job, x, weight, bias, target, class_weight))
     _, stats = work.losses(None, Grads(), None)
-    each = grad.to(torch.promote_types(job.dtype, torch.float32))
+    each = grad.to(total.dtype)
+    if job.options.reduction != "none":
+        share = Scale(torch.ones_like(total), total).value()
+        each = (each * share).expand(len(x), weight.shape[1])
     return _needed(missing_grads(work, stats, each, needs, params), needs)
 
 
@@ -165,13 +166,12 @@ def _differentiate(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
             return reference(job, x, weight, bias, target, class_weight)
 
         return (*torch_grads(again, (x, weight, bias), needs, upstream), *nothing)
-    if job.options.reduction == "none":
-        some = iter(_backward(upstream, *tensors, *ctx.described, needs))
+    if forms_in_forward(job):
+        wide = torch.promote_types(job.dtype, torch.float32)
+        lacking = upstream.to(wide).view(1)  # not a scalar, which would be rounded to 16 bits first
+        some = ((grad * lacking).to(grad.dtype) for grad in kept)
     else:
-        lacking = factor(job, upstream, kept[0]).view(
-            1
-        )  # not a scalar, which would be rounded to 16 bits first
-        some = ((grad * lacking).to(grad.dtype) for grad in kept[1:])
+        some = iter(_backward(upstream, *tensors, *ctx.described, needs))
     return (*(next(some) if need else None for need in needs), *nothing)
 
 

@@ -112,7 +112,7 @@ def check(case: Case, dtype: torch.dtype, device: str, equal: bool) -> None:
 
 
 @pytest.mark.feature("Fuzzing", "linear layers: sizes, layouts, activations, special values")
-@fuzz(25)
+@fuzz(10)
 @given(case=CASES)
 def test_linear(case: Case, backend: str, dtype: torch.dtype, device: str) -> None:
     check(case, dtype, device, equal=backend == "torch" or dtype == torch.float64)

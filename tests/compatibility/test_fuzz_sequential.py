@@ -80,7 +80,7 @@ NETS = st.builds(
 
 
 @pytest.mark.feature("Fuzzing", "Sequential: nets, inputs, frozen layers, special values")
-@fuzz(20)
+@fuzz(10)
 @given(case=NETS)
 def test_sequential(case: Net, backend: str, dtype: torch.dtype, device: str) -> None:
     torch.manual_seed(case.seed)
@@ -167,26 +167,27 @@ def check_training(case: Training, dtype: torch.dtype, device: str) -> None:
         value, want, right = step(x, y), theirs.step(x, y, dtype), exact.step(x, y, torch.float64)
         assert _close(value, want, right, dtype), f"loss {value}, torch's {want}, {right}"
     for a, b, c, p in zip(ours.parameters(), theirs.parameters(), exact.parameters(), start):
-        assert _close(a - p, b - p, c - p, dtype), "what a parameter moved"
+        kept = 4 * torch.finfo(torch.float32).eps * p.norm() / max((c - p).norm(), 1e-30)  # as it is stored
+        assert _close(a - p, b - p, c - p, dtype, float(kept)), "what a parameter moved"
     for a, b, c in zip(ours.states(), theirs.states(), exact.states(), strict=True):
         assert _close(a, b, c, dtype), "the optimizer's state"
 
 
-def _close(ours: Tensor, torchs: Tensor, exact: Tensor, dtype: torch.dtype) -> bool:
+def _close(ours: Tensor, torchs: Tensor, exact: Tensor, dtype: torch.dtype, more: float = 0.0) -> bool:
     """Twice torch's error, and some roundings of the products' dtype in each of the steps."""
     roundings = 16 * torch.finfo(dtype).eps * (0.5 + 8 / max(exact.numel(), 1) ** 0.5)
-    return error(ours, exact) <= 2 * error(torchs, exact) + roundings
+    return error(ours, exact) <= 2 * error(torchs, exact) + roundings + more
 
 
 @pytest.mark.feature("Fuzzing", "TrainStep: nets, losses, optimizers, batch sizes", dtype="float32")
-@fuzz(25)
+@fuzz(12)
 @given(case=TRAININGS)
 def test_train_step(case: Training, backend: str, device: str) -> None:
     check_training(case, torch.float32, device)
 
 
 @pytest.mark.feature("Fuzzing", "TrainStep: nets, losses, optimizers, batch sizes", dtype="bfloat16")
-@fuzz(10)
+@fuzz(5)
 @given(case=TRAININGS)
 def test_train_step_bfloat16(case: Training, backend: str, device: str) -> None:
     check_training(case, torch.bfloat16, device)

@@ -173,7 +173,7 @@ def check_loss(case: Case, dtype: torch.dtype, device: str, equal: bool) -> None
 
 
 @pytest.mark.feature("Fuzzing", "cross-entropy: arguments, targets, layouts, special values")
-@fuzz(25)
+@fuzz(15)
 @given(case=CASES)
 @example(case=Case(special="both", row="inf", ignored="all", reduction="sum"))  # NaN in an ignored row
 @example(case=Case(5, 517, (3,), target="uint8"))  # which torch refuses in images
@@ -188,7 +188,7 @@ def test_cross_entropy(case: Case, backend: str, dtype: torch.dtype, device: str
 @pytest.mark.feature("Fuzzing", "cross-entropy: a target that is no class")
 @fuzz(6)
 @given(
-    case=CASES.filter(lambda c: c.target == "index" and c.rows > 0 and c.more == () and c.row == "usual"),
+    case=CASES.filter(lambda c: c.target == "index" and c.rows > 0 and c.more == () and c.smoothing < 1),
     wrong=st.sampled_from([-1, -101, 600, 10**12]),
 )
 def test_wrong_target(case: Case, wrong: int, backend: str, dtype: torch.dtype, device: str) -> None:
@@ -251,7 +251,7 @@ def check_linear_loss(case: Case, dtype: torch.dtype, device: str, equal: bool, 
 
 
 @pytest.mark.feature("Fuzzing", "linear cross-entropy: arguments, targets, tiles, special values")
-@fuzz(8)
+@fuzz(5)
 @given(case=CASES)
 @example(
     case=Case(3, 300, layout="transposed", ignored="a class", weight="zeros", smoothing=0.1)
@@ -267,7 +267,7 @@ def test_linear_cross_entropy(case: Case, backend: str, dtype: torch.dtype, devi
 
 
 @pytest.mark.feature("Fuzzing", "classifier head: arguments, targets, special values")
-@fuzz(8)
+@fuzz(5)
 @given(case=CASES)
 @example(
     case=Case(3, 4, special="-inf", weight="some zeros", smoothing=0.1, reduction="sum")

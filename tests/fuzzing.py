@@ -119,7 +119,9 @@ def judge(ours: Run, theirs: Run, equal: bool, what: str = "", roundings: int = 
             assert torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0)), f"{name}: other bits"
             continue
         usual = a.isfinite() & b.isfinite() & c.isfinite()
-        assert_as_good_as_torch(a[usual], b[usual], c[usual], name, roundings)
+        # Of float64 nothing is wider: torch's error against itself is 0.
+        more = 8 if a.dtype == torch.float64 else 1
+        assert_as_good_as_torch(a[usual], b[usual], c[usual], name, more * roundings)
 
 
 def wide(value: Tensor | None) -> Tensor | None:

@@ -68,7 +68,7 @@ def _cell(request: pytest.FixtureRequest) -> Iterator[None]:
     cell = {
         "group": group,
         "feature": name,
-        "backend": str(parameters.get("backend", marker.kwargs.get("backend", "any"))),
+        "backend": _column(str(parameters.get("backend", marker.kwargs.get("backend", "any")))),
         "dtype": str(parameters.get("dtype", marker.kwargs.get("dtype", "any"))).removeprefix("torch."),
         "kernels": False,
         "refused": False,
@@ -78,3 +78,8 @@ def _cell(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
     cell["kernels"] = marker.kwargs.get("kernels", bool(launches) or getattr(request.node, "kernels", False))
     cell["refused"] = getattr(request.node, "refused", False)
+
+
+def _column(backend: str) -> str:
+    """The page's backend: what "auto" would take here, if the kernels do it."""
+    return {"auto": "triton" if torch.cuda.is_available() else "torch"}.get(backend, backend)

@@ -52,6 +52,25 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Give the test its cell, before a mark may skip it."""
+    marker = item.get_closest_marker("feature")
+    if marker is None:
+        return
+    group, name = marker.args
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    cell = {
+        "group": group,
+        "feature": name,
+        "backend": _column(str(parameters.get("backend", marker.kwargs.get("backend", "any")))),
+        "dtype": str(parameters.get("dtype", marker.kwargs.get("dtype", "any"))).removeprefix("torch."),
+        "kernels": False,
+        "refused": False,
+    }
+    item.user_properties.append(("compatibility", cell))
+
+
 @pytest.fixture(autouse=True)
 def _cell(request: pytest.FixtureRequest) -> Iterator[None]:
     """Note what this test proves.
@@ -63,17 +82,7 @@ def _cell(request: pytest.FixtureRequest) -> Iterator[None]:
     if marker is None:
         yield
         return
-    group, name = marker.args
-    parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
-    cell = {
-        "group": group,
-        "feature": name,
-        "backend": _column(str(parameters.get("backend", marker.kwargs.get("backend", "any")))),
-        "dtype": str(parameters.get("dtype", marker.kwargs.get("dtype", "any"))).removeprefix("torch."),
-        "kernels": False,
-        "refused": False,
-    }
-    request.node.user_properties.append(("compatibility", cell))
+    cell = dict(request.node.user_properties)["compatibility"]
     with launch.record_launches() as launches:
         yield
     cell["kernels"] = marker.kwargs.get("kernels", bool(launches) or getattr(request.node, "kernels", False))

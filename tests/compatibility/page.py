@@ -32,6 +32,7 @@ compare with torch's own modules and functions. The tests write this page:
 - **kernels**: passes, and the tests saw Triton kernels launched;
 - **torch**: passes on torch's own ops: under `triton` the fallback for what no kernel does;
 - **refused**: an error says why, before anything is written, and the tests check that it does;
+- **not run**: this device cannot run the test;
 - empty: the feature has no such case.
 
 """

@@ -86,9 +86,9 @@ def head_tile(
     m, s = online_max_and_sum(x, m, tl.zeros((BLOCK_M,), tl.float32))
     log_sum = tl.log(s)
     a = index_coefficients(target, cols, C, cw_ptr, stride_cw, smoothing, HAS_WEIGHT)
-    # The target's logit alone counts without smoothing, and then 0 * inf of the others must not.
-    counts = col_ok & ((smoothing > 0) | (cols[None, :] == target[:, None]))
-    weighted = tl.sum(tl.where(counts, a * (x - m[:, None]), 0.0), 1)
+    # Without smoothing a is 0 but at the target, and 0 * inf of the others must not count; with it, it must.
+    weighted = tl.where((a != 0) | ((smoothing > 0) & col_ok), a * (x - m[:, None]), 0.0)
+    weighted = tl.sum(weighted, 1)
     loss, coefficient = row_loss(tl.sum(a, 1), log_sum, weighted, m, z_loss, ignored, invalid)
     weight = tl.where(known, load_class_weights(cw_ptr, stride_cw, target, known, HAS_WEIGHT), 0.0)
     loss_sum = tl.sum(tl.where(ok, loss, 0.0), 0)

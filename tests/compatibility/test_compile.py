@@ -79,7 +79,9 @@ def with_parameters(net: nn.Module, loss: nn.Module) -> tuple[Callable[..., Tens
     return function, list(net.parameters())
 
 
-@pytest.mark.feature(GROUP, "torch.compile, fullgraph, of a chain with each activation and its gradients")
+@pytest.mark.feature(
+    GROUP, "torch.compile, fullgraph, of a chain with each activation and its gradients", dtype="float32"
+)
 @pytest.mark.parametrize("plan", ["layers", "whole", "recompute"])
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=repr)
 def test_chains(activation: nn.Module, plan: str, backend: str, device: str) -> None:
@@ -114,7 +116,7 @@ def test_a_training_step(backend: str, dtype: torch.dtype, device: str) -> None:
     assert counter.frame_count == 1
 
 
-@pytest.mark.feature(GROUP, "torch.compile by Inductor")
+@pytest.mark.feature(GROUP, "torch.compile by Inductor", dtype="float32")
 @needs_compiler
 def test_inductor(backend: str, device: str) -> None:
     net = fastmlp.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.GELU(), nn.Linear(8, 3)).to(device)
@@ -131,7 +133,7 @@ def test_inductor(backend: str, device: str) -> None:
     assert counter.frame_count == 1
 
 
-@pytest.mark.feature(GROUP, "one graph for every batch size")
+@pytest.mark.feature(GROUP, "one graph for every batch size", dtype="float32")
 @pytest.mark.parametrize("dynamic", [True, None])
 @pytest.mark.parametrize("widths", [[8, 3], [260, 3]], ids=["whole", "layers"])
 def test_no_recompilation(widths: list[int], dynamic: bool | None, backend: str, device: str) -> None:
@@ -149,7 +151,7 @@ def test_no_recompilation(widths: list[int], dynamic: bool | None, backend: str,
     assert graphs[-1] == graphs[0 if dynamic else 1]
 
 
-@pytest.mark.feature(GROUP, "dropout, with eager's mask for eager's seed")
+@pytest.mark.feature(GROUP, "dropout, with eager's mask for eager's seed", dtype="float32")
 def test_dropout(backend: str, device: str) -> None:
     net = fastmlp.Sequential(nn.Linear(20, 40), nn.ReLU(), nn.Dropout(0.4), nn.Linear(40, 3)).to(device)
     function, params = with_parameters(net, nn.CrossEntropyLoss())
@@ -170,7 +172,7 @@ LOSSES: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.feature(GROUP, "cross_entropy with each argument")
+@pytest.mark.feature(GROUP, "cross_entropy with each argument", dtype="float32")
 @pytest.mark.parametrize("arguments", LOSSES, ids=str)
 def test_cross_entropy(arguments: dict[str, Any], backend: str, device: str) -> None:
     arguments = dict(arguments)
@@ -208,7 +210,7 @@ def test_linear_cross_entropy(
     assert counter.frame_count == graphs
 
 
-@pytest.mark.feature(GROUP, "under autocast")
+@pytest.mark.feature(GROUP, "under autocast", dtype="float32")
 def test_autocast(backend: str, device: str) -> None:
     net = fastmlp.MLP(12, [300, 3]).to(device)
     function, params = with_parameters(net, fastmlp.CrossEntropyLoss())
@@ -220,7 +222,7 @@ def test_autocast(backend: str, device: str) -> None:
     check(cast, torch.randn(6, 12, device=device), torch.randint(3, (6,), device=device), *params)
 
 
-@pytest.mark.feature(GROUP, "frozen layers, and an input that wants a gradient")
+@pytest.mark.feature(GROUP, "frozen layers, and an input that wants a gradient", dtype="float32")
 @pytest.mark.parametrize("width", [8, 300])
 def test_frozen(width: int, backend: str, device: str) -> None:
     x, v, w = leaf(6, 12, device=device), leaf(width, 12, device=device), leaf(3, width, device=device)
@@ -228,7 +230,7 @@ def test_frozen(width: int, backend: str, device: str) -> None:
     check(lambda x, v, w: FF.mlp(x, [v, w]), x.detach(), v, w.detach())
 
 
-@pytest.mark.feature(GROUP, "without gradients, and in evaluation")
+@pytest.mark.feature(GROUP, "without gradients, and in evaluation", dtype="float32")
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("choice", ["auto", "torch", "triton"])
 def test_inference(choice: str, mode: Any, device: str) -> None:
@@ -261,7 +263,7 @@ def test_modules(backend: str, device: str) -> None:
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.feature(GROUP, "torch.func inside of a compiled function")
+@pytest.mark.feature(GROUP, "torch.func inside of a compiled function", dtype="float32")
 def test_transforms_inside(backend: str, device: str) -> None:
     net = fastmlp.MLP(4, [5, 3], activation_layer=nn.Tanh).to(device)
     params = {k: v.detach() for k, v in net.named_parameters()}
@@ -276,7 +278,7 @@ def test_transforms_inside(backend: str, device: str) -> None:
         torch.testing.assert_close(grads, each(params, x, y)[name], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.feature(GROUP, 'double backward with backend="eager"')
+@pytest.mark.feature(GROUP, 'double backward with backend="eager"', dtype="float32")
 @pytest.mark.parametrize("plan", ["layers", "whole", "recompute"])
 def test_double_backward(plan: str, backend: str, device: str) -> None:
     x, v, w = leaf(5, 4, device=device), leaf(6, 4, device=device), leaf(3, 6, device=device)
@@ -293,7 +295,7 @@ def test_double_backward(plan: str, backend: str, device: str) -> None:
         torch.testing.assert_close(mine, eager, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.feature(GROUP, "fuse, a compiled submodule, and TF32 changed afterwards")
+@pytest.mark.feature(GROUP, "fuse, a compiled submodule, and TF32 changed afterwards", dtype="float32")
 def test_surroundings(backend: str, device: str) -> None:
     """Every setting that a graph depends on is guarded."""
     net = fastmlp.fuse(nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3))).to(device)

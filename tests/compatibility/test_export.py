@@ -38,7 +38,7 @@ def images(batch: int, device: str, dtype: torch.dtype = torch.float32) -> Tenso
     return torch.randn(batch, 3, 4, device=device, dtype=dtype)
 
 
-@pytest.mark.feature(GROUP, "torch.export with a dynamic batch, saved and loaded")
+@pytest.mark.feature(GROUP, "torch.export with a dynamic batch, saved and loaded", kernels=False)
 @pytest.mark.parametrize("strict", [False, True])
 def test_export(strict: bool, backend: str, dtype: torch.dtype, device: str) -> None:
     net = network(device, dtype)
@@ -57,7 +57,7 @@ def test_export(strict: bool, backend: str, dtype: torch.dtype, device: str) -> 
         torch.testing.assert_close(loaded(x), net(x), rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.feature(GROUP, "torch.export of a training step's loss")
+@pytest.mark.feature(GROUP, "torch.export of a training step's loss", dtype="float32", kernels=False)
 def test_export_of_a_loss(backend: str, device: str) -> None:
     class Step(nn.Module):
         def __init__(self) -> None:
@@ -83,7 +83,9 @@ assert "fastmlp" not in sys.modules
 """
 
 
-@pytest.mark.feature(GROUP, "AOTInductor, loaded by a process without fastmlp", dtype="float32")
+@pytest.mark.feature(
+    GROUP, "AOTInductor, loaded by a process without fastmlp", dtype="float32", kernels=False
+)
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="AOTInductor compiles C++")
 def test_aot_inductor(device: str, tmp_path: Path) -> None:
@@ -98,7 +100,7 @@ def test_aot_inductor(device: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.feature(GROUP, "ONNX with a dynamic batch, run by onnxruntime")
+@pytest.mark.feature(GROUP, "ONNX with a dynamic batch, run by onnxruntime", dtype="float32", kernels=False)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_onnx(backend: str, device: str, tmp_path: Path) -> None:
     runtime = pytest.importorskip("onnxruntime")
@@ -115,7 +117,9 @@ def test_onnx(backend: str, device: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(found, net(x).detach().cpu().numpy(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.feature(GROUP, "ONNX by TorchScript's exporter, and torch.jit.trace")
+@pytest.mark.feature(
+    GROUP, "ONNX by TorchScript's exporter, and torch.jit.trace", dtype="float32", kernels=False
+)
 @pytest.mark.filterwarnings("ignore")
 def test_traces(backend: str, device: str, tmp_path: Path) -> None:
     net = network(device)

@@ -122,7 +122,7 @@ def test_gradients_twice(backend: str, dtype: torch.dtype, device: str) -> None:
     same(lambda: gradients(device, dtype))
 
 
-@pytest.mark.feature("Determinism", "one seed, the same bits: training by every engine")
+@pytest.mark.feature("Determinism", "one seed, the same bits: training by every engine", dtype="float32")
 def test_training_twice(backend: str, device: str) -> None:
     for engine in engines(backend, device):
         same(lambda: trained(engine, device))  # noqa: B023
@@ -139,7 +139,9 @@ def test_switch(backend: str, dtype: torch.dtype, device: str, request: pytest.F
             assert torch.equal(a, b), f"result {i}"
 
 
-@pytest.mark.feature("Determinism", "torch.use_deterministic_algorithms: training by every engine")
+@pytest.mark.feature(
+    "Determinism", "torch.use_deterministic_algorithms: training by every engine", dtype="float32"
+)
 def test_switch_training(backend: str, device: str, request: pytest.FixtureRequest) -> None:
     expected = [trained(engine, device) for engine in engines(backend, device)]
     request.getfixturevalue("deterministic")
@@ -150,7 +152,7 @@ def test_switch_training(backend: str, device: str, request: pytest.FixtureReque
             assert all(map(torch.equal, found, wanted)), engine
 
 
-@pytest.mark.feature("Determinism", "no op without a deterministic form on a GPU")
+@pytest.mark.feature("Determinism", "no op without a deterministic form on a GPU", dtype="float32")
 def test_ops(backend: str, device: str) -> None:
     """What ATen is asked for, here as there: an op that would raise on a GPU is seen on a CPU."""
     with Ops() as ops, record_launches():

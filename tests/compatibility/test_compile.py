@@ -232,17 +232,19 @@ def test_frozen(width: int, backend: str, device: str) -> None:
 
 @pytest.mark.feature(GROUP, "without gradients, and in evaluation", dtype="float32")
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-@pytest.mark.parametrize("choice", ["auto", "torch", "triton"])
-def test_inference(choice: str, mode: Any, device: str) -> None:
+@pytest.mark.parametrize("backend", ["auto", "torch", "triton"])
+def test_inference(backend: str, mode: Any, device: str) -> None:
     net = fastmlp.MLP(12, [8, 8, 3], dropout=0.3, activation_layer=nn.GELU).to(device).eval()
-    with backends.use(choice), mode():
+    with backends.use(backend), mode():
         compiled, counter = one_graph(net)
         x = torch.randn(6, 12, device=device)
         torch.testing.assert_close(compiled(x), net(x), rtol=1e-6, atol=1e-6)
         assert counter.frame_count == 1
 
 
-@pytest.mark.feature(GROUP, "the modules: LinearAct, Dequantize, LinearCrossEntropyLoss, z_loss")
+@pytest.mark.feature(
+    GROUP, "the modules: LinearAct, Dequantize, LinearCrossEntropyLoss, z_loss", dtype="float32"
+)
 def test_modules(backend: str, device: str) -> None:
     act = fastmlp.LinearAct(12, 7, activation=nn.PReLU()).to(device)
     check(lambda x, w: act(x).sum() + w.sum(), leaf(6, 12, device=device), act.weight)

@@ -42,7 +42,7 @@ def layers(
     return params, present, [name, name, "none"], [slope, slope, 0.0], dtype
 
 
-@pytest.mark.feature(GROUP, "opcheck of the op: chain")
+@pytest.mark.feature(GROUP, "opcheck of the op: chain", backend="triton")
 @pytest.mark.parametrize(("name", "dtype"), KINDS, ids=str)
 def test_chain(name: str, dtype: torch.dtype, device: str) -> None:
     described = layers(name, dtype, device, biases=name != "tanh")
@@ -57,7 +57,7 @@ def test_chain(name: str, dtype: torch.dtype, device: str) -> None:
         opcheck(ops.chain_backward, (grad, x, *described, outputs, seed, [0.3, 0.0, 0.0], needs))
 
 
-@pytest.mark.feature(GROUP, "opcheck of the op: whole_net")
+@pytest.mark.feature(GROUP, "opcheck of the op: whole_net", backend="triton")
 @pytest.mark.parametrize(("name", "dtype"), KINDS, ids=str)
 @pytest.mark.parametrize("recompute", [False, True])
 def test_whole_net(recompute: bool, name: str, dtype: torch.dtype, device: str) -> None:
@@ -71,7 +71,7 @@ def test_whole_net(recompute: bool, name: str, dtype: torch.dtype, device: str) 
             opcheck(ops.whole_net_backward, (*arguments, *needs))
 
 
-@pytest.mark.feature(GROUP, "opcheck of the op: cross_entropy")
+@pytest.mark.feature(GROUP, "opcheck of the op: cross_entropy", backend="triton")
 @pytest.mark.parametrize(("reduction", "dtype"), zip(["none", "mean", "sum"], DTYPES), ids=str)
 @pytest.mark.parametrize("probabilities", [False, True])
 def test_cross_entropy(probabilities: bool, reduction: str, dtype: torch.dtype, device: str) -> None:
@@ -90,7 +90,7 @@ def test_cross_entropy(probabilities: bool, reduction: str, dtype: torch.dtype, 
     )
 
 
-@pytest.mark.feature(GROUP, "opcheck of the op: linear_cross_entropy")
+@pytest.mark.feature(GROUP, "opcheck of the op: linear_cross_entropy", backend="triton")
 @pytest.mark.parametrize(("reduction", "dtype"), zip(["none", "mean", "sum"], DTYPES), ids=str)
 @pytest.mark.parametrize("workspace", [None, 500])
 def test_linear_cross_entropy(workspace: int | None, reduction: str, dtype: torch.dtype, device: str) -> None:

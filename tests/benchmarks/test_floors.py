@@ -36,10 +36,11 @@ def test_ceilings_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_peak_memory_is_what_a_run_takes() -> None:
     def factory() -> Run:
-        kept = torch.ones(16 << 20, dtype=torch.uint8)
+        # More than malloc ever takes out of memory that it has kept: fresh pages, whatever ran before.
+        kept = torch.ones(64 << 20, dtype=torch.uint8)
         return Run(lambda: kept + 1)
 
     found = memory.peak(factory, "cpu")
     if found is None:
         pytest.skip("no /proc/self/clear_refs here")
-    assert 30 << 20 < found < 80 << 20
+    assert 120 << 20 < found < 320 << 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -111,7 +112,9 @@ def test_one_process_fails(tmp_path: Path) -> None:
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [1, 1], first + second
+    # gloo may abort in the one that is left, after its line, where its own threads find nobody any more.
+    assert processes[0].returncode in (1, -signal.SIGABRT), first
+    assert processes[1].returncode == 1, second
     assert "error: process 1: out of memory" in second
     assert "error: another process is gone" in first
     assert "Traceback" not in first + second

@@ -353,8 +353,8 @@ def command(rank: int, device: str, arguments: list[str]) -> tuple[int, str, int
         mock.patch.dict(os.environ, {name: str(value) for name, value in launched.items()}),
         mock.patch.object(distributed, "start"),  # the group is there
         mock.patch.object(distributed, "stop"),
-        mock.patch.object(cli, "synthetic", lambda seed: synthetic(seed, train=601, test=101)),
-        mock.patch.object(cli, "save", wraps=cli.save) as save,
+        mock.patch.object(cli.train, "synthetic", lambda seed: synthetic(seed, train=601, test=101)),
+        mock.patch.object(cli.train, "save", wraps=cli.train.save) as save,
     ):
         result = CliRunner().invoke(cli.app, arguments)
     return result.exit_code, result.output, save.call_count

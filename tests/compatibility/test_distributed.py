@@ -310,7 +310,7 @@ def test_the_command(run: Run, tmp_path: Path) -> None:
     assert lines[0].endswith("2 processes, no checkpoints")
     assert [path.name for path in (tmp_path / "two").iterdir()] == ["net"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "synthetic", lambda seed: synthetic(seed, train=601, test=101))
+        patch.setattr(cli.train, "synthetic", lambda seed: synthetic(seed, train=601, test=101))
         alone = CliRunner().invoke(cli.app, [*arguments, str(tmp_path / "one")])
     for line, expected in zip(lines[1:3], alone.output.splitlines()[1:3]):
         assert line.split()[:-2] == expected.split()[:-2]  # but for the examples a second

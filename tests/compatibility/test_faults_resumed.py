@@ -178,7 +178,7 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         f"error: interrupted after .*; saved to {kept}; the same command with --resume .*\n", said
     )
     assert 2 <= position(kept).epoch < 30
-    monkeypatch.setattr(cli, "synthetic", lambda seed: data.synthetic(seed, train=1600, test=100))
+    monkeypatch.setattr(cli.train, "synthetic", lambda seed: data.synthetic(seed, train=1600, test=100))
     resumed = CliRunner().invoke(cli.app, [*arguments, str(broken), "--resume"])
     assert resumed.exit_code == 0, resumed.output
     assert f"going on after {position(kept)}" not in resumed.output  # it went on from there, to the end
@@ -194,7 +194,7 @@ from fastmlp import cli, data
 def slow_fit(*arguments, on_batch, **options):  # so that it is interrupted before it is done
     return fit(*arguments, on_batch=lambda count: (on_batch(count), time.sleep(0.005)), **options)
 
-fit, cli.fit, make = cli.fit, slow_fit, data.synthetic
-cli.synthetic = lambda seed: make(seed, train=1600, test=100)
+fit, cli.train.fit, make = cli.train.fit, slow_fit, data.synthetic
+cli.train.synthetic = lambda seed: make(seed, train=1600, test=100)
 cli.app()
 """

@@ -100,7 +100,7 @@ def train(*arguments: str) -> Result:
 )
 def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And what it says how to go on works."""
-    monkeypatch.setattr(cli, "synthetic", lambda seed: synthetic(seed, train=600, test=100))
+    monkeypatch.setattr(cli.train, "synthetic", lambda seed: synthetic(seed, train=600, test=100))
     base = ["--hidden", "8", "--epochs", "4", "--out", str(tmp_path / "net")]
     kept = tmp_path / "net.ckpt.safetensors"
     assert train(*base[:3], "2", *base[4:]).exit_code == 0

@@ -79,7 +79,7 @@ def step(*args, **kwargs):
 
 if os.environ["RANK"] == "1":
     shares.SharedExecutor.step = step
-cli.synthetic = lambda seed: synthetic(seed, train=600, test=100)
+cli.train.synthetic = lambda seed: synthetic(seed, train=600, test=100)
 cli.app(sys.argv[1:])
 """
 

@@ -22,7 +22,7 @@ def run(*arguments: str) -> Result:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The synthetic set, at 600 examples."""
-    monkeypatch.setattr(cli, "synthetic", lambda seed: synthetic(seed, train=600, test=100))
+    monkeypatch.setattr(cli.train, "synthetic", lambda seed: synthetic(seed, train=600, test=100))
 
 
 @pytest.mark.usefixtures("small")
@@ -166,7 +166,7 @@ def test_the_fallback_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         say("Fashion-MNIST is not to be had (offline). Training on the embedded synthetic set instead.")
         return synthetic(train=300, test=50)
 
-    monkeypatch.setattr(cli, "load", load)
+    monkeypatch.setattr(cli.train, "load", load)
     result = run("train", "--epochs", "1", "--device", "cpu", "--out", str(tmp_path / "n"))
     assert "embedded synthetic set instead" in result.output
     assert "synthetic (seed 0)" in result.output

@@ -1,34 +1,24 @@
-"""The command line: ``fastmlp train`` and ``fastmlp info``."""
+"""``fastmlp train``."""
 
 from __future__ import annotations
 
 import os
-import platform
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
-from importlib import metadata
 from pathlib import Path
-from typing import Any, NoReturn
-
-try:
-    import safetensors  # noqa: F401 - better missed now than when a trained net is to be saved
-    import typer
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-    from rich.table import Table
-except ImportError as error:  # pragma: no cover
-    sys.exit(f"fastmlp: the command line needs more ({error}): pip install 'fastmlp[train]'")
+from typing import Any
 
 import torch
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
 import fastmlp
-from fastmlp import activations, backends, plans
+from fastmlp import activations, backends
+from fastmlp.cli.common import Dtype, console, device_of, errors, fail, widths_of
 from fastmlp.data import DataError, Images, load, synthetic
-from fastmlp.devices import DEVICES
 from fastmlp.training import (
     Epoch,
     Interrupted,
@@ -42,16 +32,7 @@ from fastmlp.training import (
 )
 from fastmlp.training.memory import is_out_of_memory
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=True,
-    help="Multilayer perceptrons for PyTorch, fused.",
-    context_settings={"help_option_names": ["-h", "--help"]},
-    pretty_exceptions_enable=False,
-)
-# No markup: a path or a message may hold brackets.
-console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
-errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+EXAMPLE = "Example: fastmlp train --data ../shared/data --hidden 512,256 --activation gelu --lr 0.05"
 
 
 class Dataset(str, Enum):
@@ -59,14 +40,6 @@ class Dataset(str, Enum):
 
     fashion_mnist = "fashion-mnist"
     synthetic = "synthetic"
-
-
-class Dtype(str, Enum):
-    """What the matrix products run in."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
 
 
 class Engine(str, Enum):
@@ -88,15 +61,6 @@ class Schedule(str, Enum):
     one_cycle = "one-cycle"
 
 
-def fail(message: str, code: int = 1) -> NoReturn:
-    """One line on stderr, and out."""
-    errors.print(f"error: {message}", style="red")
-    raise typer.Exit(code)
-
-
-@app.command(
-    epilog="Example: fastmlp train --data ../shared/data --hidden 512,256 --activation gelu --lr 0.05"
-)
 def train(
     data: Path | None = typer.Option(None, help="Directory that holds FashionMNIST/raw; default: download."),
     dataset: Dataset = typer.Option(Dataset.fashion_mnist, help="What to train on."),
@@ -128,10 +92,10 @@ def train(
 
     torchrun --nproc-per-node=2 -m fastmlp train shares the work among processes: docs/distributed.md.
     """
-    where = _device(device)
+    where = device_of(device)
     processes = distributed.size()
     console.quiet = errors.quiet = distributed.rank() > 0  # what all have to say, the first one says
-    widths = _widths(hidden)
+    widths = widths_of(hidden)
     if activation not in activations.NAMES:
         fail(f"--activation {activation}: expected one of {', '.join(activations.NAMES)}", 2)
     if data is not None and dataset is Dataset.synthetic:
@@ -231,22 +195,6 @@ def _failing_in_a_line(kept: Path) -> Iterator[None]:
         fail(f"{whose}{(str(error) or 'out of memory').splitlines()[0]}{goes_on}")
 
 
-def _device(text: str) -> torch.device:
-    try:
-        device = torch.device(text or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        fail(f"--device {text}: expected cpu, cuda or cuda:1", 2)
-    if device.type == "cuda" and distributed.size() > 1:
-        if device.index is not None:
-            fail(f"--device {text}: expected cpu or cuda, of which each process takes one of its own", 2)
-        device = torch.device("cuda", distributed.local_rank())
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        fail(f"--device {text or device}: torch sees {torch.cuda.device_count() or 'no'} GPU here", 2)
-    return device
-
-
 def _sets(dataset: Dataset, data: Path | None) -> tuple[Images, Images]:
     if dataset is Dataset.synthetic:
         return synthetic(seed=0)
@@ -282,16 +230,6 @@ def _position(path: Path, resume: bool) -> Position | None:
     os.replace(path, aside)
     errors.print(f"{what}; moved to {aside}", style="yellow")
     return None
-
-
-def _widths(text: str, option: str = "--hidden") -> list[int]:
-    try:
-        widths = [int(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        widths = [0]
-    if any(width < 1 for width in widths):
-        fail(f"{option} {text}: expected positive widths with commas between them, such as 512,256", 2)
-    return widths
 
 
 def _net(widths: list[int], activation: str) -> fastmlp.Sequential:
@@ -352,56 +290,3 @@ def _fit(
             on_epoch=on_epoch,
             **options,
         )
-
-
-@app.command(epilog="Example: fastmlp info --widths 32,64,64,64,4 --batch 65536 --dtype bfloat16 --on h100")
-def info(
-    widths: str = typer.Option("784,256,10", help="Of the net whose cost is shown: input and every layer."),
-    batch: int = typer.Option(256, min=1, help="Rows."),
-    dtype: Dtype = typer.Option(Dtype.float32, help="That everything is in."),
-    on: str = typer.Option("", help="One of " + ", ".join(DEVICES) + "; default: the GPU here, else h200."),
-    inference: bool = typer.Option(False, "--inference", help="The forward alone, without a backward."),
-) -> None:
-    """Versions, the device, which backend would run and why; and what a net costs by each plan."""
-    sizes = _widths(widths, "--widths")
-    if len(sizes) < 2:
-        fail(f"--widths {widths}: expected two at least, such as 784,256,10", 2)
-    if on and on not in DEVICES:
-        fail(f"--on {on}: expected one of {', '.join(DEVICES)}", 2)
-    _print_versions()
-    found = fastmlp.cost(
-        sizes, batch, dtype=getattr(torch, dtype.value), device=on or None, training=not inference
-    )
-    head, *rows = found.rows()
-    table = Table(*head, title=f"{plans.name(sizes)}: {found.title}", title_justify="left", box=None)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for row in rows:
-        table.add_row(*row)
-    console.print()
-    console.print(table)
-    for note in found.notes():
-        console.print(note)
-    console.print(f"{found.device.name}: {found.device.source}", style="dim")
-
-
-def _print_versions() -> None:
-    table = Table(show_header=False, box=None)
-    table.add_row("fastmlp", fastmlp.__version__)
-    table.add_row("python", platform.python_version())
-    for name in ("torch", "triton", "torchvision", "safetensors"):
-        try:
-            table.add_row(name, metadata.version(name))
-        except metadata.PackageNotFoundError:
-            table.add_row(name, "not installed")
-    table.add_row("FASTMLP_BACKEND", backends.requested())
-    devices = [torch.device("cpu"), *(torch.device("cuda", i) for i in range(torch.cuda.device_count()))]
-    for device in devices:
-        try:
-            choice = backends.choose(torch.empty(1, device=device))
-            chosen = f"{choice.backend.name if choice.backend else 'torch'}: {choice.reason}"
-        except RuntimeError as error:
-            chosen = f"cannot run: {error}"
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-        table.add_row(f"on {device} ({name})", chosen)
-    console.print(table)

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 import fastmlp
-from benchmarks.cases import A, eager_step, net
-from benchmarks.measure import Row, reason
-from benchmarks.peers import EAGER, OURS
-from benchmarks.timing import synchronize
 from fastmlp.data import Images
+
+from .cases import A, eager_step, net
+from .measure import Row, reason
+from .peers import EAGER, OURS
+from .timing import synchronize
 
 TARGET = 0.88
 SEEDS = (0, 1, 2, 3, 4)

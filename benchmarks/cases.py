@@ -15,8 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastmlp
-from benchmarks import peers
-from benchmarks.peers import (
+from fastmlp import functional
+from fastmlp import work as counts
+from fastmlp.plans import name
+from fastmlp.work import Work
+
+from . import peers
+from .peers import (
     AUTOTUNED,
     COMPILED,
     EAGER_FLOAT32,
@@ -27,11 +32,7 @@ from benchmarks.peers import (
     MissingPeerError,
     Wrap,
 )
-from benchmarks.timing import Run
-from fastmlp import functional
-from fastmlp import work as counts
-from fastmlp.plans import name
-from fastmlp.work import Work
+from .timing import Run
 
 A, B = (784, 256, 10), (784, 1024, 1024, 1024, 10)
 STEP, INFERENCE = "training step (SGD)", "inference"

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 import fastmlp
-from benchmarks import peers
-from benchmarks.cases import A, Case, eager_step, name, net, seeded
-from benchmarks.peers import EAGER_FLOAT32, JAX, MODES, OURS, Factory, MissingPeerError, Wrap
-from benchmarks.timing import Run
 from fastmlp import work as counts
 from fastmlp.data import Images
 from fastmlp.data.fashion_mnist import cache_directory
+
+from . import peers
+from .cases import A, Case, eager_step, name, net, seeded
+from .peers import EAGER_FLOAT32, JAX, MODES, OURS, Factory, MissingPeerError, Wrap
+from .timing import Run
 
 EPOCH, PIPELINE = "epoch, data on the device", "epoch, from image files"
 BATCH, LR = 256, 0.1

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.timing import Run, interleave
 from fastmlp.work import Work
+
+from .timing import Run, interleave
 
 _COPIES = tuple(
     1 << power for power in (16, 18, 20, 22, 24, 26, 28, 30)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import torch
 from jax import lax
 
-from benchmarks.timing import Run
+from .timing import Run
 
 #: Steps in one call of `training_step`, so that a call's dispatch is shared as in an epoch's scan.
 _OPERATIONS = 10**10  # about as many a call

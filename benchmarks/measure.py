@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from benchmarks import memory
-from benchmarks.cases import Case
-from benchmarks.floors import Ceilings
-from benchmarks.peers import CUT, EAGER, LIGER, OURS, TORCH_CHUNKS, Factory
-from benchmarks.timing import Run, interleave
+from . import memory
+from .cases import Case
+from .floors import Ceilings
+from .peers import CUT, EAGER, LIGER, OURS, TORCH_CHUNKS, Factory
+from .timing import Run, interleave
 
 _MEASURED_MEMORY = (
     OURS,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.timing import Run, synchronize
+from .timing import Run, synchronize
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 

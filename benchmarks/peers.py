@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.timing import Run
+from .timing import Run
 
 #: Makes a peer's run; raises `MissingPeerError` where the peer cannot run.
 Factory = Callable[[], Run]
@@ -108,8 +108,8 @@ def library(module: str, package: str, device: str, gpu: bool = True) -> ModuleT
 
 
 def jax_peer(device: str) -> ModuleType:
-    """`benchmarks.jax_peer`, which imports JAX."""
-    peer = library("benchmarks.jax_peer", "jax", device, gpu=False)
+    """The module `jax_peer`, which imports JAX."""
+    peer = library(f"{__package__}.jax_peer", "jax", device, gpu=False)
     if device == "cuda" and not peer.has_gpu():
         raise MissingPeerError("this JAX has no GPU: pip install 'jax[cuda13]'")
     return peer

@@ -16,11 +16,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from benchmarks import accuracy, peers
-from benchmarks.measure import Row
-from benchmarks.peers import EAGER, OURS, PEERS
-from benchmarks.sweeps import SWEEPS, Sweep
-from benchmarks.targets import ratio
+from . import accuracy, peers
+from .measure import Row
+from .peers import EAGER, OURS, PEERS
+from .sweeps import SWEEPS, Sweep
+from .targets import ratio
 
 #: Ours in greens, eager in greys, the compilers in warm colours, JAX blue, the packages violet.
 _COLOURS = {

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import typer
 
-from benchmarks import tables
-from benchmarks.store import load
+from . import tables
+from .store import load
 
 _ROOT = Path(__file__).resolve().parent.parent
 RESULTS = _ROOT / "benchmarks" / "results"

@@ -20,15 +20,16 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks import accuracy, cases, epochs, plots, sweeps, tables, targets, whole_net
-from benchmarks.cases import Case
-from benchmarks.floors import Ceilings, measure_ceilings
-from benchmarks.machine import describe
-from benchmarks.measure import QUICK, Effort, Row, measure
-from benchmarks.peers import EAGER, MODES
-from benchmarks.store import Store
-from benchmarks.supervisor import BROKEN, supervise
 from fastmlp.data import Images, load
+
+from . import accuracy, cases, epochs, plots, sweeps, tables, targets, whole_net
+from .cases import Case
+from .floors import Ceilings, measure_ceilings
+from .machine import describe
+from .measure import QUICK, Effort, Row, measure
+from .peers import EAGER, MODES
+from .store import Store
+from .supervisor import BROKEN, supervise
 
 _ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("tests", "cases", "epochs", "accuracy", "sweeps")
@@ -57,7 +58,7 @@ def main(
         console.print(f"{out} held a report of another machine or commit: it is replaced")
     if device == "cuda" and not call:
         store.save()
-        command = [sys.executable, "-m", "benchmarks.report", *sys.argv[1:], "--call", str(time.time())]
+        command = [sys.executable, "-m", f"{__package__}.report", *sys.argv[1:], "--call", str(time.time())]
         code = supervise(command, store, out, float(command[-1]), _PATIENCE)
     else:
         code = Session(store, out, device, quick, match, call or time.time(), budget, resume).run(

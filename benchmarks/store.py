@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import same
-from benchmarks.measure import Row
+from .machine import same
+from .measure import Row
 
 
 class Store:

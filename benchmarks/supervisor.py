@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.store import Store
+from .store import Store
 
 #: The exit code of a measuring process that recorded an error and cannot go on: a CUDA error is for good.
 BROKEN = 3

@@ -8,9 +8,9 @@ from functools import partial
 
 import torch
 
-from benchmarks.cases import A, Case, cross_entropy, inference, training_step
-from benchmarks.peers import OURS
-from benchmarks.whole_net import mlp
+from .cases import A, Case, cross_entropy, inference, training_step
+from .peers import OURS
+from .whole_net import mlp
 
 _GIB = 1 << 30
 

@@ -6,10 +6,10 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from benchmarks import accuracy, targets
-from benchmarks.measure import Row
-from benchmarks.peers import EAGER, OF_OURS, OURS, OURS_PLANS, PEERS
-from benchmarks.sweeps import SWEEPS
+from . import accuracy, targets
+from .measure import Row
+from .peers import EAGER, OF_OURS, OURS, OURS_PLANS, PEERS
+from .sweeps import SWEEPS
 
 _BY_PLAN = {"eager": EAGER, **OURS_PLANS}
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks import cases, epochs, whole_net
-from benchmarks.measure import Row
-from benchmarks.peers import (
+from . import cases, epochs, whole_net
+from .measure import Row
+from .peers import (
     AUTOTUNED,
     BOOK,
     BOOK_WORKERS,

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import whole_net
-from benchmarks.cases import Case, cases
-from benchmarks.measure import reason
-from benchmarks.peers import COMPILED, EAGER, JAX, OURS, OURS_MODULES
-from benchmarks.sweeps import LIMITS
-from benchmarks.timing import synchronize
+from . import whole_net
+from .cases import Case, cases
+from .measure import reason
+from .peers import COMPILED, EAGER, JAX, OURS, OURS_MODULES
+from .sweeps import LIMITS
+from .timing import synchronize
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 _PEERS = (OURS, OURS_MODULES, EAGER, COMPILED, JAX)  # the report has them all

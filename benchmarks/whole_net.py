@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 import fastmlp
-from benchmarks import peers
-from benchmarks.cases import Case, net, seeded
-from benchmarks.peers import JAX, OURS, OURS_PLANS, TCNN, Factory, MissingPeerError
-from benchmarks.timing import Run
 from fastmlp import choice, devices, functional, plans
 from fastmlp import work as counts
+
+from . import peers
+from .cases import Case, net, seeded
+from .peers import JAX, OURS, OURS_PLANS, TCNN, Factory, MissingPeerError
+from .timing import Run
 
 FORWARD, TRAINING = "fused MLP forward", "fused MLP forward + backward"
 DROPOUT = "linear + ReLU + dropout forward + backward"

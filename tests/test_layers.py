@@ -1,4 +1,4 @@
-"""cli → training → engine → modules → functional → ops → autograd → backends → kernels: never to the left."""
+"""Imports run downwards, from cli to kernels: never from a layer to one above it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 _ROOT = Path(__file__).resolve().parent.parent
-_LAYERS = ["cli", "training", "engine", "modules", "functional", "ops", "autograd", "backends", "kernels"]
+_LAYERS = [
+    *("cli", "benchmarks", "studies", "plots", "profiling", "training", "engine", "modules", "functional"),
+    *("ops", "autograd", "backends", "kernels"),
+]
 #: What every layer may use: the table of activations, what work costs, and (above the modules) data.
 _SHARED = {
     "activations": "backends",
@@ -22,7 +25,9 @@ _SHARED = {
     "work": "backends",
     "data": "training",
 }
-_FILES = sorted([*(_ROOT / "fastmlp").rglob("*.py"), *(_ROOT / "kernels").glob("*.py")])
+#: Packages that stand at the top of the tree.
+_TOP = ("benchmarks", "kernels")
+_FILES = sorted(path for folder in ("fastmlp", *_TOP) for path in (_ROOT / folder).rglob("*.py"))
 
 
 def layer_of(parts: tuple[str, ...]) -> str:
@@ -43,7 +48,7 @@ def imported(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", _FILES, ids=lambda p: str(p.relative_to(_ROOT)))
 def test_imports_run_downwards(path: Path) -> None:
     relative = path.relative_to(_ROOT).parts
-    layer = "kernels" if relative[0] == "kernels" else layer_of(relative[1:])
+    layer = relative[0] if relative[0] in _TOP else layer_of(relative[1:])
     for other in imported(path) - {layer}:
         if layer in _LAYERS and other in _LAYERS:
             assert _LAYERS.index(other) > _LAYERS.index(layer), f"{layer} imports {other}"
@@ -70,5 +75,8 @@ def test_every_package_is_installed() -> None:
         re.findall(r'^    "(fastmlp[\w.]*)",$', (_ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     )
     folders = {path.parent for path in (_ROOT / "fastmlp").rglob("__init__.py")}
-    found = {".".join(folder.relative_to(_ROOT).parts) for folder in folders} | {"fastmlp.kernels"}
+    found = {".".join(folder.relative_to(_ROOT).parts) for folder in folders} | {
+        "fastmlp.benchmarks",
+        "fastmlp.kernels",
+    }
     assert listed == found

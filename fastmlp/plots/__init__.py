@@ -1,0 +1,1 @@
+"""Pictures, by matplotlib: every function returns a `matplotlib.figure.Figure`."""

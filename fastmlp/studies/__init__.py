@@ -1,0 +1,1 @@
+"""The chapter's exercises as runs whose results are data, each with a plot."""

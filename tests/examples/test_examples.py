@@ -112,9 +112,8 @@ def test_lightning_trains_as_with_torch(
     assert float(found[1]) < 2.25  # from 2.3
     torchs = re.search(r"train loss (\S+)  test accuracy (\S+)", capsys.readouterr().out)
     assert torchs is not None
-    assert [float(number) for number in found.groups()] == pytest.approx(
-        [float(number) for number in torchs.groups()], abs=2e-4
-    )
+    assert float(found[1]) == pytest.approx(float(torchs[1]), abs=2e-4)
+    assert float(found[2]) == pytest.approx(float(torchs[2]), abs=0.011)  # one of the 100
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:

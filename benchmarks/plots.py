@@ -16,38 +16,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from . import accuracy, peers
+from . import accuracy, formats
 from .measure import Row
+from .palette import COLOURS, marker
 from .peers import EAGER, OURS, PEERS
 from .sweeps import SWEEPS, Sweep
 from .targets import ratio
 
-#: Ours in greens, eager in greys, the compilers in warm colours, JAX blue, the packages violet.
-_COLOURS = {
-    OURS: "#12805c",
-    peers.OURS_MODULES: "#7fbf7b",
-    peers.OURS_ENGINES["fused"]: "#5aa02c",
-    peers.OURS_GRAPH: "#2ca089",
-    peers.OURS_ENGINES["persistent"]: "#0b4f3a",
-    peers.OURS_PLANS["layers"]: "#9fd8b4",
-    peers.OURS_PLANS["whole"]: "#0f6b6b",
-    peers.OURS_PLANS["recompute"]: "#57c4c4",
-    EAGER: "#6b7280",
-    peers.EAGER_FLOAT32: "#b0b5bd",
-    peers.GRAPH: "#374151",
-    peers.COMPILED: "#e08a2e",
-    peers.REDUCED: "#c2571a",
-    peers.AUTOTUNED: "#8c2d04",
-    peers.JAX: "#2f6fd0",
-    peers.TORCH_LINEAR: "#b5838d",
-    peers.TORCH_CHUNKS: "#6d597a",
-    peers.LIGER: "#8e5bd0",
-    peers.CUT: "#c77dd8",
-    peers.TCNN: "#d6336c",
-    peers.BOOK: "#9a9034",
-    peers.BOOK_WORKERS: "#c9bf57",
-}
-_MARKERS = "osD^v<>PXphd"
 _TICKS = 6  # on an axis that fit side by side
 _WIDE = 8  # times faster, from which on the axis is logarithmic
 
@@ -84,10 +59,10 @@ def speedup(report: dict[str, Any], out: Path) -> None:
         speeds = {peer: base / timing["median"] for peer, timing in seconds.items() if peer != EAGER}
         bar = speeds.pop(OURS)
         spread = [[bar - base / seconds[OURS]["high"]], [base / seconds[OURS]["low"] - bar]]
-        axis.barh(y, bar, height=0.62, color=_COLOURS[OURS], label=None if y else OURS)
+        axis.barh(y, bar, height=0.62, color=COLOURS[OURS], label=None if y else OURS)
         axis.errorbar(bar, y, xerr=spread, color="black", linewidth=0.9, capsize=2)
         for peer, speed in speeds.items():
-            axis.plot(speed, y, _marker(peer), color=_COLOURS[peer], ms=6, mec="white", mew=0.5)
+            axis.plot(speed, y, marker(peer), color=COLOURS[peer], ms=6, mec="white", mew=0.5)
         axis.annotate(
             f"{bar:.2f}×",
             (1.0, y),
@@ -97,7 +72,7 @@ def speedup(report: dict[str, Any], out: Path) -> None:
             weight="bold",
         )
         most = max(most, bar, *speeds.values())
-    axis.axvline(1, color=_COLOURS[EAGER], linewidth=1.4)
+    axis.axvline(1, color=COLOURS[EAGER], linewidth=1.4)
     names = [f"{_short(row['group'])}, {_size(row['label'])}, {_precision(row['dtype'])}" for row in rows]
     axis.set_yticks(range(len(rows)), names)
     axis.tick_params(axis="y", length=0)
@@ -111,7 +86,7 @@ def speedup(report: dict[str, Any], out: Path) -> None:
     axis.set_xlabel("speed relative to eager PyTorch (the line at 1); higher is better")
     for peer in PEERS:
         if peer not in (OURS, EAGER) and any(peer in row["seconds"] for row in rows):
-            axis.plot([], [], _marker(peer), color=_COLOURS[peer], label=peer)
+            axis.plot([], [], marker(peer), color=COLOURS[peer], label=peer)
     _legend(figure, axis, _where(report))
     _save(figure, out, "speedup", _caption(rows))
 
@@ -130,14 +105,14 @@ def line(report: dict[str, Any], sweep: Sweep, out: Path) -> None:
         x = [row["x"] for row in here]
         _line(times, [(row["x"], row["seconds"][peer]["median"] * 1e3) for row in here], peer)
         low, high = ([row["seconds"][peer][end] * 1e3 for row in here] for end in ("low", "high"))
-        times.fill_between(x, low, high, color=_COLOURS[peer], alpha=0.15, linewidth=0)
+        times.fill_between(x, low, high, color=COLOURS[peer], alpha=0.15, linewidth=0)
         pairs = [(row["x"], r) for row in here if peer != OURS and (r := ratio(row, peer))]
         if pairs:
             _line(ratios, pairs, peer)
     times.plot(
         [row["x"] for row in rows], [row["floor"] * 1e3 for row in rows], ":", color="black", label="floor"
     )
-    ratios.axhline(1, color=_COLOURS[OURS], linewidth=1.4)
+    ratios.axhline(1, color=COLOURS[OURS], linewidth=1.4)
     times.set_title("time, ms (lower is better)", fontsize=9)
     ratios.set_title("peer's time / fastmlp's (above 1: fastmlp is faster)", fontsize=9)
     if held:
@@ -153,7 +128,7 @@ def line(report: dict[str, Any], sweep: Sweep, out: Path) -> None:
         axis.set_yscale("log")
         axis.set_xlabel(sweep.axis)
         axis.grid(alpha=0.25, which="major")
-        axis.set_xticks([row["x"] for row in rows], [_count(row["x"]) for row in rows])
+        axis.set_xticks([row["x"] for row in rows], [formats.count(row["x"]) for row in rows])
         axis.xaxis.set_minor_locator(NullLocator())
         if len(rows) > _TICKS:
             axis.tick_params(axis="x", rotation=45)
@@ -178,10 +153,10 @@ def time_to_accuracy(report: dict[str, Any], out: Path) -> None:
             shade = 0.5 if dtype == "bfloat16" else 1.0
             label = f"{row['label']}: {peer}"
             means = [100 * statistics.mean(v) for v in reached]
-            axis.plot(seconds, means, style, marker="o", ms=4, color=_COLOURS[name], alpha=shade, label=label)
+            axis.plot(seconds, means, style, marker="o", ms=4, color=COLOURS[name], alpha=shade, label=label)
             low, high = ([100 * end(v) for v in reached] for end in (min, max))
             if dtype == "float32":  # the others' bands lie upon it
-                axis.fill_between(seconds, low, high, color=_COLOURS[name], alpha=0.1, linewidth=0)
+                axis.fill_between(seconds, low, high, color=COLOURS[name], alpha=0.1, linewidth=0)
     axis.axhline(100 * accuracy.TARGET, color="black", linewidth=0.8)
     axis.set_xscale("log")
     _plain(axis.xaxis)
@@ -196,7 +171,7 @@ def time_to_accuracy(report: dict[str, Any], out: Path) -> None:
 def _line(axis: Axes, points: Sequence[tuple[float, float]], peer: str) -> None:
     x, y = zip(*points)
     wide = 2.2 if peer == OURS else 1.3
-    axis.plot(x, y, marker=_marker(peer), ms=4, linewidth=wide, color=_COLOURS[peer], label=peer)
+    axis.plot(x, y, marker=marker(peer), ms=4, linewidth=wide, color=COLOURS[peer], label=peer)
 
 
 def _legend(figure: Figure, axis: Axes, title: str, columns: int = 5) -> None:
@@ -249,10 +224,6 @@ def _where(report: dict[str, Any]) -> str:
     return f"{facts['device']}{cores}, torch {facts['versions']['torch']}"
 
 
-def _marker(peer: str) -> str:
-    return _MARKERS[PEERS.index(peer) % len(_MARKERS)]
-
-
 def _short(group: str) -> str:
     return group.removesuffix(" (SGD)").replace(" forward + backward", "").replace(", data on the device", "")
 
@@ -264,14 +235,6 @@ def _size(label: str) -> str:
 
 def _precision(dtype: str) -> str:
     return {"float32": "fp32", "bfloat16": "bf16"}.get(dtype, dtype)
-
-
-def _count(value: int) -> str:
-    """1Ki for 1024, 1000 as it is."""
-    for size, unit in ((1 << 20, "Mi"), (1 << 10, "Ki")):
-        if value % size == 0:
-            return f"{value // size}{unit}"
-    return str(value)
 
 
 def _plain(axis: Any) -> None:

@@ -6,13 +6,14 @@ from __future__ import annotations
 def time(timing: dict[str, float]) -> str:
     """The median with its quartiles, in the median's unit."""
     unit, scale = _unit(timing["median"])
-    return f"{timing['median'] * scale:.3g} {unit} ({timing['low'] * scale:.3g}-{timing['high'] * scale:.3g})"
+    median, low, high = (_digits(timing[name] * scale) for name in ("median", "low", "high"))
+    return f"{median} {unit} ({low}-{high})"
 
 
 def seconds(value: float) -> str:
     """A duration: 1.6 ms."""
     unit, scale = _unit(value)
-    return f"{value * scale:.3g} {unit}"
+    return f"{_digits(value * scale)} {unit}"
 
 
 def size(count: float) -> str:
@@ -30,6 +31,11 @@ def count(value: int) -> str:
         if value % unit == 0:
             return f"{value // unit}{name}"
     return str(value)
+
+
+def _digits(value: float) -> str:
+    """Three digits, but no power of ten."""
+    return f"{value:.3g}" if value < 999.5 else f"{value:.0f}"
 
 
 def _unit(seconds: float) -> tuple[str, float]:

@@ -31,6 +31,7 @@ COLOURS = {
     peers.BOOK: "#9a9034",
     peers.BOOK_WORKERS: "#c9bf57",
 }
+OTHER = "#444444"  # of a peer that only the report knows
 #: The same marker by matplotlib's name and by plotly's.
 _MARKERS = (
     ("o", "circle"),

@@ -12,6 +12,7 @@ from .peers import EAGER, OF_OURS, OURS, OURS_PLANS, PEERS
 from .sweeps import SWEEPS
 
 HEAD = ("work", "size", "dtype", OURS, EAGER, f"vs {EAGER}", "vs the fastest other", "floor / time")
+RECIPES = ("recipe", "by", f"time to {accuracy.TARGET:.0%}", "time of all epochs", "test accuracy")
 _BY_PLAN = {"eager": EAGER, **OURS_PLANS}
 
 
@@ -77,10 +78,8 @@ def machine(facts: dict[str, Any]) -> str:
     names = {"torch": "torch", "triton": "Triton", "jax": "JAX"}
     installed = ", ".join(f"{shown} {versions[name]}" for name, shown in names.items() if versions.get(name))
     cores = f", {facts['cores']} cores, {facts['threads']} threads" if facts["kind"] == "cpu" else ""
-    return (
-        f"{facts['device']}{cores}; {installed}, Python {facts['python']}; "
-        f"commit {facts['commit']}, {facts['date']}."
-    )
+    code = f"commit {facts['commit']}" if facts["commit"] else f"fastmlp {versions['fastmlp']}"
+    return f"{facts['device']}{cores}; {installed}, Python {facts['python']}; {code}, {facts['date']}."
 
 
 def line(row: Row) -> str:
@@ -104,7 +103,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _tests(rows: Iterable[Row]) -> str:
     return "".join(
-        f"Test suite, natively: {row.get('summary') or row.get('error')}."
+        f"Test suite, natively: {row.get('summary') or row.get('error') or row['skipped']}."
         for row in rows
         if row["part"] == "tests"
     )
@@ -138,19 +137,18 @@ def _verdicts(report: dict[str, Any]) -> str:
     return f"{len(measured) - len(missed)} of the {len(measured)} targets measured here are met.{names}"
 
 
-def _ceilings(ceilings: dict[str, Any] | None) -> str:
-    if ceilings is None:
-        return "Not measured."
-    copies = [
-        [f"copy, {formats.size(int(size))}", f"{rate / 1e9:.3g} GB/s"]
-        for size, rate in ceilings["copy"].items()
+def _ceilings(found: dict[str, Any] | None) -> str:
+    return "Not measured." if found is None else _table(["ceiling", "measured"], ceilings(found))
+
+
+def ceilings(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the machine reaches, each ceiling with its number."""
+    copies, products = found["copy"].items(), found["matmul"].items()
+    return [
+        *((f"copy, {formats.size(int(size))}", f"{rate / 1e9:.3g} GB/s") for size, rate in copies),
+        *((f"matmul, {dtype}", f"{rate / 1e9:,.0f} GFLOP/s") for dtype, rate in products),
+        ("empty launch", formats.seconds(found["launch"])),
     ]
-    products = [
-        [f"matmul, {dtype}", f"{rate / 1e9:,.0f} GFLOP/s"] for dtype, rate in ceilings["matmul"].items()
-    ]
-    return _table(
-        ["ceiling", "measured"], [*copies, *products, ["empty launch", formats.seconds(ceilings["launch"])]]
-    )
 
 
 def _cases(rows: Sequence[Row]) -> str:
@@ -225,6 +223,11 @@ def _accuracy(rows: Sequence[Row]) -> str:
         return "Not measured."
     if all(row.get("skipped") for row in rows):
         return f"Skipped: {rows[0]['skipped']}."
+    return _table(RECIPES, recipes(rows))
+
+
+def recipes(rows: Iterable[Row]) -> list[list[str]]:
+    """Under `RECIPES`, a line for each recipe and each who trained by it."""
     lines = []
     for row in rows:
         for peer, runs in row.get("runs", {}).items():
@@ -238,8 +241,7 @@ def _accuracy(rows: Sequence[Row]) -> str:
                     f"{statistics.mean(last):.4f} ({min(last):.4f}-{max(last):.4f})",
                 ]
             )
-    head = ["recipe", "by", f"time to {accuracy.TARGET:.0%}", "time of all epochs", "test accuracy"]
-    return _table(head, lines)
+    return lines
 
 
 def reached(runs: Sequence[Row]) -> str:

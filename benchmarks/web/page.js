@@ -47,6 +47,7 @@ function baseline(seconds) {
   return others.reduce((best, name) => (!best || seconds[name].median < seconds[best].median ? name : best), null);
 }
 const times = (value) => (value === undefined ? "" : `${value.toFixed(2)}×`);
+const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;"); // plotly reads tags
 const shown = (name) => state.shown.has(name);
 
 // Ticks of a logarithmic axis, in words.
@@ -76,7 +77,7 @@ function drawSpeed() {
   const speed = (row, name) => row.seconds[baseline(row.seconds)].median / row.seconds[name].median;
   const slot = (row) => rows.indexOf(row);
   const traces = [];
-  const over = (row) => (state.baseline === FASTEST ? ` ${baseline(row.seconds)}` : "");
+  const over = (row) => (state.baseline === FASTEST ? ` ${plain(baseline(row.seconds))}` : "");
   if (shown(report.ours)) {
     const ratios = rows.map((row) => speed(row, report.ours));
     const base = rows.map((row) => row.seconds[baseline(row.seconds)].median);
@@ -86,7 +87,7 @@ function drawSpeed() {
       marker: { color: colour(report.ours) }, customdata: ratios,
       hovertext: rows.map((row, i) =>
         `<b>${times(ratios[i])}</b> ${report.ours}<br>${row.seconds[report.ours].text}<br>` +
-        `${baseline(row.seconds)} ${row.seconds[baseline(row.seconds)].text}`),
+        `${plain(baseline(row.seconds))} ${row.seconds[baseline(row.seconds)].text}`),
       hoverinfo: "text",
     });
     traces.push({ // by itself, as a bar's whisker starts at the bar's own length
@@ -105,7 +106,7 @@ function drawSpeed() {
     traces.push({
       type: "scatter", mode: "markers", name, y: here.map(slot), x: here.map((row) => speed(row, name)),
       marker: { color: colour(name), symbol: peers.get(name).symbol, size: 10, line: { color: ink().page, width: 1 } },
-      hovertext: here.map((row) => `<b>${times(speed(row, name))}</b> ${name}<br>${row.seconds[name].text}`),
+      hovertext: here.map((row) => `<b>${times(speed(row, name))}</b> ${plain(name)}<br>${row.seconds[name].text}`),
       hoverinfo: "text",
     });
   }
@@ -118,18 +119,18 @@ function drawSpeed() {
     text: `<b>${times(speed(row, report.ours))}</b>${narrow.matches ? "" : over(row)}`,
   }));
   const names = narrow.matches ? rows.map((row, i) => ({
-    xref: "paper", x: 0, xanchor: "left", y: i, yshift: 16, showarrow: false, text: row.name, font: { size: 11 },
+    xref: "paper", x: 0, xanchor: "left", y: i, yshift: 16, showarrow: false, text: plain(row.name), font: { size: 11 },
     bgcolor: ink().page,
   })) : [];
   draw(div, traces, {
     height: rows.length * (narrow.matches ? 52 : 33) + 60,
     xaxis: {
       type: "log", range: [Math.log10(low), Math.log10(high)], ...ticks([low, high], 10, (v) => `${digits(v)}×`),
-      title: { text: `speed relative to ${state.baseline}, higher is better`, font: { color: ink().muted } },
+      title: { text: `speed relative to ${plain(state.baseline)}, higher is better`, font: { color: ink().muted } },
     },
     yaxis: {
       range: [rows.length - 0.4, narrow.matches ? -0.75 : -0.6], showgrid: false, fixedrange: true,
-      tickvals: rows.map(slot), ticktext: rows.map((row) => `${row.name}  `), tickfont: { color: ink().text },
+      tickvals: rows.map(slot), ticktext: rows.map((row) => `${plain(row.name)}  `), tickfont: { color: ink().text },
       showticklabels: !narrow.matches,
     },
     shapes: [{ type: "line", x0: 1, x1: 1, yref: "paper", y0: 0, y1: 1, line: { color: ink().muted, width: 1.5 } }],
@@ -163,7 +164,7 @@ function drawSweep(sweep) {
         array: here.map((p) => p.seconds[name].high - p.seconds[name].median),
         arrayminus: here.map((p) => p.seconds[name].median - p.seconds[name].low),
       },
-      hovertext: here.map((p) => `<b>${name}</b>, ${sweep.axis} ${p.x}<br>${detail(p)}`), hoverinfo: "text",
+      hovertext: here.map((p) => `<b>${plain(name)}</b>, ${sweep.axis} ${p.x}<br>${detail(p)}`), hoverinfo: "text",
     });
   }
   if (state.view === "seconds") {
@@ -194,7 +195,7 @@ function drawSweep(sweep) {
 
 function drawRoofline() {
   const div = document.getElementById("plot-roofline"), roof = report.roofline;
-  if (!roof) return void (div.textContent = "Not measured: the report has no ceilings, or no case that multiplies matrices.");
+  if (!roof) return empty(div, "Not measured: the report has no ceilings, or no case that multiplies matrices.");
   const intensity = (p) => p.operations / p.bytes;
   const rate = (p, name) => p.operations / p.seconds[name].median;
   const top = Math.max(...roof.matmul.map((m) => m.rate));
@@ -222,7 +223,7 @@ function drawRoofline() {
           size: name === report.ours ? 11 : 9, line: { color: name === report.ours ? ink().page : colour(name), width: 1.4 },
         },
         hovertext: here.map((p) =>
-          `<b>${p.name}</b><br>${name}: ${p.seconds[name].text}<br>${inRates(rate(p, name))} at ` +
+          `<b>${plain(p.name)}</b><br>${name}: ${p.seconds[name].text}<br>${inRates(rate(p, name))} at ` +
           `${digits(intensity(p))} FLOP/byte<br>floor ${p.floorText}, ${Math.round((100 * p.floor) / p.seconds[name].median)}%`),
         hoverinfo: "text",
       });
@@ -260,7 +261,7 @@ function drawAccuracy(recipe) {
     const means = percent(line.accuracy), half = line.dtype !== "float32";
     const paint = peers.has(line.peer) ? colour(line.peer) : ink().muted;
     return {
-      type: "scatter", mode: "lines+markers", name: `${line.peer}, ${line.dtype}`, x: line.seconds, y: means,
+      type: "scatter", mode: "lines+markers", name: plain(`${line.peer}, ${line.dtype}`), x: line.seconds, y: means,
       line: { color: paint, width: 2, dash: half ? "dash" : "solid" },
       marker: { size: 7, symbol: half ? "diamond" : "circle" },
       error_y: {
@@ -268,7 +269,7 @@ function drawAccuracy(recipe) {
         array: percent(line.high).map((value, i) => value - means[i]),
         arrayminus: percent(line.low).map((value, i) => means[i] - value),
       },
-      hovertext: means.map((value, i) => `<b>${line.peer}, ${line.dtype}</b>, epoch ${i + 1}<br>${value.toFixed(2)}% ` +
+      hovertext: means.map((value, i) => `<b>${plain(line.peer)}, ${plain(line.dtype)}</b>, epoch ${i + 1}<br>${value.toFixed(2)}% ` +
         `(${(100 * line.low[i]).toFixed(2)}-${(100 * line.high[i]).toFixed(2)}, ${line.seeds} seeds)<br>after ${inSeconds(line.seconds[i])}`),
       hoverinfo: "text",
     };
@@ -301,11 +302,18 @@ function figure(holder, id, title, note) {
   document.getElementById(holder).append(made);
 }
 
+function empty(div, words) {
+  div.className = "empty";
+  div.textContent = words;
+  div.removeAttribute("role");
+  div.removeAttribute("aria-label");
+}
+
 const recipes = [...new Set(report.accuracy.map((line) => line.recipe))];
 
 function drawAll() {
   if (report.headline.length) drawSpeed();
-  else document.getElementById("plot-speed").textContent = "Not measured.";
+  else empty(document.getElementById("plot-speed"), "Not measured.");
   report.sweeps.forEach(drawSweep);
   drawRoofline();
   recipes.forEach(drawAccuracy);
@@ -397,7 +405,7 @@ function table() {
 for (const sweep of report.sweeps) {
   figure("sweep-plots", `sweep-${sweep.name}`, sweep.title, sweep.stop && `Stopped before ${sweep.stop}.`);
 }
-if (!report.sweeps.length) document.getElementById("sweep-plots").textContent = "Not measured.";
+if (!report.sweeps.length) empty(document.getElementById("sweep-plots"), "Not measured.");
 for (const recipe of recipes) figure("accuracy-plots", `accuracy-${recipe}`, recipe, "");
 controls();
 table();

@@ -98,8 +98,12 @@ def bench(
             "budget": budget, "resume": resume,
         }  # fmt: skip
         report, code = _measured(html, full, options)
+    if not report["rows"]:
+        fail("there is no such row")
     if html is not None:
-        _write_page(report, html, with_json=stored is not None)
+        if stored is not None:
+            _keep(report, stored, html)
+        _write_page(report, html)
     if as_json:
         typer.echo(json.dumps(report, indent=1))
     else:
@@ -132,16 +136,31 @@ def _measured(html: Path | None, full: bool, options: dict[str, Any]) -> tuple[R
 
 def _load(path: Path, option: str) -> Report:
     """The report that a folder or a file holds."""
-    file = path / "report.json" if path.is_dir() else path
+    file = _file(path)
     try:
         report = json.loads(file.read_text())
     except OSError as error:
         fail(f"{option} {file}: {error.strerror or error}")
     except ValueError as error:
         fail(f"{option} {file}: no JSON ({error})")
-    if not isinstance(report, dict) or not {"machine", "rows"} <= report.keys():
-        fail(f"{option} {file}: expected a report of fastmlp bench, with machine and rows")
+    if not _is_report(report):
+        fail(f"{option} {file}: expected a report of fastmlp bench")
     return report
+
+
+def _file(path: Path) -> Path:
+    return path / "report.json" if path.is_dir() else path
+
+
+def _is_report(found: Any) -> bool:
+    facts = {"device", "kind", "cores", "threads", "python", "versions", "commit", "date"}
+    return (
+        isinstance(found, dict)
+        and isinstance(found.get("machine"), dict)
+        and facts <= found["machine"].keys()
+        and isinstance(found.get("rows"), list)
+        and all(isinstance(row, dict) and {"part", "key", "group"} <= row.keys() for row in found["rows"])
+    )
 
 
 def _narrowed(report: Report, only: Sequence[str], match: str) -> Report:
@@ -149,14 +168,26 @@ def _narrowed(report: Report, only: Sequence[str], match: str) -> Report:
     return report | {"rows": rows}
 
 
-def _write_page(report: Report, out: Path, with_json: bool) -> None:
-    """index.html, and report.json unless it is there."""
-    from fastmlp.benchmarks import page
+def _keep(report: Report, stored: Path, out: Path) -> None:
+    """Put report.json beside the page, unless it is the very one that is shown."""
     from fastmlp.training import atomic
 
+    file = out / "report.json"
+    if file.exists():
+        if file.samefile(_file(stored)):
+            return
+        if _load(file, "--html")["machine"] != report["machine"]:
+            fail(f"--html {out}: holds another report")
     try:
-        if with_json:
-            atomic.write(out / "report.json", [json.dumps(report, indent=1).encode() + b"\n"])
+        atomic.write(file, [json.dumps(report, indent=1).encode() + b"\n"])
+    except OSError as error:
+        fail(f"--html {out}: {error.strerror or error}")
+
+
+def _write_page(report: Report, out: Path) -> None:
+    from fastmlp.benchmarks import page
+
+    try:
         path = page.write(report, out)
     except OSError as error:
         fail(f"--html {out}: {error.strerror or error}")
@@ -189,8 +220,6 @@ def _print(report: Report) -> None:
             errors.print(tables.line(row), style="red" if row.get("error") else "yellow")
     if rows:
         console.print(f"\n{_READ}", style="dim")
-    if not report["rows"]:
-        errors.print("there is no such row", style="yellow")
 
 
 def _group(row: dict[str, Any]) -> str:

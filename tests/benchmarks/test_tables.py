@@ -122,7 +122,7 @@ def test_a_gpus_targets_of_this_kind_of_net_and_loss() -> None:
 
 def test_pictures_of_every_part(tmp_path: Path) -> None:
     plots.draw(report(), tmp_path)
-    for name in ("speedup", "sweep-batch", "accuracy"):
+    for name in ("headline", "speedup", "sweep-batch", "accuracy"):
         for kind in ("png", "svg"):
             assert (tmp_path / f"{name}.{kind}").stat().st_size > 1000
     text = (tmp_path / "sweep-batch.svg").read_text()

@@ -95,7 +95,14 @@ def texts(report: dict[str, Any]) -> dict[str, Any]:
         "recipe_head": tables.RECIPES,
         "recipes": tables.recipes(row for row in report["rows"] if row["part"] == "accuracy"),
         "skipped": [f"{row['key']}: {row['skipped']}" for row in report["rows"] if row.get("skipped")],
-        "tests": next((row for row in report["rows"] if row["part"] == "tests"), None),
+        "tests": next(
+            (
+                row.get("summary") or row.get("error") or row.get("skipped")
+                for row in report["rows"]
+                if row["part"] == "tests"
+            ),
+            None,
+        ),
         "missing": tables.reasons(report["rows"]),
         "unknown": _unknown(report["rows"]),
         "errors": [f"{row['key']}: {row['error']}" for row in report["rows"] if row.get("error")],

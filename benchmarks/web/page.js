@@ -31,11 +31,11 @@ function draw(div, traces, layout) {
     margin: { l: 8, r: 12, t: 8, b: 40 },
     hoverlabel: { bgcolor: page, bordercolor: muted, font: { color: text }, align: "left", namelength: 0 },
     dragmode: touch.matches ? false : "zoom", // a finger scrolls the page
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: muted, activecolor: text },
     ...others,
     xaxis: axis(xaxis), yaxis: axis(yaxis),
   };
-  const buttons = ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d", "pan2d", "zoom2d"];
-  const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: buttons };
+  const config = { responsive: true, displaylogo: false, modeBarButtons: [["toImage", "resetScale2d"]] };
   Plotly.react(div, traces, whole, { ...config, displayModeBar: touch.matches ? false : "hover" });
 }
 
@@ -113,9 +113,9 @@ function drawSpeed() {
   const reach = ({ x, customdata, error_x: e }) =>
     customdata ?? (e ? x.flatMap((value, i) => [value - e.arrayminus[i], value + e.array[i]]) : x);
   const every = traces.flatMap(reach);
-  const low = Math.min(0.8, ...every) / 1.12, high = Math.max(1.25, ...every) * (narrow.matches ? 2.6 : 1.5);
+  const low = Math.min(0.8, ...every) / 1.12, high = Math.max(1.25, ...every) * 1.12;
   const numbers = rows.map((row, i) => ({
-    xref: "paper", x: 1, xanchor: "right", y: i, showarrow: false, font: { size: 13 },
+    xref: "paper", x: 1, xanchor: "left", y: i, showarrow: false, font: { size: 13 },
     text: `<b>${times(speed(row, report.ours))}</b>${narrow.matches ? "" : over(row)}`,
   }));
   const names = narrow.matches ? rows.map((row, i) => ({
@@ -124,6 +124,7 @@ function drawSpeed() {
   })) : [];
   draw(div, traces, {
     height: rows.length * (narrow.matches ? 52 : 33) + 60,
+    margin: { l: 8, t: 8, b: 40, r: state.baseline === FASTEST && !narrow.matches ? 240 : 66 },
     xaxis: {
       type: "log", range: [Math.log10(low), Math.log10(high)], ...ticks([low, high], 10, (v) => `${digits(v)}×`),
       title: { text: `speed relative to ${plain(state.baseline)}, higher is better`, font: { color: ink().muted } },
@@ -175,7 +176,7 @@ function drawSweep(sweep) {
     });
   }
   const every = traces.flatMap((trace) => trace.y);
-  const formats = { seconds: [10, inSeconds], ratio: [10, (v) => `${digits(v)}×`], memory: [32, inBytes] }[state.view];
+  const formats = { seconds: [10, inSeconds], ratio: [10, (v) => `${digits(v)}×`], memory: [Math.max(...every) < 64 * Math.min(...every) ? 4 : 32, inBytes] }[state.view];
   const room = Math.log(sweep.points.at(-1).x / sweep.points[0].x) / (narrow.matches ? 7 : 11);
   const labelled = [];
   for (const point of sweep.points) {

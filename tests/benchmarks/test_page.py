@@ -17,7 +17,7 @@ from tests.benchmarks.stored import report, row
 
 pytest.importorskip("plotly", reason="the page is made with plotly: pip install 'fastmlp[bench]'")
 _STORED = Path(page.__file__).parent / "results" / "cpu-amd-epyc-2"
-_HOSTILE = "<img src=x onerror=hacked()></script><script>hacked()</script>"
+_HOSTILE = "<i>name</i><img src=x onerror=hacked()></script><script>hacked()</script>"
 _WAIT = "() => [...document.querySelectorAll('.plot')].every((plot) => plot.querySelector('.main-svg'))"
 
 
@@ -112,6 +112,23 @@ def test_what_is_not_there_is_said() -> None:
     assert "no row of these sweeps: training step of 784-w-w-10" in text
     assert peers.OURS_COMPILED in text
     assert "git checkout abc1234" in text
+
+
+def test_a_gpus_report() -> None:
+    found = report()
+    found["machine"] |= {
+        "kind": "gpu",
+        "device": "a GPU",
+        "cuda": "13.0",
+        "multiprocessors": 132,
+        "tf32": "ieee",
+    }
+    tests = {"part": "tests", "key": "tests", "group": "tests", "label": "", "seconds": {}, "missing": {}}
+    found["rows"].append(tests | {"summary": "123 passed"})
+    text = page.html(found)
+    assert "<dd>123 passed</dd>" in text
+    assert "<dd>13.0, 132</dd>" in text
+    assert "Measured on a CPU" not in text
 
 
 def test_the_headlines_numbers_go_by_rules() -> None:
@@ -256,4 +273,4 @@ def test_names_are_text(browser: Any, tmp_path: Path) -> None:
     assert opened.clean(path), opened.complaints  # hacked() is not defined: to run it would be an error
     assert _HOSTILE in opened.page.inner_text("h1")
     assert _HOSTILE in opened.shown("by")
-    assert any("<img src=x" in text for text in opened.page.locator("#plot-speed text").all_text_contents())
+    assert any("<i>name</i><img src=x" in text for text in opened.page.locator("#plot-speed text").all_text_contents())

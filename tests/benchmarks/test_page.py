@@ -273,4 +273,7 @@ def test_names_are_text(browser: Any, tmp_path: Path) -> None:
     assert opened.clean(path), opened.complaints  # hacked() is not defined: to run it would be an error
     assert _HOSTILE in opened.page.inner_text("h1")
     assert _HOSTILE in opened.shown("by")
-    assert any("<i>name</i><img src=x" in text for text in opened.page.locator("#plot-speed text").all_text_contents())
+    assert any(
+        "<i>name</i><img src=x" in text
+        for text in opened.page.locator("#plot-speed text").all_text_contents()
+    )

@@ -14,8 +14,8 @@ from typing import Any
 
 from fastmlp.training import atomic
 
-from . import accuracy, formats, palette, tables, targets
-from .measure import Row
+from . import accuracy, formats, palette, sweeps, tables, targets
+from .measure import LEFT_OUT, Row
 from .peers import EAGER, OF_OURS, OURS, PEERS
 from .sweeps import SWEEPS
 
@@ -103,6 +103,7 @@ def texts(report: dict[str, Any]) -> dict[str, Any]:
             ),
             None,
         ),
+        "quick": any(LEFT_OUT in row.get("missing", {}).values() for row in report["rows"]),
         "missing": tables.reasons(report["rows"]),
         "unknown": _unknown(report["rows"]),
         "errors": [f"{row['key']}: {row['error']}" for row in report["rows"] if row.get("error")],
@@ -241,7 +242,7 @@ def _lines(row: Row) -> list[dict[str, Any]]:
         return []
     part = _PARTS.get(row["part"], row["part"])
     if row.get("sweep"):
-        part = f"sweep over {row['sweep']}"
+        part = f"sweep over {sweeps.axis(row['sweep'])}"
     names = {"part": part, "group": row["group"], "label": row["label"], "dtype": row["dtype"]}
     lines = []
     if row.get("error"):

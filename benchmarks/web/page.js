@@ -127,7 +127,7 @@ function drawSpeed() {
     margin: { l: 8, t: 8, b: 40, r: state.baseline === FASTEST && !narrow.matches ? 240 : 66 },
     xaxis: {
       type: "log", range: [Math.log10(low), Math.log10(high)], ...ticks([low, high], 10, (v) => `${digits(v)}×`),
-      title: { text: `speed relative to ${plain(state.baseline)}, higher is better`, font: { color: ink().muted } },
+      title: { text: `relative to ${plain(state.baseline)}, higher is better`, font: { color: ink().muted } },
     },
     yaxis: {
       range: [rows.length - 0.4, narrow.matches ? -0.75 : -0.6], showgrid: false, fixedrange: true,
@@ -170,8 +170,8 @@ function drawSweep(sweep) {
   }
   if (state.view === "seconds") {
     traces.push({
-      type: "scatter", mode: "lines", name: "floor", x: sweep.points.map((p) => p.x), y: sweep.points.map((p) => p.floor),
-      line: { color: ink().text, width: 1.3, dash: "dot" },
+      type: "scatter", mode: sweep.points.length > 1 ? "lines" : "markers", name: "floor", x: sweep.points.map((p) => p.x), y: sweep.points.map((p) => p.floor),
+      line: { color: ink().text, width: 1.3, dash: "dot" }, marker: { color: ink().text, symbol: "line-ew-open", size: 14 },
       hovertext: sweep.points.map((p) => `<b>floor</b>, ${sweep.axis} ${p.x}<br>${p.floorText}`), hoverinfo: "text",
     });
   }
@@ -281,7 +281,7 @@ function drawAccuracy(recipe) {
     xaxis: { title: { text: "seconds of training", font: { color: muted }, standoff: 6 }, rangemode: "tozero" },
     yaxis: { ticksuffix: "%" },
     shapes: [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: target, y1: target, line: { color: muted, width: 1.2, dash: "dot" } }],
-    annotations: [{ xref: "paper", x: 1, xanchor: "right", y: target, yshift: 8, text: `target ${target}%`, showarrow: false, font: { color: muted } }],
+    annotations: [{ xref: "paper", x: 0, xanchor: "left", y: target, yshift: 8, text: `target ${target}%`, showarrow: false, font: { color: muted } }],
   });
 }
 

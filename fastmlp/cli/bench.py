@@ -223,7 +223,9 @@ def _print(report: Report) -> None:
 
 
 def _group(row: dict[str, Any]) -> str:
-    return f"{row['group']}, over {row['sweep'].split('-')[-1]}" if row.get("sweep") else row["group"]
+    from fastmlp.benchmarks import sweeps
+
+    return f"{row['group']}, over {sweeps.axis(row['sweep'])}" if row.get("sweep") else row["group"]
 
 
 def _compare(before: Path, after: Path, match: str, as_json: bool) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks import page, peers, store, targets
+from benchmarks.measure import LEFT_OUT
 from benchmarks.peers import EAGER, JAX, OURS
 from tests.benchmarks.stored import report, row
 
@@ -112,6 +113,13 @@ def test_what_is_not_there_is_said() -> None:
     assert "no row of these sweeps: training step of 784-w-w-10" in text
     assert peers.OURS_COMPILED in text
     assert "git checkout abc1234" in text
+
+
+def test_a_quick_report_says_so() -> None:
+    quick = report()
+    assert "A quick report" not in page.html(quick)
+    quick["rows"][0]["missing"][peers.COMPILED] = LEFT_OUT
+    assert "A quick report: few rounds" in page.html(quick)
 
 
 def test_a_gpus_report() -> None:

@@ -88,6 +88,7 @@ def test_from_a_stored_report(stored: Path, tmp_path: Path) -> None:
         assert result.exit_code == 0, result.output
         assert "784-256-10, batch 256, fp32" in result.stdout
         assert "2.00×" in result.stdout
+        assert "training step (SGD), over batch" in result.stdout
         assert "1.05 s (1 s-1.1 s)" in result.stdout
     narrowed = json.loads(bench("--from", stored, "--match", "256 x 10", "--json").stdout)
     assert [found["label"] for found in narrowed["rows"]] == ["256 x 10"]

@@ -65,7 +65,7 @@ def info(
     for name, text in versions.items():
         table.add_row(name, text)
     for about in devices:
-        table.add_row(about["device"], _line(about))
+        table.add_row(f"on {about['device']}", _line(about))
         table.add_row("", f"{about['backend']}: {about['reason']}")
     console.print(table)
     console.print()

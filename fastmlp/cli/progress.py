@@ -8,6 +8,7 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from rich.text import Text
 
 from fastmlp.cli.common import warn
@@ -31,14 +32,16 @@ class Live:
     def __init__(
         self, console: Console, count: int, epochs: int, done: Position | None, batch_size: int
     ) -> None:
-        columns = (
+        columns = [
             _Epoch(count, epochs),
             BarColumn(bar_width=16),
             _Examples(count),
             TextColumn("{task.fields[last]}"),
             _Rate(),
             TimeRemainingColumn(),
-        )
+        ]
+        if console.width < 100:  # the numbers are what matters
+            del columns[1]
         self._console = console
         self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         past = done.epoch * count + done.step * batch_size if done else 0
@@ -51,7 +54,7 @@ class Live:
     def on_epoch(self, epoch: Epoch) -> None:
         """A line, and the numbers beside the bar."""
         accuracy = epoch.train_accuracy if epoch.test_accuracy is None else epoch.test_accuracy
-        last = f"loss {epoch.train_loss:.4f}" + ("" if accuracy is None else f"  accuracy {accuracy:.4f}")
+        last = f"loss {epoch.train_loss:.4f}" + ("" if accuracy is None else f" accuracy {accuracy:.4f}")
         self._progress.update(self._task, last=last, rate=epoch.examples_per_second)
         told = epoch if epoch.test_accuracy is None else replace(epoch, test_loss=None)  # a line's width
         self._console.print(str(told))
@@ -72,26 +75,29 @@ class Live:
 
 class _Epoch(ProgressColumn):
     def __init__(self, count: int, epochs: int) -> None:
-        super().__init__()
+        super().__init__(Column(no_wrap=True))
         self._count, self._epochs = count, epochs
 
     def render(self, task: Task) -> Text:
         number = min(int(task.completed) // self._count + 1, self._epochs)
-        return Text(f"epoch {number}/{self._epochs}", no_wrap=True)
+        return Text(f"epoch {number}/{self._epochs}")
 
 
 class _Examples(ProgressColumn):
     def __init__(self, count: int) -> None:
-        super().__init__()
+        super().__init__(Column(no_wrap=True))
         self._count = count
 
     def render(self, task: Task) -> Text:
         width = len(f"{self._count:,}")
-        return Text(f"{int(task.completed) % self._count:{width},}/{self._count:,}", no_wrap=True)
+        return Text(f"{int(task.completed) % self._count:{width},}/{self._count:,}")
 
 
 class _Rate(ProgressColumn):
     """The last epoch's; in the first one the host's."""
 
+    def __init__(self) -> None:
+        super().__init__(Column(no_wrap=True))
+
     def render(self, task: Task) -> Text:
-        return Text(f"{task.fields['rate'] or task.speed or 0:,.0f} examples/s", no_wrap=True)
+        return Text(f"{task.fields['rate'] or task.speed or 0:,.0f} examples/s")

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 import typer
+from torch import nn
 
-import fastmlp
 from fastmlp import activations, backends
 from fastmlp.cli import nets, optimizers, resuming, sets, stops
 from fastmlp.cli.common import JSON_HELP, device_of, emit, fail, one_of, start, widths_of
@@ -104,7 +104,7 @@ def train(
                 on_batch=on_batch,
                 on_epoch=on_epoch,
                 optimizer=optimizers.make(settings, net),
-                loss=None if classes else fastmlp.MSELoss(),
+                loss=None if classes else nn.MSELoss(),
                 checkpoint=kept,
                 resume=done is not None,
                 changed=changed,

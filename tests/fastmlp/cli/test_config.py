@@ -37,9 +37,9 @@ def test_a_run_again_from_its_own_file(tmp_path: Path) -> None:
     found = tomllib.loads(text)
     assert found == {
         "dataset": "digits", "subset": 300, "hidden": "8", "activation": "silu", "epochs": 2,
-        "batch-size": 32, "optimizer": "adamw", "lr": 0.001, "weight-decay": 0.01,
-        "schedule": "one-cycle", "patience": 5, "min-delta": 0.25, "seed": 3, "device": "cpu", "dtype": "float32", "engine": "auto", "compile": False,
-        "out": str(out), "every": 1,
+        "batch-size": 32, "optimizer": "adamw", "lr": 0.001, "weight-decay": 0.01, "schedule": "one-cycle",
+        "patience": 5, "min-delta": 0.25, "seed": 3, "device": "cpu", "dtype": "float32", "engine": "auto",
+        "compile": False, "out": str(out), "every": 1,
     }  # fmt: skip
 
 
@@ -47,8 +47,8 @@ def test_every_option_can_be_set(tmp_path: Path) -> None:
     """What `write` writes of all of them `read` takes, down to the first that makes no sense."""
     settings = Settings(
         data=Path("a"), dataset=Dataset.digits, subset=1, lr=0.5, momentum=0.25, weight_decay=0.125, clip=3.0,
-        optimizer=Optimizer.momentum, patience=1, history=Path("h"), tensorboard=Path("t"), checkpoint=Path("c"),
-        device="cpu", compile=True,
+        optimizer=Optimizer.momentum, patience=1, history=Path("h"), tensorboard=Path("t"),
+        checkpoint=Path("c"), device="cpu", compile=True,
     )  # fmt: skip
     write(tmp_path / "all.toml", settings)
     assert len(tomllib.loads((tmp_path / "all.toml").read_text())) == len(Settings.__dataclass_fields__)

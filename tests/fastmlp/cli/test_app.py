@@ -31,8 +31,9 @@ def test_help_has_an_example(command: str) -> None:
 def test_help() -> None:
     result = run("--help")
     assert result.exit_code == 0
+    said = " ".join(result.output.split())
     for words in ("Exit status: 0 done; 1 failed", "2 wrong usage; 130 Ctrl-C", "Example: fastmlp train"):
-        assert words in result.output
+        assert words in said
     for command in COMMANDS:
         assert f"│ {command}" in result.output
     assert run().output == result.output

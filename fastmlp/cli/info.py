@@ -134,7 +134,8 @@ def _devices() -> list[dict[str, Any]]:
 
 def _line(about: dict[str, Any]) -> str:
     if about["device"] == "cpu":
-        return f"{about['name']}, {about['threads']} thread{'s' * (about['threads'] != 1)}, {' '.join(about['instructions'])}"
+        threads = f"{about['threads']} thread{'s' * (about['threads'] != 1)}"
+        return f"{about['name']}, {threads}, {' '.join(about['instructions'])}"
     return f"{about['name']}, compute capability {about['capability']}, {about['memory'] / 2**30:.1f} GiB"
 
 

@@ -134,7 +134,8 @@ def head_kernel(
     head_tile(
         tl.program_id(0), tl.num_programs(0),
         h_ptr, stride_hm, saved_ptr, stride_sm, stride_hk, stride_sk, previous_slope,
-        w_ptr, stride_wc, stride_wk, b_ptr, stride_b, t_ptr, stride_t, stride_tc, index_ptr, cw_ptr, stride_cw,
+        w_ptr, stride_wc, stride_wk, b_ptr, stride_b,
+        t_ptr, stride_t, stride_tc, index_ptr, cw_ptr, stride_cw,
         logits_ptr, dlogits_ptr, stride_dm, dz_ptr, stride_zm, loss_ptr, partial_ptr, denominator_ptr,
         M, C, K, ignore_index, smoothing, z_loss,
         LOSS, PREVIOUS_ACT, HAS_BIAS, HAS_WEIGHT, MEAN, GATHER, COUNT, KEEP_LOGITS, NEED_GRAD, NEED_INPUT,
@@ -184,10 +185,10 @@ def head(
 
     Returns the loss, what it was divided by, the logits (M, C), dlogits (M, C) and dZ (M, K).
 
-    h (M, K), weight (C, K) with C at most `MAX_CLASSES`, bias (C,); target (M,) class indices and class_weight
-    (C,), or target (M, C) floating; any strides; M, C and K are not 0; ``reduction`` "mean" or "sum". One
-    launch, and one to sum the programs' losses where there are several. With ``index`` (M,) row m's target is
-    target[index[m]].
+    h (M, K), weight (C, K) with C at most `MAX_CLASSES`, bias (C,); target (M,) class indices and
+    class_weight (C,), or target (M, C) floating; any strides; M, C and K are not 0; ``reduction`` "mean" or
+    "sum". One launch, and one to sum the programs' losses where there are several. With ``index`` (M,) the
+    target of row m is target[index[m]].
 
     With ``out`` this is a step of the training engine: one launch, which writes there and leaves the
     loss in sums that the update adds up. What it returns then are those buffers; no loss.

@@ -123,9 +123,7 @@ def mse_backward_kernel(
     store(dx_ptr + i, 2.0 * upstream * d, ok)
 
 
-def forward(
-    input: Tensor, target: Tensor, weight: Tensor | None, *, reduction: str
-) -> tuple[Tensor, Tensor]:
+def forward(input: Tensor, target: Tensor, weight: Tensor | None, *, reduction: str) -> tuple[Tensor, Tensor]:
     """The loss in the input's dtype, (M, C) for reduction "none", else a scalar; and what it was divided by.
 
     input, target, weight (M, C); any strides; neither size is 0. A mean is over the sum of the weights. One

@@ -131,8 +131,8 @@ def leave_sums(
 ):  # fmt: skip
     """A program's sums of losses, weights and, with COUNT, right answers.
 
-    They go to ``partial_ptr`` (3, num_programs), or (2, num_programs) without COUNT, for a later kernel to add
-    up. But without COUNT a single program's are the loss at once.
+    They go to ``partial_ptr``, (3, num_programs) or without COUNT (2, num_programs), for a later kernel to
+    add up. But without COUNT a single program's are the loss at once.
     """
     if COUNT or num_programs > 1:
         tl.store(partial_ptr + pid, loss_sum)

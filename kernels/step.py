@@ -56,9 +56,10 @@ def train_step(
 ) -> None:
     """Forward, loss, backward and update of ``net``. 2L - 1 launches, L >= 2.
 
-    x (M, K) and y (M,), of a squared error (M, C), or the data set whose rows ``index`` (M,) are the batch; x_scale and x_shift as in
-    `linear_act`; ``partial`` float32, 3 elements a program of the head at least; hypers (groups, HYPERS);
-    ``tile`` the one that ``net`` was made for. The net's buffers hold M rows at least.
+    x (M, K) and y, (M,) or of a squared error (M, C), or the data set whose rows ``index`` (M,) are the
+    batch; x_scale and x_shift as in `linear_act`; ``partial`` float32, 3 elements a program of the head at
+    least; hypers (groups, HYPERS); ``tile`` the one that ``net`` was made for. The net's buffers hold M rows
+    at least.
     """
     m = len(x) if index is None else len(index)
     layers, dtype, precision, pdl = net.layers, task.dtype, task.precision, task.pdl

@@ -72,7 +72,7 @@ def head_tile(
     target_ptr = t_ptr + gathered(rows, ok, index_ptr, GATHER).to(tl.int64) * stride_t
     if LOSS == "mse":
         d = squared_error_tile(
-            x, target_ptr, stride_tc, ok, cols, C,
+            x, target_ptr, stride_tc, ok, tl.minimum(M - pid * BLOCK_M, BLOCK_M), cols, C,
             pid, num_programs, loss_ptr, partial_ptr, denominator_ptr, MEAN, COUNT,
         )  # fmt: skip
     else:

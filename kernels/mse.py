@@ -26,7 +26,7 @@ _MOST_PROGRAMS = 1024
 
 @triton.jit
 def squared_error_tile(
-    x, target_ptr, stride_tc, ok, cols, C,
+    x, target_ptr, stride_tc, ok, num_rows, cols, C,
     pid, num_programs, loss_ptr, partial_ptr, denominator_ptr, MEAN: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
     """`cross_entropy_tile` of a tile of rows with all their predictions, of which none is a right answer."""
@@ -35,7 +35,7 @@ def squared_error_tile(
     t = tl.load(pointers, mask=inside, other=0.0).to(tl.float32)
     d = tl.where(inside, x - t, 0.0)
     leave_sums(
-        tl.sum(tl.sum(d * d, 1), 0), tl.sum(ok.to(tl.float32), 0) * C, 0.0,
+        tl.sum(tl.sum(d * d, 1), 0), num_rows.to(tl.float32) * C, 0.0,
         pid, num_programs, loss_ptr, partial_ptr, denominator_ptr, MEAN, COUNT,
     )  # fmt: skip
     return 2.0 * d

@@ -147,7 +147,7 @@ problems = {
     "head, squared error": head("relu", loss="mse"),
     "squared error": squared(),
     "squared error of each element": squared(reduction="none", weight=True),
-    "squared error, strided": squared(transposed=True),
+    "squared error, strided": squared(strided=True),
 }
 counts = {}  # problem, dtype, kernel and which of that kernel's launches: specializations
 with dry_run(SM_90), specializations() as keys:

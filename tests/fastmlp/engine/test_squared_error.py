@@ -54,7 +54,7 @@ def allowed(torchs: Tensor, exact: Tensor, dtype: torch.dtype) -> float:
 
 
 def compare(ours: Run, rng: random.Random, dtype: torch.dtype, device: str) -> None:
-    """Three steps, of rows of a data set or of a batch: losses, what the parameters moved, optimizer state."""
+    """Three steps, of rows of a data set or of a batch: losses, parameters' moves, optimizer state."""
     theirs, exact, start = ours.copy(), ours.double(), ours.parameters()
     x, y = random_data(rng, ours, 150, device)
     engine = executor(ours, dtype)

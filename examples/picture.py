@@ -40,11 +40,10 @@ def narrow_net(inputs: int, width: int, depth: int, outputs: int) -> fastmlp.Seq
     """``depth`` hidden layers of one width with ReLU."""
     layers: list[nn.Module] = []
     for i in range(depth):
-        layers += [nn.Linear(width if i else inputs, width), nn.ReLU()]
-    net = fastmlp.Sequential(*layers, nn.Linear(width, outputs))
-    for layer in layers[::2]:
-        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-    return net
+        linear = nn.Linear(width if i else inputs, width)
+        nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
+        layers += [linear, nn.ReLU()]
+    return fastmlp.Sequential(*layers, nn.Linear(width, outputs))
 
 
 def psnr(found: Tensor, wanted: Tensor) -> float:

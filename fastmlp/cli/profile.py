@@ -22,7 +22,7 @@ from fastmlp.cli.train import Engine
 from fastmlp.cli.train import _net as build
 from fastmlp.engine import choose
 from fastmlp.engine.autograd import precision
-from fastmlp.profiling.ceilings import ceilings, device_name
+from fastmlp.profiling.ceilings import ceilings_of, device_name
 from fastmlp.profiling.rows import SORTS, duration, percent, text
 from fastmlp.training import load, load_into
 
@@ -64,19 +64,24 @@ def profile(
     limit: int = typer.Option(15, min=1, help="Rows that are shown; the others are summed."),
     trace: Path | None = typer.Option(None, help="Where the trace goes, for ui.perfetto.dev."),
     memory: Path | None = typer.Option(
-        None, help="Where the allocator's snapshot goes, for pytorch.org/memory_viz; on a CPU its allocations."
+        None,
+        help="Where the allocator's snapshot goes, for pytorch.org/memory_viz; on a CPU its allocations.",
     ),
-    measure: bool = typer.Option(False, "--measure", help="Measure the device's ceilings again, and keep the best."),
+    measure: bool = typer.Option(
+        False, "--measure", help="Measure the device's ceilings again, and keep the best."
+    ),
     ranges: bool = typer.Option(
-        False, "--ranges", help="No table: only run, in the layers' ranges, for nsys, ncu or proton around it."
+        False,
+        "--ranges",
+        help="No table: only run, in the layers' ranges, for nsys, ncu or proton around it.",
     ),
     as_json: bool = typer.Option(False, "--json", help="One JSON object on stdout, and nothing else."),
 ) -> None:
     """Where a step's time goes: every kernel beside what the device can do.
 
-    By default a training step of the book's 784-256-10. For each kernel in each layer: time, launches, bytes and
-    operations counted from its arguments, these as shares of what a large copy and a large matrix product reach
-    on this device, and the floor, the least time that they allow. A cell that is empty is not known.
+    By default a training step of the book's 784-256-10. For each kernel in each layer: time, launches, bytes
+    and operations counted from its arguments, these as shares of what a large copy and a large matrix product
+    reach on this device, and the floor, the least time that they allow. An empty cell is not known.
 
     docs/profiling.md goes on from here to the trace, Nsight and proton.
     """
@@ -93,10 +98,12 @@ def profile(
     kind = getattr(torch, dtype.value)
     try:
         with torch.cuda.device(where if where.type == "cuda" else -1):
-            run, ran = _workload(model.to(where), widths, classes, batch_size, steps, kind, engine, optimizer, inference)
+            run, ran = _workload(
+                model.to(where), widths, classes, batch_size, steps, kind, engine, optimizer, inference
+            )
             prof = fastmlp.profile(
                 model, trace=trace, memory=memory, kernels=not ranges,
-                ceilings=None if ranges else ceilings(where, again=measure),
+                ceilings=None if ranges else ceilings_of(where, again=measure),
             )  # fmt: skip
             with prof.warm_up():
                 for _ in range(warmup):
@@ -121,8 +128,9 @@ def profile(
         "steps": steps,
         "step": {
             "seconds": seconds,
+            "profiled": prof.seconds / steps,
             "kernels": prof.busy / steps,
-            "host": max(0.0, seconds - prof.busy / steps),
+            "host": _host(prof, seconds * steps, where) / steps,
             "floor": prof.floor / steps,
         },
         "trace": trace and str(trace),
@@ -216,11 +224,20 @@ def _time(run: Callable[[], object], device: torch.device) -> float:
     return statistics.median(times)
 
 
+def _host(prof: fastmlp.profile, seconds: float, device: torch.device) -> float:
+    """Seconds in which no kernel ran: Python, dispatch, gaps.
+
+    A GPU's kernels take as long with the profiler as without, and the host longer, so the run without counts;
+    on a CPU all takes longer together.
+    """
+    return max(0.0, (seconds if device.type == "cuda" else prof.seconds) - prof.busy)
+
+
 def _say(found: dict[str, Any], prof: fastmlp.profile, sort: str, limit: int) -> None:
     """The table, what a step's time is made of, and where the files are opened."""
     console.print(
-        f"{found['net']}, {found['work']}, batch {found['batch_size']}, {found['dtype']}, engine {found['engine']}: "
-        f"{found['steps']} steps on {found['device']}",
+        f"{found['net']}, {found['work']}, batch {found['batch_size']}, {found['dtype']}, "
+        f"engine {found['engine']}: {found['steps']} steps on {found['device']}",
         style="bold",
     )
     console.print()
@@ -230,15 +247,15 @@ def _say(found: dict[str, Any], prof: fastmlp.profile, sort: str, limit: int) ->
         console.print(text(prof.rows, sort, limit))
     console.print()
     step = found["step"]
-    seconds = step["seconds"]
+    whole = step["kernels"] + step["host"]
     console.print(
-        f"a step: {duration(seconds)} without the profiler. Its kernels take {duration(step['kernels'])}; the host "
-        f"{duration(step['host'])} ({percent(step['host'] / seconds)}). Floor of what is counted: "
-        f"{duration(step['floor'])} ({percent(step['floor'] / seconds)} of the time)."
+        f"a step takes {duration(step['seconds'])}, in the profile {duration(step['profiled'])}: kernels "
+        f"{duration(step['kernels'])}, the host {duration(step['host'])} ({percent(step['host'] / whole)}). "
+        f"Floor of what is counted: {duration(step['floor'])} ({percent(step['floor'] / whole)})."
     )
     if any((share or 0) > 1.05 for row in prof.rows for share in (row.bandwidth, row.peak)):
         errors.print(
-            "a share above 100%: this machine was busier when its ceilings were measured; --measure does it again",
+            "a share above 100%: the machine was busier as its ceilings were measured; --measure does it again",
             style="yellow",
         )
     if found["trace"]:

@@ -255,7 +255,7 @@ def _say(found: dict[str, Any], prof: fastmlp.profile, sort: str, limit: int) ->
     )
     if any((share or 0) > 1.05 for row in prof.rows for share in (row.bandwidth, row.peak)):
         errors.print(
-            "a share above 100%: the machine was busier as its ceilings were measured; --measure does it again",
+            "a share above 100%: the machine was busy as its ceilings were measured; --measure does it again",
             style="yellow",
         )
     if found["trace"]:

@@ -19,7 +19,7 @@ SMALL = ("--hidden", "16", "--batch-size", "8", "--steps", "2", "--device", "cpu
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+def quick(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """No ceilings are measured, and no second goes into timing."""
     asked: list[bool] = []
 
@@ -94,14 +94,14 @@ def test_a_saved_net(tmp_path: Path) -> None:
     assert any("tanh" in row["name"] for row in found["rows"])
 
 
-def test_ranges_alone_measure_nothing(_quick: list[bool]) -> None:
+def test_ranges_alone_measure_nothing(quick: list[bool]) -> None:
     result = run(*SMALL, "--ranges")
-    assert (result.exit_code, result.stdout, _quick) == (0, "", [])
+    assert (result.exit_code, result.stdout, quick) == (0, "", [])
 
 
-def test_ceilings_are_measured_again(_quick: list[bool]) -> None:
+def test_ceilings_are_measured_again(quick: list[bool]) -> None:
     assert run(*SMALL, "--measure").exit_code == 0
-    assert _quick == [True]
+    assert quick == [True]
 
 
 @pytest.mark.parametrize(

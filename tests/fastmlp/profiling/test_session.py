@@ -241,8 +241,9 @@ def test_compiled_code_is_left_alone(device: str) -> None:
 def test_everything_is_as_before(device: str) -> None:
     call = nn.Module.__call__
     net = classifier(device)
-    with pytest.raises(KeyError), profiled(net):
+    with profiled(net):
         assert nn.Module.__call__ is not call
+    with pytest.raises(KeyError), profiled(net):
         raise KeyError
     assert nn.Module.__call__ is call
     assert ranges.set_opener(None) is None
@@ -290,7 +291,7 @@ def test_a_graph_captured_in_the_warm_up_is_known() -> None:
 
 
 def test_wrong_arguments(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="model: expected an nn.Module, got list"):
+    with pytest.raises(TypeError, match=r"model: expected an nn\.Module, got list"):
         fastmlp.profile([nn.Linear(2, 2)])  # type: ignore[arg-type]
     with pytest.raises(IsADirectoryError):
         fastmlp.profile(trace=tmp_path)
@@ -300,7 +301,7 @@ def test_wrong_arguments(tmp_path: Path) -> None:
         _ = fastmlp.profile().rows
     with (
         fastmlp.profile() as prof,
-        pytest.raises(RuntimeError, match="another fastmlp.profile"),
+        pytest.raises(RuntimeError, match="another"),
         fastmlp.profile(),
     ):
         pass

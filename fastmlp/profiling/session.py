@@ -139,8 +139,8 @@ class profile:  # noqa: N801 - used as a function, as torch.profiler.profile
         self._found = Trace(events, self._launches, self._captured)
         if self._gpu and self._launches and not self._found.on_device:
             warnings.warn(
-                "no kernel of the GPU was seen, and the host's times stand in the table: another profiler listens "
-                "to it, or its driver lets administrators alone (NVreg_RestrictProfilingToAdminUsers)",
+                "no kernel of the GPU was seen, and the host's times stand in the table: another profiler "
+                "listens to it, or its driver lets nobody (NVreg_RestrictProfilingToAdminUsers)",
                 stacklevel=2,
             )
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -323,3 +326,24 @@ def test_ceilings_are_given_or_measured(monkeypatch: pytest.MonkeyPatch) -> None
     assert not asked  # only a look at shares needs them
     assert prof.rows is prof.rows
     assert len(asked) == 1
+
+
+def test_protons_scopes_have_our_metrics(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    """As Triton's profiler takes them; it needs a GPU itself."""
+    opened: list[tuple[str, Any]] = []
+
+    def scope(name: str, metrics: Any) -> contextlib.AbstractContextManager[None]:
+        opened.append((name, metrics))
+        return contextlib.nullcontext()
+
+    on = SimpleNamespace(flags=SimpleNamespace(profiling_on=True))
+    monkeypatch.setitem(sys.modules, "triton.profiler", SimpleNamespace(flags=on, scope=scope))
+    net = classifier(device)
+    with backends.use("triton"), fastmlp.profile(net, kernels=False):
+        fastmlp.functional.linear_act(batch(device)[0], net[0].weight, net[0].bias)
+    moved = 4 * (20 * 12 + 16 * 12 + 16 + 20 * 16)
+    assert opened == [
+        (WHOLE, None),
+        (f"{LAYER}0", None),
+        ("linear_act_kernel", {"bytes": moved, "flops32": 2 * 20 * 12 * 16}),
+    ]

@@ -24,7 +24,7 @@ STARTS: dict[str, _Start] = {
     "Xavier": nn.init.xavier_normal_,
     "He": functools.partial(nn.init.kaiming_normal_, nonlinearity="relu"),
     "zeros": nn.init.zeros_,
-    "constant 0.01": functools.partial(nn.init.constant_, val=0.01),
+    "constant 0.001": functools.partial(nn.init.constant_, val=0.001),
 }
 
 
@@ -100,7 +100,7 @@ depth = Exercise(
     "depth",
     "Do more hidden layers (of 128) help, and do they train from He's start and from the book's, std 0.01?",
     _depths,
-    values=(0, 1, 2, 3, 5, 8),
+    values=(0, 1, 2, 4, 8),
     few=(1, 2),
     draw=_draw("hidden layers", group="start"),
 )
@@ -125,7 +125,7 @@ initialization = Exercise(
     "How should the weights of 784-256-256-10 begin, and why not all alike?",
     _starts,
     values=tuple(STARTS),
-    few=("He", "zeros", "constant 0.01"),
+    few=("He", "zeros", "constant 0.001"),
     draw=_draw("start"),
     also=_rank,
 )

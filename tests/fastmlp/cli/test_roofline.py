@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-import typer
 from typer.testing import CliRunner, Result
 
+from fastmlp import cli
 from fastmlp.cli import roofline as command
 from tests.reached import CEILINGS
 
@@ -22,9 +22,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(*arguments: str) -> Result:
-    app = typer.Typer()
-    app.command()(command.roofline)
-    return CliRunner().invoke(app, list(arguments))
+    return CliRunner().invoke(cli.app, ["plot", "roofline", *arguments])
 
 
 def test_the_picture_and_its_points(tmp_path: Path) -> None:

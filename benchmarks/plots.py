@@ -14,7 +14,9 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import NullLocator
+
+from fastmlp.plots.style import SETTINGS, plain
 
 from . import accuracy, cases, epochs, formats
 from .measure import Row
@@ -28,13 +30,7 @@ _TICKS = 6  # on an axis that fit side by side
 
 def draw(report: dict[str, Any], out: Path) -> None:
     """Every picture that the report has rows for."""
-    style: Any = {
-        "font.size": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "svg.hashsalt": "fastmlp",
-    }
-    with plt.rc_context(style):
+    with plt.rc_context(SETTINGS):
         headline(report, out)
         speedup(report, out)
         for sweep in SWEEPS:
@@ -109,7 +105,7 @@ def _bars(axis: Axes, rows: Sequence[Row], others: Sequence[str]) -> None:
     axis.set_ylim(len(rows) - 0.4, -0.6)
     axis.set_xscale("log")
     axis.set_xlim(min(reach) / 1.1, max(reach) * 1.7)
-    _plain(axis.xaxis, "{:g}×")
+    plain(axis.xaxis, "{:g}×")
     axis.grid(axis="x", alpha=0.25)
     axis.set_axisbelow(True)
 
@@ -155,7 +151,7 @@ def line(report: dict[str, Any], sweep: Sweep, out: Path) -> None:
         axis.xaxis.set_minor_locator(NullLocator())
         if len(rows) > _TICKS:
             axis.tick_params(axis="x", rotation=45)
-        _plain(axis.yaxis)
+        plain(axis.yaxis)
     title = f"{sweep.title}, {_precision(rows[0]['dtype'])}. {_where(report)}"
     _legend(figure, times, title, columns=8)
     stop = report["stops"].get(sweep.name)
@@ -182,7 +178,7 @@ def time_to_accuracy(report: dict[str, Any], out: Path) -> None:
                 axis.fill_between(seconds, low, high, color=COLOURS[name], alpha=0.1, linewidth=0)
     axis.axhline(100 * accuracy.TARGET, color="black", linewidth=0.8)
     axis.set_xscale("log")
-    _plain(axis.xaxis)
+    plain(axis.xaxis)
     axis.set_xlabel("seconds of training (tests not counted)")
     axis.set_ylabel("test accuracy, %")
     axis.grid(alpha=0.25)
@@ -258,14 +254,3 @@ def _size(label: str) -> str:
 
 def _precision(dtype: str) -> str:
     return {"float32": "fp32", "bfloat16": "bf16"}.get(dtype, dtype)
-
-
-def _plain(axis: Any, text: str = "{:g}") -> None:
-    """Ticks of a logarithmic axis in plain digits: even steps, 1-2-5 or powers, as its range asks for."""
-    low, high = axis.axes.get_xlim() if axis.axis_name == "x" else axis.axes.get_ylim()
-    if high < 5 * low:
-        axis.set_major_locator(MaxNLocator(5))
-    else:
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 200 * low else (1.0,)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: text.format(value)))
-    axis.set_minor_formatter(NullFormatter())

@@ -17,7 +17,7 @@ except ImportError as error:  # pragma: no cover
 from typer.core import TyperGroup
 
 import fastmlp
-from fastmlp.cli import bench, eval, info, predict, train
+from fastmlp.cli import bench, eval, info, plot, predict, profile, roofline, train
 from fastmlp.cli.common import errors
 
 EXAMPLE = """Example: fastmlp train --dataset digits && fastmlp eval runs/mlp.safetensors
@@ -78,4 +78,7 @@ app.command("train", epilog=train.EXAMPLE)(train.train)
 app.command("eval", epilog=eval.EXAMPLE)(eval.evaluate)
 app.command("predict", epilog=predict.EXAMPLE)(predict.predict)
 app.command("bench", epilog=bench.EXAMPLE)(bench.bench)
+app.command("profile", epilog=profile.EXAMPLE)(profile.profile)
+plot.app.command("roofline", epilog=roofline.EXAMPLE)(roofline.roofline)
+app.add_typer(plot.app, name="plot", epilog=plot.EXAMPLE)
 app.command("info", epilog=info.EXAMPLE)(info.info)

@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 from fastmlp.plots import style
 
 _Row = dict[str, Any]
+_ROOM = 40  # letters that fit side by side below the axis
 
 
 @style.styled
@@ -53,7 +54,9 @@ def compared(
             ends.plot(*zip(*here), style.DASHES[j], color=colour, linewidth=1.2, zorder=1, label=name)
     if log:
         ends.set_xscale("log")
-    ends.set_xticks(list(places.values()), texts)
+    ends.set_xticks(list(places.values()), [text.replace(" ", "\n") for text in texts])
+    if log and len(texts) * max(map(len, texts)) > _ROOM:
+        ends.tick_params(axis="x", rotation=45)
     ends.xaxis.set_minor_locator(NullLocator())
     ends.margins(x=0.08)
     ends.set_xlabel(x)

@@ -48,6 +48,7 @@ def regions(
         axis.set_title(f"{name}:\n{100 * right[name]:.0f} % right")
         axis.set_xticks([])
         axis.set_yticks([])
+        axis.spines[:].set_visible(False)
     images = [row for row in rows if "test accuracies" in row]
     for i, row in enumerate(images):
         (values,) = row["test accuracies"]
@@ -61,9 +62,8 @@ def regions(
             ms=3,
             label=row["net"],
         )
-    curves.set_title(f"images:\n{images[0]['data']}")
+    curves.set_title(f"test accuracy on\n{images[0]['data']}")
     curves.set_xlabel("epoch")
-    curves.set_ylabel("test accuracy")
     curves.xaxis.set_major_locator(MaxNLocator(integer=True))
     curves.grid(alpha=0.25)
     curves.legend(loc="best", fontsize=8)

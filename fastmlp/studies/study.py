@@ -28,7 +28,7 @@ class Study:
 
     name: str
     question: str
-    rows: list[dict[str, Any]]
+    rows: list[dict[str, Any]] = field(repr=False)
     setup: dict[str, Any]  # what all rows have in common: data, epochs, machine, versions
     draw: Callable[[Study], Figure] = field(repr=False, compare=False)
 

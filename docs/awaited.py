@@ -40,8 +40,8 @@ def _present(nav: list[Any]) -> list[Any]:
     for entry in nav:
         ((title, inside),) = entry.items() if isinstance(entry, dict) else ((None, entry),)
         if isinstance(inside, list):
-            inside = _present(inside)
-            kept += [{title: inside}] if inside else []
+            wanted = _present(inside) or (title == "Tutorial" and "tutorial/" not in AWAITED)
+            kept += [{title: _present(inside)}] if wanted else []
         elif inside not in AWAITED:
             kept.append(entry)
     return kept

@@ -39,9 +39,8 @@ def on_config(config: MkDocsConfig) -> None:
     for entry in config.nav or []:
         if isinstance(entry, dict) and "Tutorial" in entry:
             entry["Tutorial"] = [
-                {language: [{_title(path): _uri(path)} for path in _notebooks(folder)]}
+                {language: [_entry(path) for path in _pages(_DOCS / folder)]}
                 for language, folder in _TUTORIALS.items()
-                if _notebooks(folder)
             ]
 
 
@@ -73,28 +72,29 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         if known in _KNOWN:
             found = _KNOWN[known]
         elif path.is_relative_to(_DOCS):
-            found = _uri(_notebooks(_uri(path))[0] if path.is_dir() else path)
+            found = _uri(_pages(path)[0] if path.is_dir() else path)
         elif picture:
             found = known
         else:
-            return f"`{known}`" if text.strip("`") in (known, path.name) else f"{text} (`{known}`)"
+            return f"`{known}`" if text.strip("`./") in (known, path.name) else f"{text} (`{known}`)"
         relative = os.path.relpath(found, Path(uri).parent)
         return f"{picture}[{text}]({relative}{anchor or ''})"
 
     return _LINK.sub(rewritten, markdown)
 
 
-def _notebooks(folder: str) -> list[Path]:
-    return sorted((_DOCS / folder).glob("[0-9]*.ipynb"))
+def _pages(folder: Path) -> list[Path]:
+    """A tutorial's, in their order: an overview if there is one, and the notebooks."""
+    return sorted(folder.glob("index.md")) + sorted(folder.glob("[0-9]*.ipynb"))
 
 
-def _title(notebook: Path) -> str:
-    """The first heading of a notebook."""
-    for cell in json.loads(notebook.read_text())["cells"]:
-        for line in "".join(cell["source"]).splitlines():
-            if cell["cell_type"] == "markdown" and line.startswith("# "):
-                return line[2:].strip()
-    return notebook.stem
+def _entry(page: Path) -> str | dict[str, str]:
+    """Of the nav: an overview belongs to its section, a notebook is called by its first heading."""
+    if page.suffix == ".md":
+        return _uri(page)
+    cells = [cell for cell in json.loads(page.read_text())["cells"] if cell["cell_type"] == "markdown"]
+    heading = re.search(r"^# (.+)", "\n".join("".join(cell["source"]) for cell in cells), re.MULTILINE)
+    return {heading[1].strip() if heading else page.stem: _uri(page)}
 
 
 def _uri(path: Path) -> str:

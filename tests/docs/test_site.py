@@ -12,34 +12,31 @@ from urllib.parse import unquote, urldefrag
 from xml.etree import ElementTree
 
 import pytest
-from filelock import FileLock
 
 import fastmlp
 from tests.docs.html import Page, is_external, urls
+from tests.once import once
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Packages whose `__all__` is for users, and the page of docs/api that has it.
 PACKAGES = ("", "functional", "training", "data", "plots", "studies", "profiling")
 
 
+def build(out: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(out)],
+        cwd=ROOT,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built site, made once for all of xdist's workers."""
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    out = shared / "site"
-    with FileLock(shared / "site.lock"):
-        if not (out / "index.html").exists():
-            build = subprocess.run(
-                [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(out)],
-                cwd=ROOT,
-                env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
-                capture_output=True,
-                text=True,
-                timeout=300,
-            )
-            assert build.returncode == 0, build.stdout + build.stderr
-    return out
+    return once(tmp_path_factory, "site", build)
 
 
 @pytest.fixture(scope="session")

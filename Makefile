@@ -1,7 +1,7 @@
 # What CI runs, by hand: everything works in .venv, which `make install` makes.
 BIN := .venv/bin
 
-.PHONY: install test lint format compile bench report docs docs-serve package clean
+.PHONY: install test lint format compile bench report page docs docs-serve package clean
 
 install:
 	python3 -m venv .venv && $(BIN)/pip install -q -e '.[dev]'
@@ -26,6 +26,11 @@ bench:
 
 report:
 	$(BIN)/python -m benchmarks.report --out report
+
+# Of a stored report: make page REPORT=benchmarks/results/cpu-amd-epyc-2
+REPORT ?= report
+page:
+	$(BIN)/fastmlp bench --from $(REPORT) --html report
 
 # --strict: a broken link or anchor fails. The variable silences an announcement of the theme's.
 docs:

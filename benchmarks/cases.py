@@ -144,13 +144,14 @@ def training_step(
             step = fused_step(model(), dtype)
             return lambda: step(x, y)
 
-        def modules() -> Callable[[], object]:
-            return eager(lambda function: function, fastmlp.fuse(model()), fastmlp.CrossEntropyLoss())
+        def modules(wrap: Wrap) -> Callable[[], object]:
+            return eager(wrap, fastmlp.fuse(model()), fastmlp.CrossEntropyLoss())
 
         of_torch = peers.of_torch(lambda wrap: eager(wrap, model(), nn.CrossEntropyLoss()), device, modes)
         found: dict[str, Factory] = {OURS: lambda: Run(ours())}
         if key:
-            found[peers.OURS_MODULES] = lambda: Run(modules())
+            found[peers.OURS_MODULES] = lambda: Run(modules(lambda function: function))
+            found[peers.OURS_COMPILED] = lambda: Run(modules(peers.in_one_graph))
         if device == "cuda":
             found[peers.OURS_GRAPH] = lambda: Run(peers.graphed(ours(), device))
         found |= of_torch
@@ -210,6 +211,8 @@ def inference(widths: Sequence[int], batch: int, dtype: torch.dtype, key: bool =
             return forward
 
         found: dict[str, Factory] = {OURS: lambda: Run(run(fastmlp.fuse(model())))}
+        if key:
+            found[peers.OURS_COMPILED] = lambda: Run(run(peers.in_one_graph(fastmlp.fuse(model()))))
         if device == "cuda":
             found[peers.OURS_GRAPH] = lambda: Run(peers.graphed(run(fastmlp.fuse(model())), device))
         found |= peers.of_torch(lambda wrap: run(wrap(model())), device)

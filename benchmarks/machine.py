@@ -70,13 +70,18 @@ def _version(name: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The checked-out commit, with "+" where the tree differs from it in more than results."""
+    """The checked-out commit, with "+" where the tree differs from it in more than results.
+
+    None for an installed wheel, whatever repository the environment stands in.
+    """
 
     def git(*arguments: str) -> str:
         return subprocess.run(
             ["git", *arguments], cwd=_ROOT, capture_output=True, text=True, check=True
         ).stdout.strip()
 
+    if not (_ROOT / "pyproject.toml").is_file():
+        return None
     try:
         return git("rev-parse", "--short", "HEAD") + (
             "+" if git("status", "--porcelain", "--", ".", ":!benchmarks/results") else ""

@@ -33,6 +33,7 @@ class Effort:
     without: Collection[str] = ()  # peers that are left out
 
 
+LEFT_OUT = "left out of a quick report"
 QUICK = Effort(rounds=5, seconds=0.25)
 
 
@@ -65,7 +66,7 @@ def measure(case: Case, device: str, ceilings: Ceilings, effort: Effort, with_me
     runs: dict[str, Run] = {}
     for name, factory in factories.items():
         if name in effort.without:
-            row["missing"][name] = "left out of a quick report"
+            row["missing"][name] = LEFT_OUT
             continue
         try:
             runs[name] = factory()

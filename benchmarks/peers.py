@@ -19,6 +19,7 @@ Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 OURS = "fastmlp"
 OURS_MODULES = "fastmlp modules"  # the drop-in replacements under torch's autograd and optimizer
+OURS_COMPILED = "fastmlp, torch.compile"  # the same, compiled into one graph
 OURS_GRAPH = "fastmlp, CUDA graph"
 OURS_ENGINES = {"fused": "fastmlp, launches", "graph": OURS_GRAPH, "persistent": "fastmlp, persistent"}
 #: The net by one plan, whatever the chooser would take (`fastmlp.plans`).
@@ -38,13 +39,14 @@ TORCH_CHUNKS = "F.linear_cross_entropy, chunks"
 BOOK = "book's pipeline"
 BOOK_WORKERS = "book's pipeline, 4 workers"
 
+OF_OURS = (OURS, OURS_MODULES, OURS_COMPILED, *OURS_ENGINES.values(), *OURS_PLANS.values())
 #: In the order of columns and colours, ours first.
 PEERS = (
-    OURS, OURS_MODULES, *OURS_ENGINES.values(), *OURS_PLANS.values(), EAGER, EAGER_FLOAT32, GRAPH, COMPILED,
-    REDUCED, AUTOTUNED, JAX, TORCH_LINEAR, TORCH_CHUNKS, LIGER, CUT, TCNN, BOOK, BOOK_WORKERS,
+    *OF_OURS, EAGER, EAGER_FLOAT32, GRAPH, COMPILED, REDUCED, AUTOTUNED, JAX, TORCH_LINEAR, TORCH_CHUNKS,
+    LIGER, CUT, TCNN, BOOK, BOOK_WORKERS,
 )  # fmt: skip
-OF_OURS = (OURS, OURS_MODULES, *OURS_ENGINES.values(), *OURS_PLANS.values())
 MODES = {COMPILED: "default", REDUCED: "reduce-overhead", AUTOTUNED: "max-autotune"}
+COMPILING = (OURS_COMPILED, *MODES)  # take seconds before their first call
 
 
 class MissingPeerError(RuntimeError):
@@ -79,6 +81,12 @@ def compiled(function: Callable[..., Any], peer: str, device: str) -> Callable[.
     if peer == REDUCED and device != "cuda":
         raise MissingPeerError("needs a GPU: on a CPU the mode is the default one")
     return torch.compile(function, mode=MODES[peer], dynamic=False)
+
+
+def in_one_graph(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` by ``torch.compile``, which refuses a second graph; an optimizer's step breaks its own."""
+    whole = not isinstance(getattr(function, "__self__", None), torch.optim.Optimizer)
+    return torch.compile(function, fullgraph=whole, dynamic=False)
 
 
 def graphed(call: Callable[[], object], device: str) -> Callable[[], object]:

@@ -16,40 +16,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from . import accuracy, peers
+from . import accuracy, cases, epochs, formats
 from .measure import Row
-from .peers import EAGER, OURS, PEERS
+from .palette import COLOURS, marker
+from .peers import COMPILED, EAGER, JAX, OURS, PEERS
 from .sweeps import SWEEPS, Sweep
 from .targets import ratio
 
-#: Ours in greens, eager in greys, the compilers in warm colours, JAX blue, the packages violet.
-_COLOURS = {
-    OURS: "#12805c",
-    peers.OURS_MODULES: "#7fbf7b",
-    peers.OURS_ENGINES["fused"]: "#5aa02c",
-    peers.OURS_GRAPH: "#2ca089",
-    peers.OURS_ENGINES["persistent"]: "#0b4f3a",
-    peers.OURS_PLANS["layers"]: "#9fd8b4",
-    peers.OURS_PLANS["whole"]: "#0f6b6b",
-    peers.OURS_PLANS["recompute"]: "#57c4c4",
-    EAGER: "#6b7280",
-    peers.EAGER_FLOAT32: "#b0b5bd",
-    peers.GRAPH: "#374151",
-    peers.COMPILED: "#e08a2e",
-    peers.REDUCED: "#c2571a",
-    peers.AUTOTUNED: "#8c2d04",
-    peers.JAX: "#2f6fd0",
-    peers.TORCH_LINEAR: "#b5838d",
-    peers.TORCH_CHUNKS: "#6d597a",
-    peers.LIGER: "#8e5bd0",
-    peers.CUT: "#c77dd8",
-    peers.TCNN: "#d6336c",
-    peers.BOOK: "#9a9034",
-    peers.BOOK_WORKERS: "#c9bf57",
-}
-_MARKERS = "osD^v<>PXphd"
 _TICKS = 6  # on an axis that fit side by side
-_WIDE = 8  # times faster, from which on the axis is logarithmic
 
 
 def draw(report: dict[str, Any], out: Path) -> None:
@@ -61,59 +35,83 @@ def draw(report: dict[str, Any], out: Path) -> None:
         "svg.hashsalt": "fastmlp",
     }
     with plt.rc_context(style):
+        headline(report, out)
         speedup(report, out)
         for sweep in SWEEPS:
             line(report, sweep, out)
         time_to_accuracy(report, out)
 
 
-def speedup(report: dict[str, Any], out: Path) -> None:
-    """The headline: how many times faster than eager ours is, a bar a row; the others as marks."""
+def headline(report: dict[str, Any], out: Path) -> None:
+    """The README's picture: the key cases of the book's nets in float32, whatever came out of them."""
     rows = [
+        row
+        for group in (epochs.EPOCH, cases.STEP, cases.INFERENCE, cases.CROSS_ENTROPY)
+        for row in _compared(report)
+        if row["group"] == group and row["dtype"] == "float32"
+    ]
+    if not rows:
+        return
+    figure, axis = plt.subplots(figsize=(8, 0.36 * len(rows) + 1.5), layout="constrained")
+    _bars(axis, rows, [peer for peer in (COMPILED, JAX) if any(peer in row["seconds"] for row in rows)])
+    axis.set_yticks(range(len(rows)), [f"{_short(row['group'])}, {_size(row['label'])}" for row in rows])
+    axis.set_xlabel("times as fast as eager PyTorch (log scale); higher is better")
+    _legend(figure, axis, "fastmlp beside eager PyTorch, float32", columns=4)
+    _save(figure, out, "headline", f"{_where(report)}. Medians; the whiskers are fastmlp's quartiles.", 8.5)
+
+
+def speedup(report: dict[str, Any], out: Path) -> None:
+    """How many times faster than eager ours is in every key case, a bar a row; the others as marks."""
+    rows = _compared(report)
+    if not rows:
+        return
+    figure, axis = plt.subplots(figsize=(9, 0.3 * len(rows) + 2.0), layout="constrained")
+    others = [
+        peer for peer in PEERS if peer not in (OURS, EAGER) and any(peer in row["seconds"] for row in rows)
+    ]
+    _bars(axis, rows, others)
+    names = [f"{_short(row['group'])}, {_size(row['label'])}, {_precision(row['dtype'])}" for row in rows]
+    axis.set_yticks(range(len(rows)), names)
+    axis.set_xlabel("speed relative to eager PyTorch (the line at 1, log scale); higher is better")
+    _legend(figure, axis, _where(report))
+    _save(figure, out, "speedup", _caption(rows))
+
+
+def _compared(report: dict[str, Any]) -> list[Row]:
+    """The key rows with a time of ours and of eager."""
+    return [
         row
         for row in report["rows"]
         if row.get("important") and {OURS, EAGER} <= row.get("seconds", {}).keys()
     ]
-    if not rows:
-        return
-    figure, axis = plt.subplots(figsize=(9, 0.3 * len(rows) + 2.0), layout="constrained")
-    most = 1.0
+
+
+def _bars(axis: Axes, rows: Sequence[Row], others: Sequence[str]) -> None:
+    """Bars from eager's line at 1, to the right where ours is faster: on a log scale no other end is fair."""
+    reach = [0.8, 1.25]
     for y, row in enumerate(rows):
         seconds = row["seconds"]
-        base = seconds[EAGER]["median"]
-        speeds = {peer: base / timing["median"] for peer, timing in seconds.items() if peer != EAGER}
-        bar = speeds.pop(OURS)
-        spread = [[bar - base / seconds[OURS]["high"]], [base / seconds[OURS]["low"] - bar]]
-        axis.barh(y, bar, height=0.62, color=_COLOURS[OURS], label=None if y else OURS)
-        axis.errorbar(bar, y, xerr=spread, color="black", linewidth=0.9, capsize=2)
-        for peer, speed in speeds.items():
-            axis.plot(speed, y, _marker(peer), color=_COLOURS[peer], ms=6, mec="white", mew=0.5)
-        axis.annotate(
-            f"{bar:.2f}×",
-            (1.0, y),
-            xycoords=axis.get_yaxis_transform(),
-            ha="right",
-            va="center",
-            weight="bold",
-        )
-        most = max(most, bar, *speeds.values())
-    axis.axvline(1, color=_COLOURS[EAGER], linewidth=1.4)
-    names = [f"{_short(row['group'])}, {_size(row['label'])}, {_precision(row['dtype'])}" for row in rows]
-    axis.set_yticks(range(len(rows)), names)
+        base, ours = seconds[EAGER]["median"], seconds[OURS]
+        bar, low, high = base / ours["median"], base / ours["high"], base / ours["low"]
+        axis.barh(y, bar - 1, left=1, height=0.6, color=COLOURS[OURS], label=None if y else OURS)
+        axis.errorbar(bar, y, xerr=[[bar - low], [high - bar]], color="black", linewidth=0.9, capsize=2)
+        for peer in (peer for peer in others if peer in seconds):
+            speed = base / seconds[peer]["median"]
+            axis.plot(speed, y, marker(peer), color=COLOURS[peer], ms=6.5, mec="white", mew=0.6)
+            reach.append(speed)
+        at: Any = {"xycoords": axis.get_yaxis_transform(), "ha": "right", "va": "center", "weight": "bold"}
+        axis.annotate(f"{bar:.2f}×", (1.0, y), **at)
+        reach += [low, high]
+    axis.axvline(1, color=COLOURS[EAGER], linewidth=1.4, label=EAGER)
+    for peer in others:
+        axis.plot([], [], marker(peer), color=COLOURS[peer], label=peer)
     axis.tick_params(axis="y", length=0)
     axis.set_ylim(len(rows) - 0.4, -0.6)
-    if most > _WIDE:
-        axis.set_xscale("log")
-        axis.set_xlim(0.2, 2 * most)
-        _plain(axis.xaxis)
-    else:
-        axis.set_xlim(0, 1.18 * most)
-    axis.set_xlabel("speed relative to eager PyTorch (the line at 1); higher is better")
-    for peer in PEERS:
-        if peer not in (OURS, EAGER) and any(peer in row["seconds"] for row in rows):
-            axis.plot([], [], _marker(peer), color=_COLOURS[peer], label=peer)
-    _legend(figure, axis, _where(report))
-    _save(figure, out, "speedup", _caption(rows))
+    axis.set_xscale("log")
+    axis.set_xlim(min(reach) / 1.1, max(reach) * 1.7)
+    _plain(axis.xaxis, "{:g}×")
+    axis.grid(axis="x", alpha=0.25)
+    axis.set_axisbelow(True)
 
 
 def line(report: dict[str, Any], sweep: Sweep, out: Path) -> None:
@@ -130,14 +128,14 @@ def line(report: dict[str, Any], sweep: Sweep, out: Path) -> None:
         x = [row["x"] for row in here]
         _line(times, [(row["x"], row["seconds"][peer]["median"] * 1e3) for row in here], peer)
         low, high = ([row["seconds"][peer][end] * 1e3 for row in here] for end in ("low", "high"))
-        times.fill_between(x, low, high, color=_COLOURS[peer], alpha=0.15, linewidth=0)
+        times.fill_between(x, low, high, color=COLOURS[peer], alpha=0.15, linewidth=0)
         pairs = [(row["x"], r) for row in here if peer != OURS and (r := ratio(row, peer))]
         if pairs:
             _line(ratios, pairs, peer)
     times.plot(
         [row["x"] for row in rows], [row["floor"] * 1e3 for row in rows], ":", color="black", label="floor"
     )
-    ratios.axhline(1, color=_COLOURS[OURS], linewidth=1.4)
+    ratios.axhline(1, color=COLOURS[OURS], linewidth=1.4)
     times.set_title("time, ms (lower is better)", fontsize=9)
     ratios.set_title("peer's time / fastmlp's (above 1: fastmlp is faster)", fontsize=9)
     if held:
@@ -153,7 +151,7 @@ def line(report: dict[str, Any], sweep: Sweep, out: Path) -> None:
         axis.set_yscale("log")
         axis.set_xlabel(sweep.axis)
         axis.grid(alpha=0.25, which="major")
-        axis.set_xticks([row["x"] for row in rows], [_count(row["x"]) for row in rows])
+        axis.set_xticks([row["x"] for row in rows], [formats.count(row["x"]) for row in rows])
         axis.xaxis.set_minor_locator(NullLocator())
         if len(rows) > _TICKS:
             axis.tick_params(axis="x", rotation=45)
@@ -178,10 +176,10 @@ def time_to_accuracy(report: dict[str, Any], out: Path) -> None:
             shade = 0.5 if dtype == "bfloat16" else 1.0
             label = f"{row['label']}: {peer}"
             means = [100 * statistics.mean(v) for v in reached]
-            axis.plot(seconds, means, style, marker="o", ms=4, color=_COLOURS[name], alpha=shade, label=label)
+            axis.plot(seconds, means, style, marker="o", ms=4, color=COLOURS[name], alpha=shade, label=label)
             low, high = ([100 * end(v) for v in reached] for end in (min, max))
             if dtype == "float32":  # the others' bands lie upon it
-                axis.fill_between(seconds, low, high, color=_COLOURS[name], alpha=0.1, linewidth=0)
+                axis.fill_between(seconds, low, high, color=COLOURS[name], alpha=0.1, linewidth=0)
     axis.axhline(100 * accuracy.TARGET, color="black", linewidth=0.8)
     axis.set_xscale("log")
     _plain(axis.xaxis)
@@ -196,7 +194,7 @@ def time_to_accuracy(report: dict[str, Any], out: Path) -> None:
 def _line(axis: Axes, points: Sequence[tuple[float, float]], peer: str) -> None:
     x, y = zip(*points)
     wide = 2.2 if peer == OURS else 1.3
-    axis.plot(x, y, marker=_marker(peer), ms=4, linewidth=wide, color=_COLOURS[peer], label=peer)
+    axis.plot(x, y, marker=marker(peer), ms=4, linewidth=wide, color=COLOURS[peer], label=peer)
 
 
 def _legend(figure: Figure, axis: Axes, title: str, columns: int = 5) -> None:
@@ -220,11 +218,11 @@ def _place(label: str) -> int:
     return PEERS.index(label) if label in PEERS else len(PEERS)
 
 
-def _save(figure: Figure, out: Path, name: str, caption: str) -> None:
+def _save(figure: Figure, out: Path, name: str, caption: str, size: float = 7) -> None:
     if caption.strip():
-        wide = round(17 * figure.get_figwidth())
+        wide = round(17 * 7 / size * figure.get_figwidth())
         lines = [part for text in caption.strip().splitlines() for part in textwrap.wrap(text, wide)]
-        figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=7, color="#555555")
+        figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=size, color="#555555")
     for kind in ("png", "svg"):
         # No date, so that the same report gives the same file.
         metadata = {"Date": None} if kind == "svg" else None
@@ -249,10 +247,6 @@ def _where(report: dict[str, Any]) -> str:
     return f"{facts['device']}{cores}, torch {facts['versions']['torch']}"
 
 
-def _marker(peer: str) -> str:
-    return _MARKERS[PEERS.index(peer) % len(_MARKERS)]
-
-
 def _short(group: str) -> str:
     return group.removesuffix(" (SGD)").replace(" forward + backward", "").replace(", data on the device", "")
 
@@ -266,20 +260,12 @@ def _precision(dtype: str) -> str:
     return {"float32": "fp32", "bfloat16": "bf16"}.get(dtype, dtype)
 
 
-def _count(value: int) -> str:
-    """1Ki for 1024, 1000 as it is."""
-    for size, unit in ((1 << 20, "Mi"), (1 << 10, "Ki")):
-        if value % size == 0:
-            return f"{value // size}{unit}"
-    return str(value)
-
-
-def _plain(axis: Any) -> None:
+def _plain(axis: Any, text: str = "{:g}") -> None:
     """Ticks of a logarithmic axis in plain digits: even steps, 1-2-5 or powers, as its range asks for."""
     low, high = axis.axes.get_xlim() if axis.axis_name == "x" else axis.axes.get_ylim()
     if high < 5 * low:
         axis.set_major_locator(MaxNLocator(5))
     else:
         axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 200 * low else (1.0,)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: text.format(value)))
     axis.set_minor_formatter(NullFormatter())

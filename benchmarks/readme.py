@@ -26,7 +26,7 @@ def section(results: Path) -> str:
     parts = []
     for folder in folders(results):
         relative = f"benchmarks/results/{folder.name}"
-        parts.append(tables.readme(load(folder), f"{relative}/speedup.png", relative))
+        parts.append(tables.readme(load(folder), f"{relative}/headline.png", relative))
     return "\n".join(parts)
 
 

@@ -11,7 +11,7 @@ import itertools
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,9 @@ from .cases import Case
 from .floors import Ceilings, measure_ceilings
 from .machine import describe
 from .measure import QUICK, Effort, Row, measure
-from .peers import EAGER, MODES
+from .peers import COMPILING, EAGER
 from .store import Store
+from .store import load as load_report
 from .supervisor import BROKEN, supervise
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -49,33 +50,64 @@ def main(
     call: float = typer.Option(0.0, hidden=True, help="Of a measuring process: when its report was started."),
 ) -> None:
     """Measure, and write the report."""
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     unknown = set(only) - set(PARTS)
     if unknown:
         raise typer.BadParameter(f"--only {', '.join(unknown)}: expected {', '.join(PARTS)}")
+    code = take(out, device, data, only, match, quick, budget, resume, call)
+    if not call:
+        finish(out)
+    raise typer.Exit(code)
+
+
+def take(
+    out: Path,
+    device: str = "",
+    data: Path | None = None,
+    only: Sequence[str] = (),
+    match: str = "",
+    quick: bool = False,
+    budget: float = 1e9,
+    resume: bool = False,
+    call: float = 0.0,
+) -> int:
+    """Measure into ``out``/report.json, with `main`'s options; the exit code, which is 1 if a row went wrong.
+
+    A GPU's rows are measured by a process of their own, so that none takes the others with it.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     store = Store(out, describe(device))
     if store.dropped:
         console.print(f"{out} held a report of another machine or commit: it is replaced")
     if device == "cuda" and not call:
         store.save()
-        command = [sys.executable, "-m", f"{__package__}.report", *sys.argv[1:], "--call", str(time.time())]
-        code = supervise(command, store, out, float(command[-1]), _PATIENCE)
+        call = time.time()
+        options = {"--out": out, "--device": device, "--match": match, "--budget": budget, "--call": call}
+        command = [sys.executable, "-m", f"{__package__}.report"]
+        command += [str(word) for option in options.items() for word in option]
+        command += [word for part in only for word in ("--only", part)]
+        command += ["--data", str(data)] if data else []
+        command += ["--quick"] * quick + ["--resume"] * resume
+        code = supervise(command, store, out, call, _PATIENCE)
     else:
-        code = Session(store, out, device, quick, match, call or time.time(), budget, resume).run(
-            only or PARTS, data
-        )
-    finish(store, out)
-    raise typer.Exit(code)
+        call = call or time.time()
+        code = Session(store, out, device, quick, match, call, budget, resume).run(only or PARTS, data)
+    close(store)
+    return code
 
 
-def finish(store: Store, out: Path) -> None:
-    """Targets, table and plots from what was measured."""
+def close(store: Store) -> None:
+    """Targets from what was measured."""
     store.reload()
     store.report.pop("now", None)
     store.report["targets"] = targets.evaluate(store.report)
     store.save()
-    (out / "table.md").write_text(tables.full(store.report))
-    plots.draw(store.report, out)
+
+
+def finish(out: Path) -> None:
+    """Table and plots beside report.json."""
+    report = load_report(out)
+    (out / "table.md").write_text(tables.full(report))
+    plots.draw(report, out)
     console.print(f"written to {out}")
 
 
@@ -96,7 +128,7 @@ class Session:
         self._store, self._out, self._device, self._quick = store, out, device, quick
         self._match, self._call, self._end, self._resume = match, call, call + budget, resume
         self._effort = QUICK if quick else Effort()
-        self._without = tuple(MODES) if quick else ()
+        self._without = COMPILING if quick else ()
         self._failed = False
 
     def run(self, parts: Any, data: Path | None) -> int:
@@ -192,10 +224,12 @@ class Session:
 
     def _tests(self) -> Row:
         """The whole suite, natively on the GPU; its log is kept beside the report."""
+        row: Row = {"group": "tests", "label": "", "dtype": "", "seconds": {}, "missing": {}}
+        if not (_ROOT / "tests").is_dir():
+            return row | {"skipped": "the tests are in a clone of the project, and this is installed"}
         log = self._out / "tests.log"
         command = [sys.executable, "-m", "pytest", "-q", "tests"]
         left = min(max(1.0, self._end - time.time()), 3600)
-        row: Row = {"group": "tests", "label": "", "dtype": "", "seconds": {}, "missing": {}}
         with log.open("w") as stream:
             try:
                 done = subprocess.run(

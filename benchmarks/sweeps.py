@@ -117,6 +117,11 @@ SWEEPS = (
 )
 
 
+def axis(name: str) -> str:
+    """What the sweep of this name runs over."""
+    return next((sweep.axis for sweep in SWEEPS if sweep.name == name), name)
+
+
 def too_much(case: Case, before: tuple[Case, float] | None, bounds: Limits) -> str | None:
     """Why the line stops before ``case``; None if it goes on.
 

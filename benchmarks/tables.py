@@ -6,11 +6,13 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from . import accuracy, targets
+from . import accuracy, formats, targets
 from .measure import Row
 from .peers import EAGER, OF_OURS, OURS, OURS_PLANS, PEERS
 from .sweeps import SWEEPS
 
+HEAD = ("work", "size", "dtype", OURS, EAGER, f"vs {EAGER}", "vs the fastest other", "floor / time")
+RECIPES = ("recipe", "by", f"time to {accuracy.TARGET:.0%}", "time of all epochs", "test accuracy")
 _BY_PLAN = {"eager": EAGER, **OURS_PLANS}
 
 
@@ -44,31 +46,30 @@ def full(report: dict[str, Any]) -> str:
 def readme(report: dict[str, Any], picture: str, folder: str) -> str:
     """The short form: the rows that matter, and where the others are."""
     rows = [row for row in report["rows"] if row.get("important") and OURS in row["seconds"]]
-    lines = []
-    for row in rows:
-        best = _best_peer(row)
-        lines.append(
-            [
-                *_names(row),
-                _time(row["seconds"][OURS]),
-                _time(row["seconds"][EAGER]) if EAGER in row["seconds"] else "-",
-                _ratio(row, EAGER),
-                f"{_ratio(row, best)} ({best})" if best else "-",
-                _share(row),
-            ]
-        )
-    head = ["work", "size", "dtype", OURS, EAGER, f"vs {EAGER}", "vs the fastest other", "floor / time"]
     tail = f"Every peer, the sweeps and what is missing: [{folder}/table.md]({folder}/table.md)."
     timed = [row for row in report["rows"] if row["part"] == "accuracy" and row.get("runs")]
     parts = [
         machine(report["machine"]),
         f"![speed relative to eager PyTorch]({picture})",
-        _table(head, lines),
+        _table(HEAD, map(cells, rows)),
         _accuracy(timed) if timed else "",
         _verdicts(report),
         tail,
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def cells(row: Row) -> list[str]:
+    """A row in short, under `HEAD`: ours, eager, and the fastest of the others."""
+    best = best_peer(row)
+    return [
+        *_names(row),
+        formats.time(row["seconds"][OURS]),
+        formats.time(row["seconds"][EAGER]) if EAGER in row["seconds"] else "-",
+        _ratio(row, EAGER),
+        f"{_ratio(row, best)} ({best})" if best else "-",
+        share(row),
+    ]
 
 
 def machine(facts: dict[str, Any]) -> str:
@@ -77,10 +78,8 @@ def machine(facts: dict[str, Any]) -> str:
     names = {"torch": "torch", "triton": "Triton", "jax": "JAX"}
     installed = ", ".join(f"{shown} {versions[name]}" for name, shown in names.items() if versions.get(name))
     cores = f", {facts['cores']} cores, {facts['threads']} threads" if facts["kind"] == "cpu" else ""
-    return (
-        f"{facts['device']}{cores}; {installed}, Python {facts['python']}; "
-        f"commit {facts['commit']}, {facts['date']}."
-    )
+    code = f"commit {facts['commit']}" if facts["commit"] else f"fastmlp {versions['fastmlp']}"
+    return f"{facts['device']}{cores}; {installed}, Python {facts['python']}; {code}, {facts['date']}."
 
 
 def line(row: Row) -> str:
@@ -92,8 +91,8 @@ def line(row: Row) -> str:
     if row.get("summary"):
         return f"{row['key']}: {row['summary']}"
     if "runs" in row:
-        return f"{row['key']}: " + ", ".join(f"{peer} {_reached(runs)}" for peer, runs in row["runs"].items())
-    times = ", ".join(f"{peer} {_time(timing)}" for peer, timing in row["seconds"].items())
+        return f"{row['key']}: " + ", ".join(f"{peer} {reached(runs)}" for peer, runs in row["runs"].items())
+    times = ", ".join(f"{peer} {formats.time(timing)}" for peer, timing in row["seconds"].items())
     return f"{row['key']}: {times}"
 
 
@@ -104,7 +103,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _tests(rows: Iterable[Row]) -> str:
     return "".join(
-        f"Test suite, natively: {row.get('summary') or row.get('error')}."
+        f"Test suite, natively: {row.get('summary') or row.get('error') or row['skipped']}."
         for row in rows
         if row["part"] == "tests"
     )
@@ -138,18 +137,18 @@ def _verdicts(report: dict[str, Any]) -> str:
     return f"{len(measured) - len(missed)} of the {len(measured)} targets measured here are met.{names}"
 
 
-def _ceilings(ceilings: dict[str, Any] | None) -> str:
-    if ceilings is None:
-        return "Not measured."
-    copies = [
-        [f"copy, {_bytes(int(size))}", f"{rate / 1e9:.3g} GB/s"] for size, rate in ceilings["copy"].items()
+def _ceilings(found: dict[str, Any] | None) -> str:
+    return "Not measured." if found is None else _table(["ceiling", "measured"], ceilings(found))
+
+
+def ceilings(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the machine reaches, each ceiling with its number."""
+    copies, products = found["copy"].items(), found["matmul"].items()
+    return [
+        *((f"copy, {formats.size(int(size))}", f"{rate / 1e9:.3g} GB/s") for size, rate in copies),
+        *((f"matmul, {dtype}", f"{rate / 1e9:,.0f} GFLOP/s") for dtype, rate in products),
+        ("empty launch", formats.seconds(found["launch"])),
     ]
-    products = [
-        [f"matmul, {dtype}", f"{rate / 1e9:,.0f} GFLOP/s"] for dtype, rate in ceilings["matmul"].items()
-    ]
-    return _table(
-        ["ceiling", "measured"], [*copies, *products, ["empty launch", _seconds(ceilings["launch"])]]
-    )
 
 
 def _cases(rows: Sequence[Row]) -> str:
@@ -158,12 +157,14 @@ def _cases(rows: Sequence[Row]) -> str:
     for row in rows:
         if row.get("error"):
             lines.append([*_names(row), "-", f"error: {row['error']}", "-", "-", ""])
-        for i, peer in enumerate(_in_order(row["seconds"])):
+        for i, peer in enumerate(in_order(row["seconds"])):
             names = _names(row) if i == 0 else ["", "", ""]
-            share = _share(row) if i == 0 else ""
+            of_floor = share(row) if i == 0 else ""
             held = row.get("memory", {}).get(peer)
-            taken = "" if held is None else _bytes(held)
-            lines.append([*names, peer, _time(row["seconds"][peer]), _ratio(row, peer), share, taken])
+            taken = "" if held is None else formats.size(held)
+            lines.append(
+                [*names, peer, formats.time(row["seconds"][peer]), _ratio(row, peer), of_floor, taken]
+            )
     return _table(["work", "size", "dtype", "by", "time", "×", "floor / time", "peak memory"], lines)
 
 
@@ -179,9 +180,9 @@ def _plans(rows: Sequence[Row]) -> str:
                     plan,
                     str(work["launches"]),
                     f"{work['operations'] / 1e9:.3g}",
-                    _bytes(work["bytes"]),
-                    _seconds(work["floor"]),
-                    _time(timing) if timing else "not measured here",
+                    formats.size(work["bytes"]),
+                    formats.seconds(work["floor"]),
+                    formats.time(timing) if timing else "not measured here",
                 ]
             )
     head = ["work", "size", "dtype", "plan", "launches", "GFLOP", "through memory", "floor", "time"]
@@ -195,16 +196,16 @@ def _sweeps(report: dict[str, Any]) -> list[str]:
         rows = [row for row in report["rows"] if row["part"] == "sweeps" and row.get("sweep") == sweep.name]
         if not rows:
             continue
-        peers = _in_order({peer for row in rows for peer in row["seconds"]})
-        held = _in_order({peer for row in rows for peer in row.get("memory", {})})
+        peers = in_order({peer for row in rows for peer in row["seconds"]})
+        held = in_order({peer for row in rows for peer in row.get("memory", {})})
         head = [sweep.axis, *peers, *(f"vs {peer}" for peer in peers if peer != OURS), "floor / time"]
         lines = [
             [
                 str(row["x"]),
-                *(_time(row["seconds"][p]) if p in row["seconds"] else "missing" for p in peers),
+                *(formats.time(row["seconds"][p]) if p in row["seconds"] else "missing" for p in peers),
                 *(_ratio(row, p) for p in peers if p != OURS),
-                _share(row),
-                *(_bytes(row["memory"][p]) if p in row.get("memory", {}) else "-" for p in held),
+                share(row),
+                *(formats.size(row["memory"][p]) if p in row.get("memory", {}) else "-" for p in held),
             ]
             for row in rows
         ]
@@ -222,6 +223,11 @@ def _accuracy(rows: Sequence[Row]) -> str:
         return "Not measured."
     if all(row.get("skipped") for row in rows):
         return f"Skipped: {rows[0]['skipped']}."
+    return _table(RECIPES, recipes(rows))
+
+
+def recipes(rows: Iterable[Row]) -> list[list[str]]:
+    """Under `RECIPES`, a line for each recipe and each who trained by it."""
     lines = []
     for row in rows:
         for peer, runs in row.get("runs", {}).items():
@@ -230,21 +236,21 @@ def _accuracy(rows: Sequence[Row]) -> str:
                 [
                     f"{row['label']}: {row['description']}",
                     peer,
-                    _reached(runs),
-                    _seconds(statistics.mean(run["seconds"][-1] for run in runs)),
+                    reached(runs),
+                    formats.seconds(statistics.mean(run["seconds"][-1] for run in runs)),
                     f"{statistics.mean(last):.4f} ({min(last):.4f}-{max(last):.4f})",
                 ]
             )
-    head = ["recipe", "by", f"time to {accuracy.TARGET:.0%}", "time of all epochs", "test accuracy"]
-    return _table(head, lines)
+    return lines
 
 
-def _reached(runs: Sequence[Row]) -> str:
+def reached(runs: Sequence[Row]) -> str:
     times = [accuracy.reached(run) for run in runs]
     found = [t for t in times if t is not None]
     if len(found) < len(times):
         return f"reached by {len(found)} of {len(times)} seeds"
-    return f"{_seconds(statistics.mean(found))} ({_seconds(min(found))}-{_seconds(max(found))})"
+    mean, low, high = (formats.seconds(f(found)) for f in (statistics.mean, min, max))
+    return f"{mean} ({low}-{high})"
 
 
 def _missing(report: dict[str, Any]) -> str:
@@ -263,7 +269,7 @@ def reasons(rows: Iterable[Row]) -> list[str]:
     return [f"{peer}: {why} ({count} row{'s' * (count > 1)})" for (peer, why), count in sorted(found.items())]
 
 
-def _in_order(peers: Iterable[str]) -> list[str]:
+def in_order(peers: Iterable[str]) -> list[str]:
     return sorted(peers, key=lambda peer: PEERS.index(peer) if peer in PEERS else len(PEERS))
 
 
@@ -271,7 +277,7 @@ def _names(row: Row) -> list[str]:
     return [row["group"], row["label"], row["dtype"]]
 
 
-def _best_peer(row: Row) -> str | None:
+def best_peer(row: Row) -> str | None:
     """The fastest of the others."""
     others = {peer: timing["median"] for peer, timing in row["seconds"].items() if peer not in OF_OURS}
     return min(others, key=lambda peer: others[peer], default=None)
@@ -282,31 +288,8 @@ def _ratio(row: Row, peer: str) -> str:
     return "-" if value is None or peer == OURS else f"{value:.2f}×"
 
 
-def _share(row: Row) -> str:
+def share(row: Row) -> str:
     """How much of our time the floor is."""
     if OURS not in row["seconds"]:
         return "-"
     return f"{row['floor'] / row['seconds'][OURS]['median']:.0%}"
-
-
-def _time(timing: dict[str, float]) -> str:
-    """The median with its quartiles, in the median's unit."""
-    unit, scale = _unit(timing["median"])
-    return f"{timing['median'] * scale:.3g} {unit} ({timing['low'] * scale:.3g}-{timing['high'] * scale:.3g})"
-
-
-def _seconds(value: float) -> str:
-    unit, scale = _unit(value)
-    return f"{value * scale:.3g} {unit}"
-
-
-def _unit(seconds: float) -> tuple[str, float]:
-    return ("s", 1.0) if seconds >= 1 else ("ms", 1e3) if seconds >= 1e-3 else ("µs", 1e6)
-
-
-def _bytes(count: int) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.4g} {unit}"
-        count /= 1024  # type: ignore[assignment]
-    return f"{count:.3g} GiB"

@@ -11,7 +11,7 @@ try:
 except ImportError as error:  # pragma: no cover
     sys.exit(f"fastmlp: the command line needs more ({error}): pip install 'fastmlp[train]'")
 
-from fastmlp.cli import info, train
+from fastmlp.cli import bench, info, train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,4 +21,5 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("train", epilog=train.EXAMPLE)(train.train)
+app.command("bench", epilog=bench.EXAMPLE)(bench.bench)
 app.command("info", epilog=info.EXAMPLE)(info.info)

@@ -101,6 +101,30 @@ def test_every_peer_runs_or_says_why_not(make: Callable[[], Case]) -> None:
         assert any(text in why for text in allowed), (peer, why)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: cases.training_step((6, 5, 4), 8, torch.bfloat16, key=True),
+        lambda: cases.inference((6, 5, 4), 8, torch.float32, key=True),
+    ],
+)
+def test_our_modules_compile_into_one_graph(
+    make: Callable[[], Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a peer they are compiled with fullgraph; here by no C++ compiler."""
+    compiled = []
+
+    def compile(function: Callable[..., object], **options: object) -> Callable[..., object]:
+        compiled.append(options["fullgraph"])
+        return original(function, backend="eager", **options)
+
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", compile)
+    run = make().on("cpu")[peers.OURS_COMPILED]()
+    run.call()
+    assert compiled[0] is True
+
+
 def test_peers_train_alike() -> None:
     """Ours, eager and JAX take the same steps from the same weights."""
     jax = pytest.importorskip("jax", reason="JAX is no requirement")

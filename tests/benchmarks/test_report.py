@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from benchmarks import report, supervisor
 from benchmarks.floors import Ceilings
@@ -98,6 +99,30 @@ def test_sweeps_stop_and_accuracy_needs_the_real_data(
 def test_an_unknown_part_is_refused(tmp_path: Path) -> None:
     with pytest.raises(typer.BadParameter, match="expected tests, cases"):
         report.main(out=tmp_path, device="cpu", only=["everything"], call=0.0)
+
+
+def test_a_gpus_rows_are_measured_by_a_process_that_is_told_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr(report, "describe", lambda device: describe("cpu"))
+    monkeypatch.setattr(report, "supervise", lambda command, *_: commands.append(command) or 0)
+    options = {
+        "data": tmp_path, "only": ["cases", "sweeps"], "match": "a b", "quick": True, "budget": 5.0,
+        "resume": True,
+    }  # fmt: skip
+    assert report.take(tmp_path / "out", "cuda", **options) == 0
+    ((python, _, module, *words),) = commands
+    assert (python, module) == (sys.executable, report.__name__)
+    told: dict[str, Any] = {}
+    monkeypatch.setattr(report, "take", lambda *values: told.update(zip(names, values)) or 0)
+    names = ("out", "device", "data", "only", "match", "quick", "budget", "resume", "call")
+    app = typer.Typer()
+    app.command()(report.main)
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    assert told.pop("call") > 0
+    assert told == options | {"out": tmp_path / "out", "device": "cuda"}
 
 
 def test_another_commits_rows_are_dropped(tmp_path: Path) -> None:

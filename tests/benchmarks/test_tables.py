@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cases, peers, plots, readme, tables, targets, whole_net
+from benchmarks import cases, palette, peers, plots, readme, tables, targets, whole_net
 from benchmarks.machine import describe, folder
 from benchmarks.peers import EAGER, GRAPH, OURS, PEERS
 from tests.benchmarks.stored import report, row, timing
@@ -122,7 +122,7 @@ def test_a_gpus_targets_of_this_kind_of_net_and_loss() -> None:
 
 def test_pictures_of_every_part(tmp_path: Path) -> None:
     plots.draw(report(), tmp_path)
-    for name in ("speedup", "sweep-batch", "accuracy"):
+    for name in ("headline", "speedup", "sweep-batch", "accuracy"):
         for kind in ("png", "svg"):
             assert (tmp_path / f"{name}.{kind}").stat().st_size > 1000
     text = (tmp_path / "sweep-batch.svg").read_text()
@@ -130,8 +130,8 @@ def test_pictures_of_every_part(tmp_path: Path) -> None:
 
 
 def test_every_peer_has_a_colour_of_its_own() -> None:
-    assert set(plots._COLOURS) == set(PEERS)
-    assert len(set(plots._COLOURS.values())) == len(PEERS)
+    assert set(palette.COLOURS) == set(PEERS)
+    assert len(set(palette.COLOURS.values())) == len(PEERS)
 
 
 def test_an_empty_report_draws_nothing(tmp_path: Path) -> None:

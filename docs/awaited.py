@@ -13,7 +13,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.pages import Page
 
 _DOCS = Path(__file__).resolve().parent
-_NAMES = ("data.md", "cli.md", "profiling.md", "studies.md", "benchmarks.md", "examples.md", "tutorial/")
+_NAMES = ("data.md", "cli.md", "profiling.md", "studies.md", "tutorial/", "pictures/picture.png")
 AWAITED = {name for name in _NAMES if not (_DOCS / name).exists()}
 #: Likewise of the package.
 _OBJECTS = ("fastmlp.MSELoss", "fastmlp.profile")
@@ -32,7 +32,7 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
             markdown = markdown.replace(f"::: {name}\n", "\n")
     up = "../" * page.file.src_uri.count("/")
     names = "|".join(re.escape(up + name) for name in sorted(AWAITED))
-    return re.sub(rf"(?<!!)\[([^\]]*)\]\((?:{names})(?:#[^)]*)?\)", r"\1", markdown) if names else markdown
+    return re.sub(rf"!?\[([^\]]*)\]\((?:{names})(?:#[^)]*)?\)", r"\1", markdown) if names else markdown
 
 
 def _present(nav: list[Any]) -> list[Any]:

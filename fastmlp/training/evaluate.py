@@ -112,9 +112,9 @@ def score(
             loss.train(mode)
     if ranks is not None:
         reshard(net)
-    sums = [number.item() for number in (total, weights, right)]
-    total_, weights_, right_ = sums if ranks is None else ranks.total(*sums, device=device)
-    return Score(total_ / weights_ if weights_ else math.nan, right_ / rows if labelled else None)
+    sums = torch.stack([total, weights, right.double()]).tolist()
+    losses, weight, correct = sums if ranks is None else ranks.total(*sums, device=device)
+    return Score(losses / weight if weight else math.nan, correct / rows if labelled else None)
 
 
 def _summing(loss: nn.Module) -> tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor | int]]:

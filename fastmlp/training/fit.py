@@ -80,7 +80,7 @@ def fit(
         optimizer: over ``net``'s parameters.
         schedule: of the learning rates over the whole run, as factors of the optimizer's own: see
             `fastmlp.training.schedules.factors`.
-        seed: of the batch order.
+        seed: of the batch order, where that is not a DataLoader's own.
         device: None for the net's own.
         dtype: of the matrix products. For bfloat16 and float16 parameters stay float32.
         engine: "eager", autograd for any net, loss and optimizer; for a chain of linear layers with a

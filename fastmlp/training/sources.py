@@ -214,17 +214,20 @@ class Loader(Source):
         self._loader, self._dtype = loader, dtype
         self._targets: Targets | None = None
         self._begun: Iterator[Any] | None = None  # a pass of which one batch has been looked at
+        self._first: Pair | None = None
 
     def example(self) -> Pair:
-        """See `Source.example`: the first of the next pass, which will not be missing there."""
-        passing = iter(self._loader)
-        first = next(passing, None)
-        if first is None:
-            raise ValueError(f"{self.name}: expected at least one example, got none")
-        self._begun = chain([first], passing)
-        x, y = checked(first, self.name, None)
-        self.size = self._loader.batch_size or len(y)
-        return next(ahead(iter([(x[:1], y[:1])]), self.device, self._dtype))
+        """See `Source.example`: the first of the first pass, where it will not be missing."""
+        if self._first is None:
+            passing = iter(self._loader)
+            first = next(passing, None)
+            if first is None:
+                raise ValueError(f"{self.name}: expected at least one example, got none")
+            self._begun = chain([first], passing)
+            x, y = checked(first, self.name, None)
+            self.size = self._loader.batch_size or len(y)
+            self._first = next(ahead(iter([(x[:1], y[:1])]), self.device, self._dtype))
+        return self._first
 
     def batches(self, size: int, order: Tensor | None = None, start: int = 0) -> Iterator[Pair]:
         """See `Source.batches`; ``size`` and ``order`` are the loader's."""

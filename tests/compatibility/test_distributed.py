@@ -230,6 +230,8 @@ def fits(run: Run, backend: str, device: str, how: str, loss: nn.Module, count: 
     if isinstance(loss, nn.CrossEntropyLoss) and loss.ignore_index >= 0:
         y[y == loss.ignore_index] += 1  # but for one: a batch of nothing else has no mean
         y[0] = loss.ignore_index
+    if isinstance(loss, nn.MSELoss):
+        y, test_y = (nn.functional.one_hot(labels, cases.CLASSES).float() for labels in (y, test_y))
     options |= {"epochs": 2, "seed": 3, "schedule": "linear"}
     data, test = (x, y), (test_x[:5], test_y[:5])
     results = run(cases.fit, backend, how, data, test, loss, **options)
@@ -265,11 +267,18 @@ def test_fit(run: Run, backend: str, device: str, how: str) -> None:
         (nn.CrossEntropyLoss(torch.tensor([0.2, 1.0, 3.0]), ignore_index=0), 19, 5, 0.3),
         (fastmlp.CrossEntropyLoss(reduction="sum"), 19, 6, 0.03),
         (nn.MultiMarginLoss(), 19, 6, 0.3),
+        (nn.MSELoss(), 13, 6, 0.3),
+        (nn.MSELoss(reduction="sum"), 13, 6, 0.03),
     ],
-    ids=["weights", "ignored", "ignored and weights", "sum", "another loss"],
+    ids=["weights", "ignored", "ignored and weights", "sum", "another loss", "squares", "sum of squares"],
 )
 def test_fit_with_losses(run: Run, device: str, loss: nn.Module, count: int, batch: int, lr: float) -> None:
     fits(run, "torch", device, "ddp", loss, count, batch_size=batch, lr=lr)
+
+
+@pytest.mark.feature(GROUP, "fit: clip_norm, of the averaged gradients", backend="torch", dtype="float32")
+def test_fit_clips(run: Run, device: str) -> None:
+    fits(run, "torch", device, "ddp", nn.CrossEntropyLoss(), 13, batch_size=6, lr=1.0, clip_norm=0.1)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastmlp.data import DataError, Images, batches, fashion_mnist, load, synthetic
+from fastmlp.data import DataError, Images, batches, fashion_mnist, load, named, synthetic
 from fastmlp.data.idx import _FILES
 from tests.fashion import real_data
 
@@ -68,7 +68,11 @@ def test_real_data() -> None:
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
     """Four valid files of zeros; returns their folder."""
-    raw = tmp_path / "FashionMNIST" / "raw"
+    return zeros(tmp_path, "FashionMNIST")
+
+
+def zeros(root: Path, folder: str) -> Path:
+    raw = root / folder / "raw"
     raw.mkdir(parents=True)
     for name, (magic, header, items) in _FILES.items():
         shape = (items // 784, 28, 28) if header == 16 else (items,)
@@ -76,9 +80,21 @@ def files(tmp_path: Path) -> Path:
     return raw
 
 
-def test_valid_files_load(files: Path) -> None:
-    train, _ = fashion_mnist(files.parents[1])
-    assert len(train) == 60_000
+@pytest.mark.parametrize(
+    ("name", "folder", "title"),
+    [
+        ("fashion-mnist", "FashionMNIST", "Fashion-MNIST"),
+        ("mnist", "MNIST", "MNIST"),
+        ("kmnist", "KMNIST", "KMNIST"),
+    ],
+)
+def test_valid_files_load(name: str, folder: str, title: str, tmp_path: Path) -> None:
+    raw = zeros(tmp_path, folder)
+    train, test = named(name, tmp_path)
+    assert (len(train), len(test), train.name, len(train.classes)) == (60_000, 10_000, title, 10)  # type: ignore[union-attr]
+    (raw / "t10k-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 2049, 5) + bytes(5))
+    with pytest.raises(DataError, match=f"expected 10000 items of {title}"):
+        named(name, tmp_path)
 
 
 @pytest.mark.parametrize("name", list(_FILES))
@@ -139,10 +155,15 @@ def test_no_network_is_said_aloud(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 
 def test_missing_torchvision_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import sys
-
+    """Beside a CPU-only torch another one than beside CUDA's."""
     monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
     with pytest.raises(DataError, match="pip install torch torchvision"):
+        fashion_mnist(tmp_path)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(
+        DataError, match=r"this CPU-only torch .* --index-url https://download\.pytorch\.org/whl/cpu"
+    ):
         fashion_mnist(tmp_path)
 
 

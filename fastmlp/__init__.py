@@ -1,6 +1,6 @@
 """fastmlp: multilayer perceptrons for PyTorch, fused.
 
-`Sequential`, `MLP` and `CrossEntropyLoss` replace torch's and torchvision's one for one; on a
+`Sequential`, `MLP`, `CrossEntropyLoss` and `MSELoss` replace torch's and torchvision's one for one; on a
 GPU they run fused Triton kernels, on a CPU plain torch.
 """
 
@@ -13,6 +13,7 @@ from fastmlp.modules import (
     Dequantize,
     LinearAct,
     LinearCrossEntropyLoss,
+    MSELoss,
     Sequential,
     cost,
     fuse,
@@ -27,6 +28,7 @@ __all__ = [
     "Dequantize",
     "LinearAct",
     "LinearCrossEntropyLoss",
+    "MSELoss",
     "Sequential",
     "TrainStep",
     "cost",

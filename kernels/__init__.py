@@ -13,7 +13,8 @@ kernel family, and what the families share in one place:
 ``decisions``      which way a layer's products go, from measurements
 ``softmax``        device functions shared by the losses
 ``cross_entropy``  softmax-cross-entropy over any number of classes
-``head``           the classifier head: logits, loss, dlogits and dZ in one kernel
+``mse``            the squared error
+``head``           the last layer and the loss: logits, loss, dlogits and dZ in one kernel
 ``mlp``            a narrow network's forward in one launch
 ``mlp_backward``   its backward, in two or three
 ``optimizers``     SGD, Adam, AdamW on one element

@@ -38,7 +38,7 @@ from fastmlp.kernels.launch import arch_of, has_dependent_launch, has_tma
 from fastmlp.kernels.linear import linear_act
 from fastmlp.kernels.linear_backward import linear_backward
 from fastmlp.kernels.linear_tma import linear_act_tma, linear_backward_tma
-from fastmlp.kernels.loss_cases import cross_entropy_cases, head, head_cases
+from fastmlp.kernels.loss_cases import cross_entropy_cases, head, head_cases, squared_error_cases
 
 _DROPOUTS = [("bf16", "narrow", NARROW), *((dtype, "wide", WIDE) for dtype in ("bf16", "tf32", "fp32"))]
 
@@ -51,6 +51,7 @@ def cases() -> Iterator[Case]:
         _tma_cases,
         head_cases,
         cross_entropy_cases,
+        squared_error_cases,
         _training_cases,
         _mlp_cases,
     ):

@@ -18,6 +18,7 @@ from fastmlp.kernels.softmax import (
     finish_loss,
     finite_max,
     index_coefficients,
+    leave_sums,
     load_class_weights,
     load_targets,
     online_max_and_sum,
@@ -117,11 +118,10 @@ def cross_entropy_forward_kernel(
     if REDUCE:
         loss_total = tl.sum(loss_sum, 0)
         weight_total = tl.sum(weight_sum, 0)
-        if tl.num_programs(0) == 1:
-            finish_loss(loss_ptr, denominator_ptr, loss_total, weight_total, MEAN)
-        else:
-            tl.store(partial_ptr + pid, loss_total)
-            tl.store(partial_ptr + tl.num_programs(0) + pid, weight_total)
+        leave_sums(
+            loss_total, weight_total, 0.0, pid, tl.num_programs(0),
+            loss_ptr, partial_ptr, denominator_ptr, MEAN, False,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["count"])

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastmlp.kernels import configs, network, quantized
 from fastmlp.kernels.configs import Tile
-from fastmlp.kernels.head import head_tile
+from fastmlp.kernels.head import head_tile, target_strides
 from fastmlp.kernels.launch import INTERPRETED, arch_of, cdiv, launch, next_power_of_2
 from fastmlp.kernels.linear import TL_DTYPE, linear_tile
 from fastmlp.kernels.linear_backward import input_tile
@@ -102,8 +102,8 @@ def forward_phase(
 
 @triton.jit
 def head_phase(
-    table_ptr, num_layers, M, C, slope, t_ptr, stride_t, index_ptr, cw_ptr, stride_cw,
-    partial_ptr, num_partials, ignore_index, smoothing, z_loss,
+    table_ptr, num_layers, M, C, slope, t_ptr, stride_t, stride_tc, index_ptr, cw_ptr, stride_cw,
+    partial_ptr, num_partials, ignore_index, smoothing, z_loss, LOSS: tl.constexpr,
     ACT: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_WEIGHT: tl.constexpr, MEAN: tl.constexpr,
     ALIGNED: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -122,10 +122,10 @@ def head_phase(
         head_tile(
             tile, num_partials,
             h_ptr, stride_h, load_pointer(below, SAVED, DTYPE), stride_h, 1, 1, slope,
-            w_ptr, k, 1, b_ptr, 1, t_ptr, stride_t, index_ptr, cw_ptr, stride_cw,
+            w_ptr, k, 1, b_ptr, 1, t_ptr, stride_t, stride_tc, index_ptr, cw_ptr, stride_cw,
             h_ptr, dlogits_ptr, load_stride(row, STRIDE_DZ), dz_ptr, load_stride(below, STRIDE_DZ),
             partial_ptr, partial_ptr, partial_ptr, M, C, k, ignore_index, smoothing, z_loss,
-            ACT, HAS_BIAS, HAS_WEIGHT, MEAN, True, True, False, True, True,
+            LOSS, ACT, HAS_BIAS, HAS_WEIGHT, MEAN, True, True, False, True, True,
             DTYPE, PRECISION, BLOCK_M, BLOCK_C, BLOCK_K,
         )  # fmt: skip
 
@@ -162,13 +162,14 @@ _RUNTIME = ["num_layers", "num_rows", "batch", "num_groups"]
 def epoch_kernel(
     table_ptr, num_layers, num_tiles,
     x_ptr, stride_xm, stride_xk, x_scale,  # the data set
-    t_ptr, stride_t, cw_ptr, stride_cw,  # class indices of the data set; class weights
+    t_ptr, stride_t, stride_tc, cw_ptr, stride_cw,  # targets of the data set; class weights
     index_ptr,  # (num_rows,): the epoch's order
     hyper_ptr, num_groups,  # (steps, groups, HYPERS)
     partial_ptr,  # (3, programs of the head)
     loss_ptr, sums_ptr, barrier_ptr,
     num_rows, batch, first_step, last_step, first_phase, last_phase,
     C, slope, ignore_index, smoothing, z_loss,
+    LOSS: tl.constexpr,
     ACT: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     KEEP_Z: tl.constexpr,
@@ -216,8 +217,8 @@ def epoch_kernel(
                 )  # fmt: skip
             elif phase == num_layers - 1:
                 head_phase(
-                    table_ptr, num_layers, M, C, slope, t_ptr, stride_t, index, cw_ptr, stride_cw,
-                    partial_ptr, num_partials, ignore_index, smoothing, z_loss,
+                    table_ptr, num_layers, M, C, slope, t_ptr, stride_t, stride_tc, index, cw_ptr, stride_cw,
+                    partial_ptr, num_partials, ignore_index, smoothing, z_loss, LOSS,
                     ACT, HAS_BIAS, HAS_WEIGHT, MEAN, ALIGNED, DTYPE, PRECISION, HEAD_M, HEAD_C, HEAD_K,
                 )  # fmt: skip
             elif phase < 2 * num_layers - 2:
@@ -289,7 +290,7 @@ def epoch(
     tile: Tile,
     programs: int,
 ) -> None:
-    """The steps of a whole epoch over x (N, K) and y (N,) in the given order (N,). One launch.
+    """The steps of a whole epoch over x (N, K) and y, (N,) or (N, C), in the given order (N,). One launch.
 
     All layers have a bias or none has, all hidden layers have the first one's activation, there are two
     layers at least, and 16-bit products read copies. hypers (steps, groups, HYPERS), contiguous; partial
@@ -310,13 +311,14 @@ def epoch(
             (programs,),
             net.rows, net.depth, net.tiles,
             x, x.stride(0), x.stride(1), quantized.arguments(x_scale, None)[0],
-            y, y.stride(0), class_weight, 0 if class_weight is None else class_weight.stride(0),
+            y, *target_strides(y), class_weight, 0 if class_weight is None else class_weight.stride(0),
             order,
             hypers, hypers.shape[1],
             partial,
             into.loss, into.sums, barrier,
             len(order), batch, first_step, last_step, first_phase, last_phase,
             classes, first.slope, task.ignore_index, float(task.label_smoothing), float(task.z_loss),
+            LOSS=task.loss,
             ACT=first.act,
             HAS_BIAS=first.bias is not None,
             KEEP_Z=first.keeps_z,

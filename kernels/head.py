@@ -1,7 +1,8 @@
-"""The classifier head in one kernel: logits, softmax, loss, dlogits and the hidden layer's dZ.
+"""The last layer and the loss in one kernel: logits, loss, dlogits and the hidden layer's dZ.
 
 For up to 256 classes a program holds the logits of its rows on the chip: X W_Lᵀ + b goes straight
 into the softmax, and dlogits straight into dlogits W_L times the hidden activation's derivative.
+Or into the squared error: the "logits" are then the predictions, the targets as many numbers a row.
 The logits reach memory only when asked for. What leaves is the gradient of the *sum* of the rows'
 losses: the mean's denominator and the upstream gradient are known only after the last row, so the
 kernels that make the parameters' gradients multiply by them (`scale` in `linear_backward`). Not
@@ -23,16 +24,10 @@ from fastmlp.kernels.cross_entropy import finish
 from fastmlp.kernels.device import cast, dot, gathered, pointers, store, wait_for_previous
 from fastmlp.kernels.launch import arch_of, cdiv, launch, next_power_of_2
 from fastmlp.kernels.linear import TL_DTYPE
-from fastmlp.kernels.softmax import (
-    finish_loss,
-    index_coefficients,
-    load_class_weights,
-    load_targets,
-    online_max_and_sum,
-    row_loss,
-)
+from fastmlp.kernels.mse import squared_error_tile
+from fastmlp.kernels.softmax import cross_entropy_tile
 
-#: More classes than this do not fit on the chip beside the rest.
+#: More classes, or outputs, than this do not fit on the chip beside the rest.
 MAX_CLASSES = 256
 
 
@@ -41,21 +36,17 @@ def head_tile(
     pid, num_programs,
     h_ptr, stride_hm, saved_ptr, stride_sm, stride_hk, stride_sk, previous_slope,
     w_ptr, stride_wc, stride_wk, b_ptr, stride_b,
-    t_ptr, stride_t, index_ptr, cw_ptr, stride_cw,
+    t_ptr, stride_t, stride_tc, index_ptr, cw_ptr, stride_cw,
     logits_ptr, dlogits_ptr, stride_dm, dz_ptr, stride_zm,
     loss_ptr, partial_ptr, denominator_ptr,
     M, C, K, ignore_index, smoothing, z_loss,
+    LOSS: tl.constexpr,
     PREVIOUS_ACT: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_WEIGHT: tl.constexpr, MEAN: tl.constexpr,
     GATHER: tl.constexpr, COUNT: tl.constexpr, KEEP_LOGITS: tl.constexpr, NEED_GRAD: tl.constexpr,
     NEED_INPUT: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """The head of BLOCK_M rows.
-
-    With COUNT it leaves its sums of losses, target weights and right answers in ``partial_ptr``
-    (3, programs), for the update to add up; without, the loss is finished at once where a single
-    program does all rows.
-    """
+    """The head of BLOCK_M rows. What it leaves of the loss: see `leave_sums`."""
     rows = pid * BLOCK_M + tl.arange(0, BLOCK_M)
     cols = tl.arange(0, BLOCK_C)
     k = tl.arange(0, BLOCK_K)
@@ -78,33 +69,18 @@ def head_tile(
     if KEEP_LOGITS:
         store(logits_ptr + rows[:, None].to(tl.int64) * C + cols[None, :], x, inside)
 
-    examples = gathered(rows, ok, index_ptr, GATHER)
-    target, ignored, invalid = load_targets(t_ptr + examples.to(tl.int64) * stride_t, ok, C, ignore_index)
-    known = ok & (ignored == 0) & (invalid == 0)
-    x = tl.where(col_ok, x, float("-inf"))
-    m = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-    m, s = online_max_and_sum(x, m, tl.zeros((BLOCK_M,), tl.float32))
-    log_sum = tl.log(s)
-    a = index_coefficients(target, cols, C, cw_ptr, stride_cw, smoothing, HAS_WEIGHT)
-    # Without smoothing a is 0 but at the target, and 0 * inf of the others must not count; with it, it must.
-    weighted = tl.where((a != 0) | ((smoothing > 0) & col_ok), a * (x - m[:, None]), 0.0)
-    weighted = tl.sum(weighted, 1)
-    loss, coefficient = row_loss(tl.sum(a, 1), log_sum, weighted, m, z_loss, ignored, invalid)
-    weight = tl.where(known, load_class_weights(cw_ptr, stride_cw, target, known, HAS_WEIGHT), 0.0)
-    loss_sum = tl.sum(tl.where(ok, loss, 0.0), 0)
-    weight_sum = tl.sum(weight, 0)
-    if COUNT or num_programs > 1:
-        tl.store(partial_ptr + pid, loss_sum)
-        tl.store(partial_ptr + num_programs + pid, weight_sum)
+    target_ptr = t_ptr + gathered(rows, ok, index_ptr, GATHER).to(tl.int64) * stride_t
+    if LOSS == "mse":
+        d = squared_error_tile(
+            x, target_ptr, stride_tc, ok, tl.minimum(M - pid * BLOCK_M, BLOCK_M), cols, C,
+            pid, num_programs, loss_ptr, partial_ptr, denominator_ptr, MEAN, COUNT,
+        )  # fmt: skip
     else:
-        finish_loss(loss_ptr, denominator_ptr, loss_sum, weight_sum, MEAN)
-    if COUNT:
-        right = tl.sum((ok & (tl.argmax(x, 1) == target)).to(tl.float32), 0)
-        tl.store(partial_ptr + 2 * num_programs + pid, right)
-
+        d = cross_entropy_tile(
+            x, target_ptr, ok, cols, C, cw_ptr, stride_cw, ignore_index, smoothing, z_loss,
+            pid, num_programs, loss_ptr, partial_ptr, denominator_ptr, HAS_WEIGHT, MEAN, COUNT,
+        )  # fmt: skip
     if NEED_GRAD:
-        p = tl.exp((x - m[:, None]) - log_sum[:, None])
-        d = p * coefficient[:, None] - tl.where(ignored[:, None], 0.0, a)
         d = cast(tl.where(inside, d, 0.0), DTYPE)
         store(dlogits_ptr + rows[:, None].to(tl.int64) * stride_dm + cols[None, :], d, inside)
         if NEED_INPUT:
@@ -128,8 +104,8 @@ def head_kernel(
     saved_ptr, stride_sm, stride_sk, previous_slope,  # for the hidden activation's derivative (M, K)
     w_ptr, stride_wc, stride_wk,  # W_L (C, K)
     b_ptr, stride_b,
-    t_ptr, stride_t,  # class indices (M,)
-    index_ptr,  # (M,): whose class indices, if GATHER
+    t_ptr, stride_t, stride_tc,  # class indices (M,), or the squared error's targets (M, C)
+    index_ptr,  # (M,): whose targets, if GATHER
     cw_ptr, stride_cw,  # class weights (C,)
     logits_ptr,  # (M, C)
     dlogits_ptr, stride_dm,  # (M, C), rows contiguous
@@ -137,6 +113,7 @@ def head_kernel(
     loss_ptr, partial_ptr, denominator_ptr,
     M, C, K,
     ignore_index, smoothing, z_loss,
+    LOSS: tl.constexpr,  # "cross_entropy" or "mse"
     PREVIOUS_ACT: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
@@ -157,10 +134,11 @@ def head_kernel(
     head_tile(
         tl.program_id(0), tl.num_programs(0),
         h_ptr, stride_hm, saved_ptr, stride_sm, stride_hk, stride_sk, previous_slope,
-        w_ptr, stride_wc, stride_wk, b_ptr, stride_b, t_ptr, stride_t, index_ptr, cw_ptr, stride_cw,
+        w_ptr, stride_wc, stride_wk, b_ptr, stride_b,
+        t_ptr, stride_t, stride_tc, index_ptr, cw_ptr, stride_cw,
         logits_ptr, dlogits_ptr, stride_dm, dz_ptr, stride_zm, loss_ptr, partial_ptr, denominator_ptr,
         M, C, K, ignore_index, smoothing, z_loss,
-        PREVIOUS_ACT, HAS_BIAS, HAS_WEIGHT, MEAN, GATHER, COUNT, KEEP_LOGITS, NEED_GRAD, NEED_INPUT,
+        LOSS, PREVIOUS_ACT, HAS_BIAS, HAS_WEIGHT, MEAN, GATHER, COUNT, KEEP_LOGITS, NEED_GRAD, NEED_INPUT,
         DTYPE, PRECISION, BLOCK_M, BLOCK_C, BLOCK_K,
     )  # fmt: skip
 
@@ -189,26 +167,28 @@ def head(
     previous_saved: Tensor | None,
     previous_slope: float,
     reduction: str,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
     keep_logits: bool,
     need_grad: bool,
     need_input: bool,
     dtype: torch.dtype,
     loss_dtype: torch.dtype,
     precision: str,
+    loss: str = "cross_entropy",
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
     index: Tensor | None = None,
     out: Gradients | None = None,
     pdl: bool = False,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """The loss of h weightᵀ + bias against class indices, with its gradients.
+    """The loss of h weightᵀ + bias, with its gradients: "cross_entropy" or "mse".
 
     Returns the loss, what it was divided by, the logits (M, C), dlogits (M, C) and dZ (M, K).
 
-    h (M, K), weight (C, K) with C at most `MAX_CLASSES`, bias (C,), target (M,), class_weight (C,);
-    any strides; M, C and K are not 0; ``reduction`` "mean" or "sum". One launch, and one to sum the
-    programs' losses where there are several. With ``index`` (M,) row m's class is target[index[m]].
+    h (M, K), weight (C, K) with C at most `MAX_CLASSES`, bias (C,); target (M,) class indices and
+    class_weight (C,), or target (M, C) floating; any strides; M, C and K are not 0; ``reduction`` "mean" or
+    "sum". One launch, and one to sum the programs' losses where there are several. With ``index`` (M,) the
+    target of row m is target[index[m]].
 
     With ``out`` this is a step of the training engine: one launch, which writes there and leaves the
     loss in sums that the update adds up. What it returns then are those buffers; no loss.
@@ -220,9 +200,9 @@ def head(
     def empty(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
         return torch.empty(shape, device=h.device, dtype=dtype)
 
-    loss = denominator = None
+    value = denominator = None
     if out is None:
-        loss = empty(dtype=loss_dtype)
+        value = empty(dtype=loss_dtype)
         sums = empty(2 * programs + 1, dtype=torch.float32)
         denominator, partial = sums[0], sums[1:]
         dlogits = empty(m, c) if need_grad else None
@@ -238,15 +218,16 @@ def head(
         saved, *saved.stride(), previous_slope,
         weight, *weight.stride(),
         bias, 0 if bias is None else bias.stride(0),
-        target, target.stride(0),
+        target, *target_strides(target),
         index,
         class_weight, 0 if class_weight is None else class_weight.stride(0),
         logits,
         dlogits, 0 if dlogits is None else dlogits.stride(0),
         dz, 0 if dz is None else dz.stride(0),
-        loss, partial, denominator,
+        value, partial, denominator,
         m, c, k,
         ignore_index, float(label_smoothing), float(z_loss),
+        LOSS=loss,
         PREVIOUS_ACT=previous_act,
         HAS_BIAS=bias is not None,
         HAS_WEIGHT=class_weight is not None,
@@ -265,6 +246,11 @@ def head(
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )  # fmt: skip
-    if loss is not None and denominator is not None:
-        finish(partial, programs, loss, denominator, reduction)
-    return loss, denominator, logits, dlogits, dz
+    if value is not None and denominator is not None:
+        finish(partial, programs, value, denominator, reduction)
+    return value, denominator, logits, dlogits, dz
+
+
+def target_strides(target: Tensor) -> tuple[int, int]:
+    """Along the rows and, of targets (M, C), along their numbers."""
+    return target.stride(0), target.stride(1) if target.dim() == 2 else 0

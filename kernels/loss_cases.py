@@ -1,4 +1,4 @@
-"""The losses' launches: the classifier head and cross-entropy."""
+"""The losses' launches: the head, cross-entropy and the squared error."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from fastmlp.kernels import cross_entropy as ce
+from fastmlp.kernels import mse
 from fastmlp.kernels.case import (
     HEAVY,
     LIGHT,
@@ -31,6 +32,7 @@ def head(
     previous_act: str = "relu",
     device: str = "meta",
     *,
+    loss: str = "cross_entropy",
     bias: bool = True,
     class_weight: bool = False,
     smoothing: float = 0.0,
@@ -39,22 +41,21 @@ def head(
     need_input: bool = True,
     target: torch.dtype = torch.int64,
 ) -> Run:
-    """The classifier head on a hidden layer's output; the shape's N is the number of classes."""
+    """The head on a hidden layer's output; the shape's N is the number of classes or outputs."""
     m, c, k = shape
     storage, dtype, precision = numerics
     h = matrix(m, k, storage if previous_act == "none" else dtype, device)
     weight = matrix(c, k, storage, device)
     b = vector(c, storage, device) if bias else None
-    classes = torch.zeros(m, dtype=target, device=device)
+    targets = matrix(m, c, storage, device) if loss == "mse" else torch.zeros(m, dtype=target, device=device)
     weights = vector(c, storage, device) if class_weight else None
     arguments: dict[str, Any] = {
         "previous_act": previous_act,
         "previous_saved": matrix(m, k, dtype, device) if previous_act in HEAVY else h,
         "previous_slope": 0.01,
+        "loss": loss,
         "reduction": "mean",
-        "ignore_index": -100,
         "label_smoothing": smoothing,
-        "z_loss": 0.0,
         "keep_logits": keep_logits,
         "need_grad": need_grad,
         "need_input": need_input,
@@ -62,7 +63,7 @@ def head(
         "dtype": dtype,
         "precision": precision,
     }
-    return lambda: head_kernels(h, weight, b, classes, weights, **arguments)
+    return lambda: head_kernels(h, weight, b, targets, weights, **arguments)
 
 
 def head_cases() -> Iterator[Case]:
@@ -76,6 +77,10 @@ def head_cases() -> Iterator[Case]:
     for dtype in NUMERICS:
         yield case("10 classes relu", dtype, digits)
         yield case(f"{MAX_CLASSES} classes relu", dtype, most)
+        yield case("10 outputs mse relu", dtype, digits, loss="mse")
+        yield case(f"{MAX_CLASSES} outputs mse relu", dtype, most, loss="mse")
+    yield case("ragged mse gelu", "bf16", RAGGED, "gelu", loss="mse")
+    yield case("1 output mse single", "bf16", SINGLE, loss="mse", keep_logits=True)
     for act in LIGHT[1:]:
         yield case(f"10 classes {act}", "bf16", digits, act)
     for act in HEAVY[1:]:  # a PReLU's gradient is not the head's
@@ -164,3 +169,40 @@ def cross_entropy_cases() -> Iterator[Case]:
         yield Case("cross_entropy", "tile of classes", dtype, class_tile(NUMERICS[dtype].storage))
     run = class_tile(torch.bfloat16, probabilities=True)
     yield Case("cross_entropy", "tile of classes probabilities", "bf16", run)
+
+
+def squared_error(
+    dtype: torch.dtype,
+    shape: tuple[int, int],
+    device: str = "meta",
+    *,
+    reduction: str = "mean",
+    weight: bool = False,
+    strided: bool = False,
+) -> Run:
+    """The loss and its gradient."""
+    rows, cols = shape
+    step = 2 if strided else 1
+    x, t = (matrix(rows, step * cols, dtype, device)[:, ::step] for _ in range(2))
+    w = matrix(*shape, dtype, device) if weight else None
+    upstream = torch.ones(shape if reduction == "none" else (), dtype=dtype, device=device)
+
+    def run() -> None:
+        _, denominator = mse.forward(x, t, w, reduction=reduction)
+        mse.backward(upstream, x, t, w, denominator, reduction=reduction)
+
+    return run
+
+
+def squared_error_cases() -> Iterator[Case]:
+    """The loss in every dtype, and every branch of it."""
+
+    def case(variant: str, dtype: str, **kwargs: Any) -> Case:
+        return Case("mse", variant, dtype, squared_error(NUMERICS[dtype].storage, (4096, 10), **kwargs))
+
+    for dtype in ("bf16", "fp16", "fp32"):
+        yield case("10 outputs", dtype)
+    yield case("10 outputs weight", "bf16", weight=True)
+    yield case("10 outputs none", "bf16", reduction="none")
+    yield case("10 outputs strided weight none", "bf16", reduction="none", weight=True, strided=True)
+    yield case("10 outputs strided sum", "fp32", reduction="sum", strided=True)

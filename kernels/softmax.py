@@ -79,6 +79,38 @@ def row_loss(total, log_sum, weighted_logits, m, z_loss, ignored, invalid):
 
 
 @triton.jit
+def cross_entropy_tile(
+    x, target_ptr, ok, cols, C, w_ptr, stride_w, ignore_index, smoothing, z_loss,
+    pid, num_programs, loss_ptr, partial_ptr, denominator_ptr,
+    HAS_WEIGHT: tl.constexpr, MEAN: tl.constexpr, COUNT: tl.constexpr,
+):  # fmt: skip
+    """Of a tile of rows with all their logits: leave the loss by `leave_sums`, return the sum's gradient."""
+    col_ok = cols[None, :] < C
+    target, ignored, invalid = load_targets(target_ptr, ok, C, ignore_index)
+    known = ok & (ignored == 0) & (invalid == 0)
+    x = tl.where(col_ok, x, float("-inf"))
+    m = tl.full((x.shape[0],), float("-inf"), tl.float32)
+    m, s = online_max_and_sum(x, m, tl.zeros((x.shape[0],), tl.float32))
+    log_sum = tl.log(s)
+    a = index_coefficients(target, cols, C, w_ptr, stride_w, smoothing, HAS_WEIGHT)
+    # Without smoothing a is 0 but at the target, and 0 * inf of the others must not count; with it, it must.
+    weighted = tl.where((a != 0) | ((smoothing > 0) & col_ok), a * (x - m[:, None]), 0.0)
+    weighted = tl.sum(weighted, 1)
+    loss, coefficient = row_loss(tl.sum(a, 1), log_sum, weighted, m, z_loss, ignored, invalid)
+    weight = tl.where(known, load_class_weights(w_ptr, stride_w, target, known, HAS_WEIGHT), 0.0)
+    loss_sum = tl.sum(tl.where(ok, loss, 0.0), 0)
+    weight_sum = tl.sum(weight, 0)
+    right = 0.0
+    if COUNT:
+        right = tl.sum((ok & (tl.argmax(x, 1) == target)).to(tl.float32), 0)
+    leave_sums(
+        loss_sum, weight_sum, right, pid, num_programs, loss_ptr, partial_ptr, denominator_ptr, MEAN, COUNT
+    )
+    p = tl.exp((x - m[:, None]) - log_sum[:, None])
+    return p * coefficient[:, None] - tl.where(ignored[:, None], 0.0, a)
+
+
+@triton.jit
 def mean_loss(total, weight):
     """A mean over no weight is NaN, as torch's, even where label smoothing leaves a loss to be divided."""
     return tl.where(weight == 0, float("nan"), total / weight)
@@ -90,3 +122,22 @@ def finish_loss(loss_ptr, denominator_ptr, total, weight, MEAN: tl.constexpr):
     denominator = weight if MEAN else 1.0
     tl.store(denominator_ptr, denominator)
     store(loss_ptr, mean_loss(total, denominator))
+
+
+@triton.jit
+def leave_sums(
+    loss_sum, weight_sum, right, pid, num_programs, loss_ptr, partial_ptr, denominator_ptr,
+    MEAN: tl.constexpr, COUNT: tl.constexpr,
+):  # fmt: skip
+    """A program's sums of losses, weights and, with COUNT, right answers.
+
+    They go to ``partial_ptr``, (3, num_programs) or without COUNT (2, num_programs), for a later kernel to
+    add up. But without COUNT a single program's are the loss at once.
+    """
+    if COUNT or num_programs > 1:
+        tl.store(partial_ptr + pid, loss_sum)
+        tl.store(partial_ptr + num_programs + pid, weight_sum)
+    else:
+        finish_loss(loss_ptr, denominator_ptr, loss_sum, weight_sum, MEAN)
+    if COUNT:
+        tl.store(partial_ptr + 2 * num_programs + pid, right)

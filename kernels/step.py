@@ -22,15 +22,17 @@ from fastmlp.kernels.update import Accumulators, update
 class Task:
     """What is trained and how: all that stays the same from step to step."""
 
-    class_weight: Tensor | None  # (C,)
-    ignore_index: int
+    loss: str  # "cross_entropy" or "mse"
     reduction: str  # "mean" or "sum"
-    label_smoothing: float
-    z_loss: float
     rule: str  # one of `fastmlp.kernels.optimizers.RULES`
     dtype: torch.dtype  # of the products
     precision: str  # of float32 products: "ieee" or "tf32"
     pdl: bool = False  # programmatic dependent launch
+    # Of cross-entropy.
+    class_weight: Tensor | None = None  # (C,)
+    ignore_index: int = -100
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
 
     def programs(self, net: Table, rows: int) -> int:
         """Programs of the head, each of which leaves three sums."""
@@ -54,9 +56,10 @@ def train_step(
 ) -> None:
     """Forward, loss, backward and update of ``net``. 2L - 1 launches, L >= 2.
 
-    x (M, K) and y (M,), or the data set whose rows ``index`` (M,) are the batch; x_scale and x_shift as in
-    `linear_act`; ``partial`` float32, 3 elements a program of the head at least; hypers (groups, HYPERS);
-    ``tile`` the one that ``net`` was made for. The net's buffers hold M rows at least.
+    x (M, K) and y, (M,) or of a squared error (M, C), or the data set whose rows ``index`` (M,) are the
+    batch; x_scale and x_shift as in `linear_act`; ``partial`` float32, 3 elements a program of the head at
+    least; hypers (groups, HYPERS); ``tile`` the one that ``net`` was made for. The net's buffers hold M rows
+    at least.
     """
     m = len(x) if index is None else len(index)
     layers, dtype, precision, pdl = net.layers, task.dtype, task.precision, task.pdl
@@ -89,6 +92,7 @@ def train_step(
         previous_act=below.act,
         previous_saved=_rows(below.saved, m),
         previous_slope=below.slope,
+        loss=task.loss,
         reduction=task.reduction,
         ignore_index=task.ignore_index,
         label_smoothing=task.label_smoothing,

@@ -128,6 +128,7 @@ def problem(
     batch: int = 256,
     act: str = "relu",
     rule: str = "sgd",
+    loss: str = "cross_entropy",
     bias: bool = True,
     class_weight: bool = False,
     smoothing: float = 0.0,
@@ -168,23 +169,23 @@ def problem(
             )
         )
     x = torch.zeros(examples, widths[0], dtype=torch.uint8, device=device)
+    labels = torch.zeros(examples, dtype=torch.int64, device=device)
     task = Task(
-        random(widths[-1]).abs() if class_weight else None,
-        -100,
+        loss,
         reduction,
-        smoothing,
-        0.0,
         rule,
         compute,
         precision,
         pdl,
+        class_weight=random(widths[-1]).abs() if class_weight else None,
+        label_smoothing=smoothing,
     )
     return Problem(
         layers,
         task,
         x.random_(256) if pixels else random(*x.shape),
         batch,
-        torch.zeros(examples, dtype=torch.int64, device=device),
+        random(examples, widths[-1]) if loss == "mse" else labels,
         torch.arange(examples, device=device),
         torch.ones(3 * batch, device=device),
         torch.zeros(cdiv(examples, batch), 1, HYPERS.value, device=device),
@@ -219,6 +220,7 @@ def problems() -> Iterator[tuple[str, str, Problem]]:
     for dtype, numerics in _DTYPES.items():
         yield "book sgd", dtype, problem(BOOK, *numerics)
         yield "deep sgd", dtype, problem(DEEP, *numerics, batch=1024)
+        yield "book mse", dtype, problem(BOOK, *numerics, loss="mse")
     for dtype in ("bf16", "fp32"):
         numerics = _DTYPES[dtype]
         yield "book momentum", dtype, problem(BOOK, *numerics, rule="momentum")

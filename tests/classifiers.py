@@ -1,4 +1,4 @@
-"""Random classifiers with random data, losses and optimizers, for the tests of the training engine."""
+"""Random nets with random data, losses and optimizers, for the tests of the training engine."""
 
 from __future__ import annotations
 
@@ -83,8 +83,10 @@ class Run:
         return value.detach()
 
 
-def random_run(rng: random.Random, optimizer: str, device: str, depth: int | None = None) -> Run:
-    """Any widths, activations, biases and options of the loss; z_loss too."""
+def random_run(
+    rng: random.Random, optimizer: str, device: str, depth: int | None = None, squared: bool = False
+) -> Run:
+    """Any widths, activations, biases and options of the loss, z_loss too; ``squared`` for an MSELoss."""
     depth = depth or rng.choice([2, 2, 3, 4])
     widths = [rng.choice(SIZES) for _ in range(depth)] + [rng.choice([2, 10, 16, 17, 33])]
     layers: list[nn.Module] = []
@@ -98,11 +100,16 @@ def random_run(rng: random.Random, optimizer: str, device: str, depth: int | Non
         z_loss=rng.choice([0.0, 0.0, 1e-2]),
     )
     net = nn.Sequential(*layers[:-1]).to(device)
-    return Run(net, loss.to(device), OPTIMIZERS[optimizer](list(net.parameters())))
+    run = Run(net, loss.to(device), OPTIMIZERS[optimizer](list(net.parameters())))
+    if squared:
+        run.loss = fastmlp.MSELoss(reduction=loss.reduction)
+        for group in run.optimizer.param_groups if loss.reduction == "sum" else ():
+            group["lr"] *= 1e-4  # the sum's curvature is that of all elements
+    return run
 
 
 def random_data(rng: random.Random, run: Run, rows: int, device: str) -> tuple[Tensor, Tensor]:
-    """uint8 or float32 features, in any layout, and labels."""
+    """uint8 or float32 features, in any layout, and labels or, for a squared error, numbers."""
     features, classes = run.net[0].in_features, run.net[-1].out_features
     if rng.random() < 0.6:
         x = torch.randint(256, (rows, features), dtype=torch.uint8, device=device)
@@ -110,6 +117,8 @@ def random_data(rng: random.Random, run: Run, rows: int, device: str) -> tuple[T
         x = torch.randn(rows, 2 * features, device=device)[:, ::2]
     if rng.random() < 0.2:
         x = x.t().contiguous().t()
+    if isinstance(run.loss, nn.MSELoss):
+        return x, torch.randn(rows, 2 * classes, device=device)[:, ::2]
     y = torch.randint(classes, (rows,), device=device)
     y[0] = 0  # one row at least is not ignored
     return x, y

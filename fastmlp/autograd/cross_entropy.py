@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastmlp.activations import NONE, Act
-from fastmlp.autograd.chain import (
-    FIRST_PARAM,
-    PER_LAYER,
-    Drops,
-    Numbers,
-    backward_chain,
-    forward_chain,
-    reference_chain,
-    unpack,
-)
 from fastmlp.autograd.node import Node, left_to_torch, torch_grads
-from fastmlp.backends.base import Backend, LossOptions, Scale
+from fastmlp.backends.base import Backend, LossOptions
 
 
 def reference_loss(logits: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions) -> Tensor:
@@ -102,129 +90,3 @@ class CrossEntropy(Node):
             if ctx.inplace:  # a second backward must fail rather than read gradients as logits
                 torch.autograd.graph.increment_version(logits)
         return None, None, None, dx, None, None
-
-
-class ChainCrossEntropy(Node):
-    """A whole classifier: X (M, K) through a chain of layers to the loss, and the logits if asked.
-
-    The gradients leave the head as those of the sum of the rows' losses; the upstream
-    gradient over the loss' denominator is multiplied in where parameters' gradients are written.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        backend: Backend,
-        dtype: torch.dtype,
-        loss_dtype: torch.dtype,
-        options: LossOptions,
-        keep_logits: bool,
-        acts: Sequence[Act],
-        drops: Drops,
-        target: Tensor,
-        class_weight: Tensor | None,
-        numbers: Numbers,
-        *tensors: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """``acts`` to ``tensors`` as in `Chain`; the last layer has no activation and no dropout.
-
-        A quantized input needs a hidden layer: the head reads none.
-        """
-        source, params = tensors[:FIRST_PARAM], tensors[FIRST_PARAM:]
-        needs = [ctx.needs_input_grad[10], *ctx.needs_input_grad[10 + FIRST_PARAM :]]
-        stem = params[:-PER_LAYER]
-        h, inputs, saved = forward_chain(
-            backend, unpack(source, numbers), stem, acts[:-1], dtype, any(needs), drops
-        )
-        weight, bias, _ = params[-PER_LAYER:]
-        assert weight is not None
-        # The head draws no masks: a dropout before it is undone where the layer below reads its gradient.
-        fold = len(acts) > 1 and drops.of(len(acts) - 2) is None and drops.folds(acts, len(acts) - 2)
-        result = backend.head(
-            h,
-            weight,
-            bias,
-            target,
-            class_weight,
-            options,
-            previous_act=acts[-2] if fold else NONE,
-            previous_saved=saved[-1] if fold else None,
-            keep_logits=keep_logits,
-            need_grad=any(needs),
-            need_input=any(needs[:-PER_LAYER]),
-            dtype=dtype,
-            loss_dtype=loss_dtype,
-        )
-        ctx.backend, ctx.dtype, ctx.options, ctx.acts, ctx.fold = backend, dtype, options, acts, fold
-        ctx.probabilities, ctx.numbers = drops.probabilities, numbers
-        if any(needs):
-            denominator = result.denominator
-            if class_weight is not None and options.reduction == "mean":
-                # A sum of class weights that is 0 though some rows count: torch's gradients then are NaN.
-                # Where no row counts they are 0, and so `Scale` has it.
-                counts = (target != options.ignore_index).any()
-                denominator = torch.where((denominator == 0) & counts, torch.nan, denominator)
-            kept = (drops.seed, target, class_weight, denominator, result.dlogits, result.dz)
-            hidden = [*inputs, h][1:]
-            ctx.save_for_backward(*kept, *source, *hidden, *saved, *params)
-        if result.logits is not None:
-            ctx.mark_non_differentiable(result.logits)
-        return result.loss, result.logits
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-        """The parameters' gradients; dlogits and the last hidden dZ are there already."""
-        seed, target, class_weight, denominator, dlogits, dz, *rest = ctx.saved_tensors
-        drops = Drops(ctx.probabilities, seed)
-        depth = len(ctx.acts)
-        source, rest = rest[:FIRST_PARAM], rest[FIRST_PARAM:]
-        inputs = [unpack(source, ctx.numbers), *rest[: depth - 1]]
-        saved, params = rest[depth - 1 : 2 * depth - 2], rest[2 * depth - 2 :]
-        needs = [ctx.needs_input_grad[10], *ctx.needs_input_grad[10 + FIRST_PARAM :]]
-        if left_to_torch(grad):
-
-            def again(x: Tensor, *params: Tensor | None) -> Tensor:
-                entry = unpack([x, *source[1:]], ctx.numbers)
-                logits = reference_chain(ctx.backend, entry, params, ctx.acts, ctx.dtype, drops)
-                wide = torch.promote_types(ctx.dtype, torch.float32)
-                weight = None if class_weight is None else class_weight.to(wide)
-                return reference_loss(logits.to(wide), target, weight, ctx.options)
-
-            grads = torch_grads(again, (source[0], *params), needs, grad)
-        else:
-            scale = Scale(grad, denominator)
-            weight, bias, _slope = params[-PER_LAYER:]
-            grads = [None] * PER_LAYER
-            if any(needs[-PER_LAYER:]):
-                last = ctx.backend.linear_backward(
-                    dlogits,
-                    inputs[-1],
-                    weight,
-                    scale=scale,
-                    need_input=False,
-                    bias_dtype=None if bias is None else bias.dtype,
-                    dtype=ctx.dtype,
-                )
-                grads = [last.weight, last.bias, None]
-            if depth == 1:
-                dx = None if dz is None else (dz * scale.value()).to(inputs[0].dtype)
-                grads = [dx, *grads]
-            elif dz is not None:
-                stem = backward_chain(
-                    ctx.backend,
-                    dz,
-                    inputs[:-1],
-                    params[:-PER_LAYER],
-                    saved,
-                    ctx.acts[:-1],
-                    needs[:-PER_LAYER],
-                    ctx.dtype,
-                    drops,
-                    scale=scale,
-                    masked=ctx.fold,
-                )
-                grads = [*stem, *grads]
-            else:
-                grads = [*([None] * (len(needs) - PER_LAYER)), *grads]
-            grads = [g if need else None for g, need in zip(grads, needs)]
-        return *[None] * 10, grads[0], None, None, None, *grads[1:]

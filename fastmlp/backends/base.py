@@ -73,9 +73,29 @@ class LossOptions(NamedTuple):
     label_smoothing: float = 0.0
     z_loss: float = 0.0  # adds z_loss * lse² to each row's loss
 
+    @property
+    def loss(self) -> str:
+        """Its name in the kernels."""
+        return "cross_entropy"
+
+
+class SquaredError(NamedTuple):
+    """The arguments of mse_loss that are no tensors."""
+
+    reduction: str = "mean"
+
+    @property
+    def loss(self) -> str:
+        """Its name in the kernels."""
+        return "mse"
+
+
+#: A loss that the head can compute.
+Loss = LossOptions | SquaredError
+
 
 class HeadResult(NamedTuple):
-    """What the classifier head leaves; the gradients are those of the *sum* of the rows' losses."""
+    """What the head leaves; the gradients are those of the *sum* of the rows' losses."""
 
     loss: Tensor  # ()
     denominator: Tensor  # (): what the loss was divided by
@@ -111,7 +131,7 @@ class Backend(ABC):
     """What a device must be able to do for the autograd Functions."""
 
     name: str
-    #: The most classes that `head` takes.
+    #: The most classes, or outputs, that `head` takes.
     head_classes: int
     #: Whether it has `mlp` and `mlp_backward`.
     whole_nets: bool = False
@@ -232,6 +252,27 @@ class Backend(ABC):
         """
 
     @abstractmethod
+    def mse_loss(
+        self, input: Tensor, target: Tensor, weight: Tensor | None, options: SquaredError
+    ) -> tuple[Tensor, Tensor]:
+        """The loss, (M, C) for reduction "none", else a scalar; and a tensor for `mse_loss_backward`.
+
+        input, target and weight (M, C); any strides, no size 0, one dtype.
+        """
+
+    @abstractmethod
+    def mse_loss_backward(
+        self,
+        grad: Tensor,
+        input: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        denominator: Tensor,
+        options: SquaredError,
+    ) -> Tensor:
+        """The input's gradient (M, C). ``grad`` is the loss' shape."""
+
+    @abstractmethod
     def head(
         self,
         h: Tensor,
@@ -239,7 +280,7 @@ class Backend(ABC):
         bias: Tensor | None,
         target: Tensor,
         class_weight: Tensor | None,
-        options: LossOptions,
+        options: Loss,
         *,
         previous_act: Act,
         previous_saved: Tensor | None,
@@ -251,7 +292,8 @@ class Backend(ABC):
     ) -> HeadResult:
         """The loss ("mean" or "sum") of logits h weightᵀ + bias, with its gradients.
 
-        h (M, K), weight (C, K), bias (C,), target (M,) class indices, class_weight (C,).
+        h (M, K), weight (C, K), bias (C,); target (M,) class indices and class_weight (C,), or of a
+        `SquaredError` target (M, C) in any floating dtype.
         """
 
     def mlp(

@@ -20,9 +20,11 @@ from fastmlp.backends.base import (
     Dropout,
     HeadResult,
     LinearGrads,
+    Loss,
     LossOptions,
     Quantized,
     Scale,
+    SquaredError,
 )
 from fastmlp.backends.pages import fresh_like
 from fastmlp.backends.philox import keep_mask
@@ -207,6 +209,33 @@ class TorchBackend(Backend):
         """See `Backend.loss_scratch`."""
         return loss_tiles.scratch(dtype, dense)
 
+    def mse_loss(
+        self, input: Tensor, target: Tensor, weight: Tensor | None, options: SquaredError
+    ) -> tuple[Tensor, Tensor]:
+        """See `Backend.mse_loss`."""
+        wide = torch.promote_types(input.dtype, torch.float32)
+        loss = (input.to(wide) - target.to(wide)).square()
+        denominator = loss.new_tensor(loss.numel())
+        if weight is not None:
+            loss, denominator = loss * weight, weight.to(wide).sum()
+        if options.reduction != "none":
+            loss = loss.sum() / denominator if options.reduction == "mean" else loss.sum()
+        return loss.to(input.dtype), denominator
+
+    def mse_loss_backward(
+        self,
+        grad: Tensor,
+        input: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        denominator: Tensor,
+        options: SquaredError,
+    ) -> Tensor:
+        """See `Backend.mse_loss_backward`."""
+        d = 2 * (input.to(denominator.dtype) - target) * grad
+        d = d if weight is None else d * weight
+        return (d / denominator if options.reduction == "mean" else d).to(input.dtype)
+
     def head(
         self,
         h: Tensor,
@@ -214,7 +243,7 @@ class TorchBackend(Backend):
         bias: Tensor | None,
         target: Tensor,
         class_weight: Tensor | None,
-        options: LossOptions,
+        options: Loss,
         *,
         previous_act: Act,
         previous_saved: Tensor | None,
@@ -227,29 +256,42 @@ class TorchBackend(Backend):
         """See `Backend.head`."""
         logits, _ = self.linear_act(h, weight, bias, NONE, False, dtype)
         wide = logits if dtype == torch.float64 else logits.float()
-        c = weight.shape[0]
-        w = (
-            torch.ones(c, device=h.device, dtype=wide.dtype)
-            if class_weight is None
-            else class_weight.to(wide.dtype)
-        )
-        kept = (target != options.ignore_index).to(wide.dtype)
-        index = torch.where(target == options.ignore_index, 0, target)
-        epsilon = options.label_smoothing
-        a = w * ((1 - epsilon) * F.one_hot(index, c) + epsilon / c) * kept[:, None]
-        lse = wide.logsumexp(1)
-        total = (a.sum(1) * lse - (a * wide).sum(1) + options.z_loss * lse.square() * kept).sum()
-        denominator = (w[index] * kept).sum() if options.reduction == "mean" else torch.ones_like(total)
-        dlogits = dz = None
-        if need_grad:
-            dlogits = wide.softmax(1) * (a.sum(1) + 2 * options.z_loss * lse * kept)[:, None] - a
-            dlogits = dlogits.to(dtype)
-            if need_input:
-                dz = dlogits @ weight.to(dtype)
-                if previous_saved is not None:
-                    dz = dz * previous_act.derivative(previous_saved)
+        total, denominator, dlogits = _sum_of_losses(wide, target, class_weight, options)
+        dz = None
+        if need_grad and need_input:
+            dz = dlogits.to(dtype) @ weight.to(dtype)
+            if previous_saved is not None:
+                dz = dz * previous_act.derivative(previous_saved)
         loss = (total / denominator).to(loss_dtype)
-        return HeadResult(loss, denominator, logits if keep_logits else None, dlogits, dz)
+        return HeadResult(
+            loss,
+            denominator,
+            logits if keep_logits else None,
+            dlogits.to(dtype) if need_grad else None,
+            dz,
+        )
+
+
+def _sum_of_losses(
+    logits: Tensor, target: Tensor, class_weight: Tensor | None, options: Loss
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The sum of the rows' losses, what it is to be divided by, and the sum's gradient."""
+    mean = options.reduction == "mean"
+    if isinstance(options, SquaredError):
+        d = logits - target.to(logits.dtype)
+        total = d.square().sum()
+        return total, torch.full_like(total, d.numel() if mean else 1), 2 * d
+    c = logits.shape[1]
+    w = logits.new_ones(c) if class_weight is None else class_weight.to(logits.dtype)
+    kept = (target != options.ignore_index).to(logits.dtype)
+    index = torch.where(target == options.ignore_index, 0, target)
+    epsilon = options.label_smoothing
+    a = w * ((1 - epsilon) * F.one_hot(index, c) + epsilon / c) * kept[:, None]
+    lse = logits.logsumexp(1)
+    total = (a.sum(1) * lse - (a * logits).sum(1) + options.z_loss * lse.square() * kept).sum()
+    denominator = (w[index] * kept).sum() if mean else torch.ones_like(total)
+    gradient = logits.softmax(1) * (a.sum(1) + 2 * options.z_loss * lse * kept)[:, None] - a
+    return total, denominator, gradient
 
 
 def _undropped(saved: Tensor | None, act: Act, dropout: Dropout | None) -> Tensor | None:

@@ -14,16 +14,18 @@ from fastmlp.backends.base import (
     Dropout,
     HeadResult,
     LinearGrads,
+    Loss,
     LossOptions,
     NetForward,
     NetGrads,
     NetLayout,
     Quantized,
     Scale,
+    SquaredError,
 )
 from fastmlp.backends.torch_backend import TorchBackend
 from fastmlp.kernels import cross_entropy as loss_kernels
-from fastmlp.kernels import decisions
+from fastmlp.kernels import decisions, mse
 from fastmlp.kernels.decisions import LIBRARY, TMA
 from fastmlp.kernels.dropout import dropout_mask
 from fastmlp.kernels.head import MAX_CLASSES, head
@@ -218,6 +220,24 @@ class TritonBackend(Backend):
         """See `Backend.loss_scratch`."""
         return 0
 
+    def mse_loss(
+        self, input: Tensor, target: Tensor, weight: Tensor | None, options: SquaredError
+    ) -> tuple[Tensor, Tensor]:
+        """See `Backend.mse_loss`."""
+        return mse.forward(input, target, weight, reduction=options.reduction)
+
+    def mse_loss_backward(
+        self,
+        grad: Tensor,
+        input: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        denominator: Tensor,
+        options: SquaredError,
+    ) -> Tensor:
+        """See `Backend.mse_loss_backward`."""
+        return mse.backward(grad, input, target, weight, denominator, reduction=options.reduction)
+
     def head(
         self,
         h: Tensor,
@@ -225,7 +245,7 @@ class TritonBackend(Backend):
         bias: Tensor | None,
         target: Tensor,
         class_weight: Tensor | None,
-        options: LossOptions,
+        options: Loss,
         *,
         previous_act: Act,
         previous_saved: Tensor | None,
@@ -251,6 +271,7 @@ class TritonBackend(Backend):
             dtype=dtype,
             loss_dtype=loss_dtype,
             precision=_precision(dtype),
+            loss=options.loss,
             **options._asdict(),
         )
         return HeadResult(*result)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmlp.engine.base import Executor
-from fastmlp.modules import CrossEntropyLoss, Sequential
+from fastmlp.modules import CrossEntropyLoss, MSELoss, Sequential
 from fastmlp.modules.dequantize import dequantizes
 
 
@@ -41,7 +41,7 @@ class AutogradExecutor(Executor):
         if x.dtype == torch.uint8 and not dequantizes(self.model):
             x = x.float().div_(255)
         with precision(self.device, self.dtype):
-            value, logits = self._objective(x, y)
+            value, output = self._objective(x, y)
         self.optimizer.zero_grad()
         self.scaler.scale(value).backward()
         self.updating = True
@@ -50,23 +50,29 @@ class AutogradExecutor(Executor):
         self.updating = False
         value = value.detach()
         if count:
-            self._count(value, logits, y)
+            self._count(value, output, y)
         return value
 
     def _objective(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss, and the logits without a gradient; fused to the head where model and loss allow it."""
-        if isinstance(self.model, Sequential) and type(self.loss) is CrossEntropyLoss:
-            fused = self.model.cross_entropy(x, y, self.loss)
+        """The loss, and the output without a gradient; fused to the head where model and loss allow it."""
+        if isinstance(self.model, Sequential):
+            fused = None
+            if type(self.loss) is CrossEntropyLoss:
+                fused = self.model.cross_entropy(x, y, self.loss)
+            elif type(self.loss) is MSELoss:
+                fused = self.model.mse_loss(x, y, self.loss)
             if fused is not None:
                 return fused
-        logits = self.model(x)
-        return self.loss(logits, y), logits.detach()
+        output = self.model(x)
+        if type(self.loss) in (MSELoss, nn.MSELoss) and y.shape != output.shape:  # which would be broadcast
+            raise ValueError(f"y: expected {tuple(output.shape)} as the output, got {tuple(y.shape)}")
+        return self.loss(output, y), output.detach()
 
-    def _count(self, value: Tensor, logits: Tensor, y: Tensor) -> None:
+    def _count(self, value: Tensor, output: Tensor, y: Tensor) -> None:
         """Add to `sums`."""
         self.sums[0] += value * len(y)
         if not y.is_floating_point():
-            self.sums[1] += (logits.argmax(1) == y).sum()
+            self.sums[1] += (output.argmax(1) == y).sum()
 
     def state(self) -> dict[str, Any]:
         """See `Executor.state`; the scale of float16's gradients too."""

@@ -15,7 +15,8 @@ class Executor(ABC):
 
     #: What ran, as `fit` reports it.
     name: str
-    #: (2,) float64 on the device: Σ loss * rows and Σ right answers over the steps since it was zeroed.
+    #: (2,) float64 on the device: Σ loss * rows and Σ right answers over the steps since it was zeroed. Where
+    #: targets are floating no answer is right.
     sums: Tensor
     #: Whether a step was left while it wrote to parameters or optimizer state.
     updating = False
@@ -26,7 +27,7 @@ class Executor(ABC):
 
         Args:
             x: features (N, ...); uint8 stands for x / 255, unless the model has a `Dequantize`.
-            y: class indices (N,) int64.
+            y: class indices (N,) int64, or for a squared error targets (N, outputs) float32.
             rows: which rows of x and y are the batch, (B,) int64 on the device; None for all.
             count: whether to add to `sums`, where that costs something.
 

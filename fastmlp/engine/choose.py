@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmlp import backends
+from fastmlp.backends.base import SquaredError
 from fastmlp.engine import network, rules
 from fastmlp.engine.autograd import AutogradExecutor
 from fastmlp.engine.base import Executor, Loop
@@ -181,6 +182,7 @@ def _key(names: list[str], found: Network, job: Job) -> str:
         torch.cuda.get_device_name(job.x.device),
         triton.__version__,
         "-".join(map(str, found.widths)),
+        *(["mse"] if isinstance(found.options, SquaredError) else []),
         *(act.name for act in found.acts[:-1]),
         job.batch,
         job.x.dtype,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fastmlp.autograd.cross_entropy import reference_loss
+from fastmlp.backends.base import LossOptions, SquaredError
 from fastmlp.backends.torch_backend import softmax_loss
 from fastmlp.engine.base import Executor
 from fastmlp.engine.checks import check_batch
@@ -57,12 +58,15 @@ class CpuExecutor(Executor):
         self._rows = -1
         features, classes = network.widths[0], network.widths[-1]
         self._taken: dict[torch.dtype, Rows] = {}
-        self._x_memory, self._y_memory = Rows(features, dtype), Rows(1, torch.int64)
+        options = network.options
+        self._squared = isinstance(options, SquaredError)
+        self._x_memory = Rows(features, dtype)
+        self._y_memory = Rows(classes, own) if self._squared else Rows(1, torch.int64)
         self._wide_memory = self._x_memory if dtype == own else Rows(features, own)
         self._head_memory = [Rows(classes, d, columns=classes <= FEW) for d in (own, dtype, own)]
-        options = network.options
         self._plain = (
-            network.class_weight is None
+            isinstance(options, LossOptions)
+            and network.class_weight is None
             and options.label_smoothing == 0
             and options.z_loss == 0
             and not 0 <= options.ignore_index < classes
@@ -89,8 +93,9 @@ class CpuExecutor(Executor):
         loss, dz, scale = self._loss(logits, y)
         if count and self._rows:
             self._losses.add_(loss, alpha=self._rows)  # in float64, as the type promotes
-            # Not argmax: the logits of few classes are columns, along which it takes 4 times as long.
-            self._right.add_(torch.count_nonzero(logits.max(1).indices == y))
+            if not self._squared:
+                # Not argmax: the logits of few classes are columns, along which it takes 4 times as long.
+                self._right.add_(torch.count_nonzero(logits.max(1).indices == y))
         self._update(inputs, saved, dz, scale)
         return loss
 
@@ -115,7 +120,7 @@ class CpuExecutor(Executor):
                 self._taken[x.dtype] = Rows(self._x_memory.take(0).shape[1], x.dtype)
             batch = self._taken[x.dtype].take(count).view(count, *x.shape[1:])
             x = torch.index_select(x, 0, rows, out=batch)  # an index out of range raises here
-            y = torch.index_select(y, 0, rows, out=self._y_memory.take(count).view(count))
+            y = torch.index_select(y, 0, rows, out=self._y_memory.take(count).view(count, *y.shape[1:]))
         if self._network.scale is not None:
             return self._dequantized(x, self._network.scale, self._network.shift), y
         if x.dtype != self._dtype or not x.is_contiguous():
@@ -136,6 +141,8 @@ class CpuExecutor(Executor):
     def _loss(self, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor, float]:
         """The loss, and a gradient of the logits that still lacks a factor, and that factor."""
         options = self._network.options
+        if isinstance(options, SquaredError):
+            return self._squared_error(logits, y, options.reduction == "mean")
         casts = self._own != self._dtype
         wide = self._wide.copy_(logits) if casts else logits
         if self._plain and self._rows:
@@ -152,6 +159,14 @@ class CpuExecutor(Executor):
         (dz,) = torch.autograd.grad(loss, wide)
         return loss.detach(), dz.to(self._dtype), 1.0
 
+    def _squared_error(self, output: Tensor, y: Tensor, mean: bool) -> tuple[Tensor, Tensor, float]:
+        """As `_loss`; the output's memory is written over."""
+        casts = self._own != self._dtype
+        d = (self._wide.copy_(output) if casts else output).sub_(y)
+        squares = torch.mul(d, d, out=self._p)
+        scale = 2 / max(d.numel(), 1) if mean else 2.0
+        return squares.mean() if mean else squares.sum(), self._dz.copy_(d) if casts else d, scale
+
     def _plain_loss(self, logits: Tensor, y: Tensor, mean: bool) -> tuple[Tensor, Tensor]:
         """The loss, and softmax minus one-hot, where every label is a class; else a RuntimeError."""
         if logits.shape[1] > FEW:
@@ -159,6 +174,7 @@ class CpuExecutor(Executor):
             dz = p.scatter_add_(1, y.unsqueeze(1), self._minus_ones.t())
             return losses.mean() if mean else losses.sum(), dz
         log_p = torch.log_softmax(logits.t(), 0)  # vectorized; along short rows it is not
+        assert isinstance(self._network.options, LossOptions)
         how, ignored = 1 if mean else 2, self._network.options.ignore_index
         # What F.nll_loss calls, and half its time. torch's stub takes a name for the reduction.
         loss = torch._C._nn.nll_loss_nd(log_p.t(), y, None, how, ignored)  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fastmlp.backends.base import LossOptions
 from fastmlp.backends.triton_backend import fp32_precision
 from fastmlp.engine import rules
 from fastmlp.engine.base import Executor
@@ -29,8 +30,8 @@ def problem(network: Network) -> str | None:
     if len(network.layers) < 2:
         return "there is no hidden layer"
     if network.widths[-1] > MAX_CLASSES:
-        return f"the head has at most {MAX_CLASSES} classes"
-    if network.options.label_smoothing == 1:
+        return f"the head has at most {MAX_CLASSES} classes or outputs"
+    if isinstance(network.options, LossOptions) and network.options.label_smoothing == 1:
         return "a label smoothing of 1 is torch's own"
     if any(p.data_ptr() % ALIGNMENT for p in network.parameters):
         return "a parameter's memory is not aligned to 16 bytes"
@@ -147,9 +148,11 @@ class FusedExecutor(Executor):
     def _configure(self) -> None:
         """The task, and the tile that suits it."""
         precision = fp32_precision() if self.dtype == torch.float32 else "ieee"
+        options = self.network.options
         self.task = Task(
-            self.network.class_weight,
-            **self.network.options._asdict(),
+            options.loss,
+            **options._asdict(),
+            class_weight=self.network.class_weight,
             rule=self.rule.kind,
             dtype=self.dtype,
             precision=precision,

@@ -1,4 +1,4 @@
-"""Is a model a plain classifier of linear layers, which an engine can run as a whole?"""
+"""Is a model a plain chain of linear layers with a loss, which an engine can run as a whole?"""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from torch import Tensor, nn
 
 from fastmlp.activations import Act
 from fastmlp.backends import readable
-from fastmlp.backends.base import LossOptions
+from fastmlp.backends.base import Loss, LossOptions, SquaredError
 from fastmlp.functional.layer import Layer
-from fastmlp.modules import MLP, CrossEntropyLoss, Sequential
+from fastmlp.modules import MLP, CrossEntropyLoss, MSELoss, Sequential
 from fastmlp.modules.plan import Dequantized, is_flatten, plan, untouched
 
 
 class Network(NamedTuple):
-    """A chain of linear layers that ends in a softmax cross-entropy.
+    """A chain of linear layers that ends in a softmax cross-entropy or a squared error.
 
     The tensors are the model's own parameters, float32 and contiguous.
     """
 
     layers: tuple[Layer, ...]  # the last one without an activation
-    options: LossOptions
+    options: Loss
     class_weight: Tensor | None  # (C,)
     flatten: bool  # the input is flattened from dimension 1 on; else it is (B, features)
     #: A `Dequantize` in front: integers are multiplied by scale, and shift is added; each () or (features,).
@@ -48,14 +48,11 @@ class Network(NamedTuple):
 
 def recognise(model: nn.Module, loss: nn.Module) -> Network | str:
     """The network that ``model`` and ``loss`` are, or why they are none."""
-    if not isinstance(loss, nn.CrossEntropyLoss) or not untouched(loss):
-        return "the loss is no plain CrossEntropyLoss"
-    if type(loss) not in (nn.CrossEntropyLoss, CrossEntropyLoss):
-        return f"{type(loss).__name__} may be another loss than CrossEntropyLoss"
-    if loss.reduction not in ("mean", "sum"):
-        return f"the loss' reduction is {loss.reduction!r}"
-    if loss.weight is not None and loss.weight.requires_grad:
-        return "the class weights want a gradient"
+    options = _options(loss)
+    if isinstance(options, str):
+        return options
+    if model._compiled_call_impl is not None:  # nn.Module.compile
+        return "the model is compiled"
     if not untouched(model):
         return "the model has hooks or a forward of its own"
     if type(model) not in (nn.Sequential, Sequential, MLP) and not _is_torchvision_mlp(model):
@@ -81,10 +78,24 @@ def recognise(model: nn.Module, loss: nn.Module) -> Network | str:
     problem = _parameters_problem(model, layers) or _numbers_problem(layers[0], scale, shift)
     if problem:
         return problem
-    options = LossOptions(
-        loss.ignore_index, loss.reduction, loss.label_smoothing, getattr(loss, "z_loss", 0.0)
-    )
-    return Network(layers, options, loss.weight, flatten, scale, shift)
+    class_weight = loss.weight if isinstance(loss, nn.CrossEntropyLoss) else None
+    return Network(layers, options, class_weight, flatten, scale, shift)
+
+
+def _options(loss: nn.Module) -> Loss | str:
+    """The arguments of a loss that an engine knows, or why this is none."""
+    if not isinstance(loss, nn.CrossEntropyLoss | nn.MSELoss) or not untouched(loss):
+        return "the loss is no plain CrossEntropyLoss or MSELoss"
+    if type(loss) not in (nn.CrossEntropyLoss, CrossEntropyLoss, nn.MSELoss, MSELoss):
+        known = "CrossEntropyLoss" if isinstance(loss, nn.CrossEntropyLoss) else "MSELoss"
+        return f"{type(loss).__name__} may be another loss than {known}"
+    if loss.reduction not in ("mean", "sum"):
+        return f"the loss' reduction is {loss.reduction!r}"
+    if isinstance(loss, nn.MSELoss):
+        return SquaredError(loss.reduction)
+    if loss.weight is not None and loss.weight.requires_grad:
+        return "the class weights want a gradient"
+    return LossOptions(loss.ignore_index, loss.reduction, loss.label_smoothing, getattr(loss, "z_loss", 0.0))
 
 
 def _numbers_problem(first: Layer, *numbers: Tensor | None) -> str | None:

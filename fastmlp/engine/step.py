@@ -14,19 +14,19 @@ from fastmlp.engine.snapshot import Snapshot
 
 
 class TrainStep:
-    """``step(x, y)``: forward, backward and update of a classifier, as fast as the device allows.
+    """``step(x, y)``: forward, backward and update of a net, as fast as the device allows.
 
-    A chain of linear layers and activations with a `CrossEntropyLoss` and SGD, Adam or AdamW runs as a
-    whole: 2L - 1 launches on a GPU, the optimizer in the last one's epilogue; preallocated buffers on a
-    CPU. There ``.grad`` is neither read nor filled. Anything else runs by autograd, as
+    A chain of linear layers and activations with a `CrossEntropyLoss` or an `MSELoss` and SGD, Adam or AdamW
+    runs as a whole: 2L - 1 launches on a GPU, the optimizer in the last one's epilogue; preallocated
+    buffers on a CPU. There ``.grad`` is neither read nor filled. Anything else runs by autograd, as
 
         optimizer.zero_grad(); value = loss(model(x), y); value.backward(); optimizer.step()
 
     Parameters and optimizer state are torch's own: both ways can be mixed, ``state_dict`` included.
 
     Args:
-        model: maps (B, ...) to logits (B, classes).
-        loss: of (logits, labels).
+        model: maps (B, ...) to logits (B, classes), or to predictions (B, outputs).
+        loss: of (logits, labels), or of (predictions, targets).
         optimizer: over the model's parameters; read at every step, so that schedulers work.
         dtype: of the matrix products; parameters stay as they are. float32 obeys torch's TF32 setting.
 
@@ -51,7 +51,7 @@ class TrainStep:
         self._executor: Executor | None = None
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        """One step on features x (B, ...) and class indices y (B,).
+        """One step on features x (B, ...) and class indices y (B,), for an `MSELoss` targets (B, outputs).
 
         uint8 features stand for x / 255, unless the model begins with a `fastmlp.Dequantize`.
 

@@ -15,8 +15,9 @@ from fastmlp.autograd.linear_cross_entropy import LinearCrossEntropy, LinearLoss
 from fastmlp.autograd.tiling import plan
 from fastmlp.backends.base import Backend, LossOptions
 from fastmlp.backends.torch_backend import TorchBackend
+from fastmlp.functional.chain_loss import chain_cross_entropy
 from fastmlp.functional.layer import Layer
-from fastmlp.functional.loss import chain_cross_entropy, check_loss, left_to_torch
+from fastmlp.functional.loss import check_loss, left_to_torch
 from fastmlp.functional.traced import is_stand_in
 
 if TYPE_CHECKING:

@@ -1,9 +1,8 @@
-"""Losses."""
+"""Softmax cross-entropy."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,22 +12,11 @@ from torch.nn import functional as F
 from torch.overrides import handle_torch_function
 
 from fastmlp import backends, ops
-from fastmlp.autograd.chain import pack
 from fastmlp.autograd.cpu_cross_entropy import CpuCrossEntropy
-from fastmlp.autograd.cross_entropy import ChainCrossEntropy, CrossEntropy, reference_loss
+from fastmlp.autograd.cross_entropy import CrossEntropy, reference_loss
 from fastmlp.backends import Traced
-from fastmlp.backends.base import Backend, LossOptions, Quantized
+from fastmlp.backends.base import Backend, LossOptions
 from fastmlp.backends.torch_backend import TorchBackend
-from fastmlp.functional.linear import (
-    Layer,
-    chain,
-    check_chain,
-    draw_drops,
-    fits_kernels,
-    like,
-    split_layers,
-)
-from fastmlp.functional.quantized import is_constant
 from fastmlp.functional.traced import is_stand_in
 
 _REDUCTIONS = ("none", "mean", "sum")
@@ -112,8 +100,8 @@ def cross_entropy(
         reduction = _Reduction.legacy_get_string(size_average, reduce)
     options = LossOptions(ignore_index, reduction, label_smoothing, z_loss)
     if backends.is_autocast(input):  # which runs this loss in float32
-        input, target = _widened(input), _widened(target)
-        weight = None if weight is None else _widened(weight)
+        input, target = widened(input), widened(target)
+        weight = None if weight is None else widened(weight)
     backend = _backend(input, target, weight, options)
     if backend is _CPU and z_loss == 0 and not inplace:
         return CpuCrossEntropy.apply(_CPU, options, input, target, weight)
@@ -133,89 +121,6 @@ def cross_entropy(
     return loss.view(n, *rows) if reduction == "none" else loss
 
 
-def chain_cross_entropy(
-    input: Tensor | Quantized,
-    layers: Sequence[Layer],
-    target: Tensor,
-    weight: Tensor | None = None,
-    options: LossOptions = LossOptions(),  # noqa: B008
-    with_logits: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    """The cross-entropy of a chain's output, and that output if asked (without a gradient).
-
-    Where the last layer has at most 256 classes and no activation, the kernels run it with the loss
-    as one head; else this is `chain` and then `cross_entropy`.
-
-    Args:
-        input: (..., K) of the first layer, or a `Quantized`.
-        layers: at least one.
-        target: class indices of ``input``'s leading shape, or probabilities.
-        weight: of the classes.
-        options: the other arguments of `cross_entropy`.
-        with_logits: return the logits too.
-
-    Raises:
-        ValueError, TypeError, RuntimeError, IndexError: as `chain` and `cross_entropy`.
-    """
-    x = like(input, layers)
-    backend = backends.choose(x).backend
-    if (
-        backend is None
-        or isinstance(backend, Traced)  # whose ops are a chain and a loss
-        or not _fits_head(backend, x, layers, target, weight, options)
-        or (isinstance(input, Quantized) and (len(layers) == 1 or not is_constant(input)))
-    ):
-        logits = chain(input, layers)
-        return cross_entropy(
-            logits, target, weight, **options._asdict()
-        ), logits.detach() if with_logits else None
-    check_chain(x, layers)
-    check_loss((len(x), layers[-1].weight.shape[0]), x, target, weight, options)
-    acts, params = split_layers(layers)
-    dtype = backends.compute_dtype(x)
-    autocast = backends.is_autocast(x)
-    tensors, numbers = pack(input)
-    loss, logits = ChainCrossEntropy.apply(
-        backend,
-        dtype,
-        torch.float32 if autocast else x.dtype,
-        options,
-        with_logits,
-        acts,
-        draw_drops(layers, x.device),
-        target,
-        weight,
-        numbers,
-        *tensors,
-        *params,
-    )
-    return loss, logits
-
-
-def _fits_head(
-    backend: Backend,
-    input: Tensor,
-    layers: Sequence[Layer],
-    target: Tensor,
-    weight: Tensor | None,
-    options: LossOptions,
-) -> bool:
-    """Whether the head kernel does this."""
-    return (
-        input.dim() == 2
-        and fits_kernels(input, layers)
-        and layers[-1].act.name == "none"
-        and layers[-1].dropout == 0
-        and layers[-1].weight.dim() == 2
-        and layers[-1].weight.shape[0] <= backend.head_classes
-        and not target.is_floating_point()
-        and not left_to_torch(target, 2, weight, options)
-        and options.reduction in ("mean", "sum")
-        and backends.readable(target)
-        and (weight is None or (backends.readable(weight) and not weight.requires_grad))
-    )
-
-
 def left_to_torch(target: Tensor, rank: int, weight: Tensor | None, options: LossOptions) -> bool:
     """Corners of class indices where torch's own op says what is right, for logits of ``rank`` dimensions.
 
@@ -228,7 +133,8 @@ def left_to_torch(target: Tensor, rank: int, weight: Tensor | None, options: Los
     return options.label_smoothing == 1 or (target.dtype == torch.uint8 and refused)
 
 
-def _widened(tensor: Tensor) -> Tensor:
+def widened(tensor: Tensor) -> Tensor:
+    """What autocast makes of a loss' arguments."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 

@@ -5,7 +5,7 @@ from fastmlp.modules.dequantize import Dequantize
 from fastmlp.modules.fuse import fuse
 from fastmlp.modules.linear_act import LinearAct
 from fastmlp.modules.linear_cross_entropy import LinearCrossEntropyLoss
-from fastmlp.modules.loss import CrossEntropyLoss
+from fastmlp.modules.loss import CrossEntropyLoss, MSELoss
 from fastmlp.modules.mlp import MLP
 from fastmlp.modules.sequential import Sequential
 
@@ -16,6 +16,7 @@ __all__ = [
     "Dequantize",
     "LinearAct",
     "LinearCrossEntropyLoss",
+    "MSELoss",
     "Sequential",
     "cost",
     "fuse",

@@ -1,10 +1,11 @@
-"""nn.CrossEntropyLoss in one kernel each way."""
+"""nn.CrossEntropyLoss and nn.MSELoss in one kernel each way."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
 from fastmlp.functional.loss import cross_entropy
+from fastmlp.functional.mse import mse_loss
 
 
 class CrossEntropyLoss(nn.CrossEntropyLoss):
@@ -49,3 +50,17 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
             z_loss=self.z_loss,
             inplace=self.inplace,
         )
+
+
+class MSELoss(nn.MSELoss):
+    """``torch.nn.MSELoss``.
+
+    Args:
+        size_average: deprecated, as torch's.
+        reduce: deprecated, as torch's.
+        reduction: "none", "mean" or "sum".
+    """
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Predictions and targets of one shape to a scalar, or to that shape for reduction "none"."""
+        return mse_loss(input, target, reduction=self.reduction)

@@ -8,8 +8,8 @@ from numbers import Integral
 import torch
 from torch import Tensor, nn
 
-from fastmlp.modules.loss import CrossEntropyLoss
-from fastmlp.modules.sequential import Sequential
+from fastmlp.modules.loss import CrossEntropyLoss, MSELoss
+from fastmlp.modules.sequential import Sequential, closed
 
 
 class MLP(Sequential):
@@ -75,10 +75,9 @@ class MLP(Sequential):
         """(..., in_channels), or (N, ...) with ``flatten``, to (..., hidden_channels[-1])."""
         return super().forward(input.flatten(1) if self.flatten else input)
 
-    def cross_entropy(
-        self, input: Tensor, target: Tensor, loss: CrossEntropyLoss
+    def _closed(
+        self, input: Tensor, target: Tensor, loss: CrossEntropyLoss | MSELoss
     ) -> tuple[Tensor, Tensor] | None:
-        """As `Sequential.cross_entropy`."""
         if type(self).forward is not MLP.forward:
             return None
-        return self._head(input.flatten(1) if self.flatten else input, target, loss)
+        return closed(self, input.flatten(1) if self.flatten else input, target, loss)

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from fastmlp.backends import choose, onednn, requested
-from fastmlp.backends.base import LossOptions
+from fastmlp.backends.base import LossOptions, SquaredError
+from fastmlp.functional.chain_loss import chain_cross_entropy, chain_mse_loss
 from fastmlp.functional.linear import chain
-from fastmlp.functional.loss import chain_cross_entropy
 from fastmlp.functional.quantized import INTEGERS
 from fastmlp.modules.dequantize import Dequantize
-from fastmlp.modules.loss import CrossEntropyLoss
+from fastmlp.modules.loss import CrossEntropyLoss, MSELoss
 from fastmlp.modules.plan import Dequantized, layer_of, plan, untouched
 
 
@@ -36,30 +36,49 @@ class Sequential(nn.Sequential):
         The logits have no gradient. None where the kernels do not run here, or the children do not
         end in a chain that the head could close: then call the two modules.
         """
-        return self._head(input, target, loss) if type(self).forward is Sequential.forward else None
+        return self._closed(input, target, loss) if type(loss) is CrossEntropyLoss else None
 
-    def _head(self, input: Tensor, target: Tensor, loss: CrossEntropyLoss) -> tuple[Tensor, Tensor] | None:
-        """`cross_entropy`, where the forward is known to be the children in order."""
-        if not isinstance(input, Tensor) or choose(_like(self, input)).backend is None:
-            return None
-        if type(loss) is not CrossEntropyLoss or loss.inplace or not (untouched(self) and untouched(loss)):
-            return None
-        stages = plan(self, _OPENED)
-        if not stages:
-            return None
-        *before, last = stages
-        if not isinstance(last, list | Dequantized):
-            return None
-        for stage in before:
-            input = chain(input, stage) if isinstance(stage, list) else stage(input)
-        layers, source = (last, input) if isinstance(last, list) else (last.layers, last.source(input))
-        options = LossOptions(loss.ignore_index, loss.reduction, loss.label_smoothing, loss.z_loss)
-        value, logits = chain_cross_entropy(source, layers, target, loss.weight, options, with_logits=True)
-        assert logits is not None
-        return value, logits
+    def mse_loss(self, input: Tensor, target: Tensor, loss: MSELoss) -> tuple[Tensor, Tensor] | None:
+        """As `cross_entropy`, for the squared error and the predictions."""
+        return self._closed(input, target, loss) if type(loss) is MSELoss else None
+
+    def _closed(
+        self, input: Tensor, target: Tensor, loss: CrossEntropyLoss | MSELoss
+    ) -> tuple[Tensor, Tensor] | None:
+        """The children and then ``loss``; None also where the forward is not just the children in order."""
+        return closed(self, input, target, loss) if type(self).forward is Sequential.forward else None
 
 
 _OPENED = (nn.Sequential, Sequential)
+
+
+def closed(
+    net: Sequential, input: Tensor, target: Tensor, loss: CrossEntropyLoss | MSELoss
+) -> tuple[Tensor, Tensor] | None:
+    """`Sequential.cross_entropy` or `mse_loss`, where the forward is known to be the children in order."""
+    if not isinstance(input, Tensor) or choose(_like(net, input)).backend is None:
+        return None
+    if not (untouched(net) and untouched(loss)) or (isinstance(loss, CrossEntropyLoss) and loss.inplace):
+        return None
+    stages = plan(net, _OPENED)
+    if not stages:
+        return None
+    *before, last = stages
+    if not isinstance(last, list | Dequantized):
+        return None
+    layers = last if isinstance(last, list) else last.layers
+    if isinstance(loss, MSELoss) and target.shape != (len(input), layers[-1].weight.shape[0]):
+        return None  # whether to broadcast is the caller's to say
+    for stage in before:
+        input = chain(input, stage) if isinstance(stage, list) else stage(input)
+    source = input if isinstance(last, list) else last.source(input)
+    if isinstance(loss, MSELoss):
+        value, output = chain_mse_loss(source, layers, target, SquaredError(loss.reduction), with_output=True)
+    else:
+        options = LossOptions(loss.ignore_index, loss.reduction, loss.label_smoothing, loss.z_loss)
+        value, output = chain_cross_entropy(source, layers, target, loss.weight, options, with_logits=True)
+    assert output is not None
+    return value, output
 
 
 def run(children: Iterable[nn.Module], input: Tensor) -> Tensor:

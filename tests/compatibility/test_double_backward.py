@@ -28,6 +28,7 @@ from fastmlp.functional import (
     cross_entropy,
     linear_act,
     linear_cross_entropy,
+    mse_loss,
 )
 from tests.compatibility.compare import same_or_as_good
 
@@ -180,6 +181,38 @@ def test_cross_entropy(name: str, backend: str, dtype: torch.dtype, device: str)
             runs.append(derivatives(lambda: function(x, target, reduction=reduction, **options), [x]))  # noqa: B023
         # Of a z-loss torch has no op: the formula above rounds otherwise.
         same_or_as_good(*runs, "triton" if "z_loss" in options else backend, f"{shape} {reduction}")
+
+
+@rows(REDUCTIONS, "double backward of mse_loss, weights and the target's gradient too")
+def test_mse_loss(name: str, backend: str, dtype: torch.dtype, device: str) -> None:
+    data = [torch.randn(6, 5, device=device).to(dtype) for _ in range(2)]
+    w = torch.rand(6, 5, device=device).to(dtype)
+    for weight in (None, w):
+        runs = []
+        for kind, function in ((dtype, mse_loss), (dtype, F.mse_loss), (torch.float64, F.mse_loss)):
+            leaves = [t.to(kind, copy=True).requires_grad_() for t in data]
+            given = {"reduction": name, "weight": None if weight is None else weight.to(kind)}
+            runs.append(derivatives(lambda: function(*leaves, **given), leaves))  # noqa: B023
+        same_or_as_good(*runs, backend, name)
+
+
+@rows(REDUCTIONS[1:], "double backward of net and loss as one, Sequential.mse_loss")
+def test_net_and_squared_error(name: str, backend: str, dtype: torch.dtype, device: str) -> None:
+    data, target = (torch.randn(6, n, device=device).to(dtype) for n in (5, 3))
+    runs = []
+    for kind, ours in ((dtype, True), (dtype, False), (torch.float64, False)):
+        net = net_of(ACTIVATIONS["Tanh"], dtype, device).to(kind)
+        x = data.to(kind, copy=True).requires_grad_()
+        loss = fastmlp.MSELoss(reduction=name) if ours else nn.MSELoss(reduction=name)
+
+        def function() -> Tensor:
+            fused = fastmlp.fuse(net)  # noqa: B023
+            found = fused.mse_loss(x, target, loss) if ours else None  # noqa: B023
+            assert (found is not None) == (ours and backend == "triton" and dtype != torch.float64)  # noqa: B023
+            return loss(net(x), target.to(kind)) if found is None else found[0]  # noqa: B023
+
+        runs.append(derivatives(function, [x, *net.parameters()]))
+    same_or_as_good(*runs, backend, name)
 
 
 @rows([name for name in LOSSES if "z_loss" not in name], "double backward of linear_cross_entropy")
@@ -365,7 +398,7 @@ def test_gradgradcheck_of_losses(name: str, device: str) -> None:
                 one, two = Layer(*params[:2], resolve("tanh")), Layer(*params[2:])
                 return chain_cross_entropy(x, [one, two], target, options.get("weight"), made)[0]  # noqa: B023
 
-            assert "ChainCrossEntropyBackward" in named_in(head(x, *net.parameters()))
+            assert "ChainLossBackward" in named_in(head(x, *net.parameters()))
             check(head, [x, *net.parameters()])
 
 

@@ -60,6 +60,7 @@ CASES = {
         "nn.Linear", sequential, lambda *a, **k: nn.Sequential(nn.Linear(*a, **k))
     ),
     "CrossEntropyLoss": Case("nn.CrossEntropyLoss", fastmlp.CrossEntropyLoss, nn.CrossEntropyLoss),
+    "MSELoss": Case("nn.MSELoss", fastmlp.MSELoss, nn.MSELoss),
     "LinearCrossEntropyLoss": Case(
         "nn.LinearCrossEntropyLoss",
         fastmlp.LinearCrossEntropyLoss,

@@ -83,6 +83,7 @@ def _fused_loss() -> list[Case]:
 FLOATING = {
     "linear": Case("nn.functional.linear", "", linear, F.linear),
     "cross_entropy": Case("nn.functional.cross_entropy", "", functional.cross_entropy, F.cross_entropy),
+    "mse_loss": Case("nn.functional.mse_loss", "", functional.mse_loss, F.mse_loss),
     **{f"linear_cross_entropy {case.variant}".strip(): case for case in _fused_loss()},
     **{name: activation(name) for name in ACTIVATIONS},
 }

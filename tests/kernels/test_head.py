@@ -1,4 +1,4 @@
-"""The classifier head against float64 and against torch's own ops."""
+"""The head against float64 and against torch's own ops."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastmlp.activations import NAMES, NONE, TABLE, Act
-from fastmlp.backends.base import HeadResult, LossOptions
+from fastmlp.backends.base import HeadResult, LossOptions, SquaredError
 from fastmlp.backends.torch_backend import TorchBackend
 from fastmlp.backends.triton_backend import TritonBackend
 from fastmlp.kernels.launch import record_launches
@@ -76,6 +76,53 @@ def test_random_problem(name: str, dtype: torch.dtype, seed: int, device: str) -
         dtype=dtype,
         loss_dtype=dtype,
     )
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_random_squared_error(dtype: torch.dtype, seed: int, device: str) -> None:
+    """3 x 6 problems of one activation each: outputs, layouts of the targets, what is kept."""
+    rng = random.Random(f"mse{dtype}{seed}")
+    m, k, c = rng.choice(SIZES), rng.choice(SIZES), CLASSES[seed] if seed < 2 else rng.choice(CLASSES)
+    act = activation(rng, ["none", "relu", "tanh", "gelu", "silu", "leaky_relu"][seed], k, dtype, device)
+    pre = matrix(rng, m, k, dtype, device)
+    h = act(pre)
+    target = matrix(rng, m, c, rng.choice([torch.float32, dtype]), device)
+    check(
+        h,
+        matrix(rng, c, k, dtype, device) / k**0.5,
+        vector(rng, c, dtype, device) if rng.random() < 0.7 else None,
+        target if rng.random() < 0.8 else target[:1].expand(m, c),
+        None,
+        options=SquaredError(rng.choice(["mean", "sum"])),
+        previous_act=act,
+        previous_saved=None if act.name == "none" else (h if act.saves_output else pre),
+        keep_logits=rng.random() < 0.5,
+        need_grad=True,
+        need_input=rng.random() < 0.8,
+        dtype=dtype,
+        loss_dtype=dtype,
+    )
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), 1e30])
+def test_a_target_that_is_not_finite_spoils_its_row_alone(value: float, device: str) -> None:
+    """More rows than a program takes, fewer outputs than its block: no padding is mixed in."""
+    h, w = torch.randn(20, 8, device=device), torch.randn(5, 8, device=device)
+    t = torch.randn(20, 5, device=device)
+    t[3, 2] = value
+    plain = {"previous_act": NONE, "previous_saved": None, "keep_logits": False, "need_grad": True}
+    kinds = {"need_input": True, "dtype": torch.float32, "loss_dtype": torch.float32}
+    options = SquaredError("sum")
+    ours = TritonBackend().head(h, w, None, t, None, options, **plain, **kinds)
+    theirs = TorchBackend().head(h, w, None, t, None, options, **plain, **kinds)
+    assert ours.dlogits is not None
+    finite = torch.isfinite(ours.dlogits.double().square())
+    assert finite.sum() >= 99
+    for a, b in zip(ours, theirs):
+        if a is not None and b is not None:
+            torch.testing.assert_close(a, b, equal_nan=True)
 
 
 def run(t: Tensor, classes: int = 5, **options: Any) -> HeadResult:

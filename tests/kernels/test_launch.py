@@ -131,6 +131,9 @@ def head(act, **options):
 def loss(classes, **options):
     return lambda m, numerics: loss_cases.cross_entropy(numerics.storage, (m, classes, 1), **options)()
 
+def squared(**options):
+    return lambda m, numerics: loss_cases.squared_error(numerics.storage, (m, 10), **options)()
+
 problems = {
     "relu": layer("relu", "none"),
     "gelu, scaled": layer("gelu", "gelu", scale=True),
@@ -141,6 +144,10 @@ problems = {
     "1000 classes": loss(1000, smoothing=0.1),
     "loss of each row": loss(10, reduction="none"),
     "probabilities": loss(10, probabilities=True),
+    "head, squared error": head("relu", loss="mse"),
+    "squared error": squared(),
+    "squared error of each element": squared(reduction="none", weight=True),
+    "squared error, strided": squared(strided=True),
 }
 counts = {}  # problem, dtype, kernel and which of that kernel's launches: specializations
 with dry_run(SM_90), specializations() as keys:
@@ -174,6 +181,8 @@ def test_a_new_batch_size_never_recompiles() -> None:
         "cross_entropy_forward_kernel",
         "cross_entropy_backward_kernel",
         "finish_loss_kernel",
+        "mse_forward_kernel",
+        "mse_backward_kernel",
     }
     again = {what: count for what, count in counts.items() if count != 1}
     assert not again, f"compiled again for another batch size: {again}"

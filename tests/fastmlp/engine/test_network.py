@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 import fastmlp
+from fastmlp.backends.base import SquaredError
 from fastmlp.engine.network import Network, recognise
 
 
@@ -57,11 +58,23 @@ def test_the_loss_options() -> None:
     assert found.class_weight is weight
 
 
+@pytest.mark.parametrize("kind", [nn.MSELoss, fastmlp.MSELoss])
+def test_the_squared_error(kind: type[nn.MSELoss]) -> None:
+    found = recognise(plain(), kind(reduction="sum"))
+    assert isinstance(found, Network)
+    assert found.options == SquaredError("sum")
+    assert found.class_weight is None
+
+
 class Other(nn.Sequential):
     pass
 
 
 class OtherLoss(nn.CrossEntropyLoss):
+    pass
+
+
+class OtherSquaredError(nn.MSELoss):
     pass
 
 
@@ -97,6 +110,7 @@ def tie(model: nn.Sequential) -> None:
         (changed(tie), "share a parameter"),
         (changed(lambda m: m.register_forward_hook(lambda *_: None)), "hooks"),
         (changed(lambda m: m[1].register_forward_hook(lambda *_: None)), "no single chain"),
+        (changed(lambda m: m.compile()), "the model is compiled"),
         (changed(lambda m: weight_norm(m[0])), "no single chain"),
         (changed(lambda m: m[0].weight.register_hook(lambda g: g)), "gradient hooks"),
     ],
@@ -110,7 +124,9 @@ def test_reasons(model: nn.Module, words: str) -> None:
 @pytest.mark.parametrize(
     ("loss", "words"),
     [
-        (nn.MSELoss(), "no plain CrossEntropyLoss"),
+        (nn.L1Loss(), "no plain CrossEntropyLoss or MSELoss"),
+        (OtherSquaredError(), "OtherSquaredError may be another loss than MSELoss"),
+        (nn.MSELoss(reduction="none"), "reduction is 'none'"),
         (OtherLoss(), "OtherLoss"),
         (nn.CrossEntropyLoss(reduction="none"), "reduction is 'none'"),
         (nn.CrossEntropyLoss(nn.Parameter(torch.rand(3))), "class weights want a gradient"),

@@ -1,4 +1,4 @@
-"""CrossEntropyLoss against nn.CrossEntropyLoss."""
+"""CrossEntropyLoss and MSELoss against torch's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fastmlp import backends
-from fastmlp.modules.loss import CrossEntropyLoss
+from fastmlp.modules.loss import CrossEntropyLoss, MSELoss
 from tests.numerics import assert_as_good_as_torch
 
 ARGUMENTS: list[dict[str, Any]] = [
@@ -80,3 +80,36 @@ def test_z_loss_and_inplace_are_passed_on(device: str) -> None:
         (grad,) = torch.autograd.grad(loss, logits)
     assert logits._version == version + 1
     assert grad.data_ptr() == logits.data_ptr()
+
+
+@pytest.mark.parametrize("backend", ["auto", "triton"])
+@pytest.mark.parametrize(
+    "arguments", [{}, {"reduction": "sum"}, {"reduction": "none"}, {"size_average": False}]
+)
+@pytest.mark.filterwarnings("ignore:size_average and reduce:UserWarning")
+def test_squared_error(arguments: dict[str, Any], backend: str, device: str) -> None:
+    x, target = torch.randn(33, 5, device=device), torch.randn(33, 5, device=device)
+    results = []
+    for kind, dtype in ((MSELoss, x.dtype), (nn.MSELoss, x.dtype), (nn.MSELoss, torch.float64)):
+        output = x.to(dtype).requires_grad_()
+        with backends.use(backend):
+            loss = kind(**arguments)(output, target.to(dtype))
+            results.append((loss, torch.autograd.grad(loss.sum(), output)[0]))
+    for ours, theirs, exact in zip(*results):
+        assert_as_good_as_torch(ours, theirs, exact)
+
+
+def test_is_an_nn_mse_loss() -> None:
+    ours = pickle.loads(pickle.dumps(copy.deepcopy(MSELoss(None, None, "sum"))))
+    assert isinstance(ours, nn.MSELoss)
+    assert repr(ours) == repr(nn.MSELoss(None, None, "sum")) == "MSELoss()"
+    x = torch.randn(3, 4)
+    assert torch.equal(ours(x, x + 1), torch.tensor(12.0))
+
+
+def test_shapes_that_differ_are_broadcast_as_torchs(device: str) -> None:
+    """With its warning; `TrainStep` and `fit` refuse them."""
+    x, target = torch.randn(3, 4, device=device), torch.randn(3, 1, device=device)
+    with backends.use("triton"), pytest.warns(UserWarning, match="Using a target size"):
+        found = MSELoss()(x, target)
+    torch.testing.assert_close(found, (x - target).square().mean())

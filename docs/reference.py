@@ -22,6 +22,8 @@ class Reference(griffe.Extension):
         if attr.docstring is not None or attr.lineno is None or not isinstance(attr.filepath, Path):
             return
         lines = attr.lines_collection[attr.filepath]
+        if lines[attr.lineno - 1].lstrip().startswith("self."):  # such comments are for who reads the code
+            return
         behind = re.search(r"\S  # (?!noqa|type:)(.+)$", lines[(attr.endlineno or attr.lineno) - 1])
         above = re.fullmatch(r"\s*#: (.+)", lines[attr.lineno - 2])
         found = behind or above

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 import fastmlp
-from fastmlp.data import Images, named
+from fastmlp.data import Images, digits
 
 Parameters = dict[str, Tensor]
 
@@ -43,7 +43,7 @@ def main(
 ) -> None:
     """Train them, and let them vote."""
     torch.manual_seed(seed)
-    train, test = (part.to(device) for part in named("digits"))
+    train, test = (part.to(device) for part in digits())
     x, y = pixels(train), train.labels
     classes = len(train.classes)
     models = [fastmlp.MLP(x.shape[1], [width, classes]).to(device) for _ in range(nets)]

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
-from fastmlp.cli.common import console, device_of, errors, fail
+from fastmlp.cli.common import JSON_HELP, device_of, emit, errors, fail, start
 from fastmlp.data import DataError
 
 EXAMPLE = "Example: fastmlp bench --match inference --html out/"
@@ -51,7 +52,7 @@ def bench(
     compare: tuple[Path, Path] | None = typer.Option(
         None, metavar="BEFORE AFTER", help="Measure nothing: two stored reports side by side."
     ),
-    as_json: bool = typer.Option(False, "--json", help="The report as JSON on stdout, no table."),
+    as_json: bool = typer.Option(False, "--json", help=JSON_HELP),
 ) -> None:
     """Measure fastmlp beside eager PyTorch and others: a minute on a CPU, with --full all there is.
 
@@ -59,7 +60,7 @@ def bench(
     floor is the least time that the work can take under the bandwidth and the rates measured in the same run.
     --html writes one page that needs no network. docs/benchmarks.md says how to read it.
 
-    Exit codes: 0 done, 1 a row of ours failed, 2 wrong usage, 130 interrupted.
+    Exit status: 0 done, 1 a row of ours failed, 2 wrong usage, 130 interrupted.
     """
     unknown = sorted(set(only) - set(PARTS))
     if unknown:
@@ -105,7 +106,7 @@ def bench(
             _keep(report, stored, html)
         _write_page(report, html)
     if as_json:
-        typer.echo(json.dumps(report, indent=1))
+        emit(report)
     else:
         _print(report)
     raise typer.Exit(code)
@@ -198,6 +199,7 @@ def _print(report: Report) -> None:
     from fastmlp.benchmarks import tables
     from fastmlp.benchmarks.peers import EAGER, OURS
 
+    console = start(as_json=False)
     console.print(f"{tables.machine(report['machine'])}\n")
     rows = [row for row in report["rows"] if OURS in row.get("seconds", {})]
     groups: Groups = {}
@@ -208,13 +210,13 @@ def _print(report: Report) -> None:
         line = [f"{label}, {_PRECISION.get(dtype, dtype)}", ours, eager.partition(" (")[0], *others]
         groups.setdefault(_group(row), []).append(line)
     if rows:
-        _table(["", OURS, EAGER, f"vs {EAGER}", "vs the fastest", "floor"], groups)
+        _table(console, ["", OURS, EAGER, f"vs {EAGER}", "vs the fastest", "floor"], groups)
     trained: Groups = {}
     for recipe, *line in tables.recipes(row for row in report["rows"] if row["part"] == "accuracy"):
         trained.setdefault(recipe, []).append(line)
     if trained:
         console.print()
-        _table(["", *tables.RECIPES[2:]], trained)
+        _table(console, ["", *tables.RECIPES[2:]], trained)
     for row in report["rows"]:
         if row.get("error") or row.get("skipped"):
             errors.print(tables.line(row), style="red" if row.get("error") else "yellow")
@@ -234,8 +236,9 @@ def _compare(before: Path, after: Path, match: str, as_json: bool) -> None:
     one, other = (_load(path, "--compare") for path in (before, after))
     found = compare.compare(one, other, match)
     if as_json:
-        typer.echo(json.dumps(found, indent=1))
+        emit(found)
         return
+    console = start(as_json)
     console.print(f"before: {tables.machine(found['before'])}")
     console.print(f"after:  {tables.machine(found['after'])}")
     if found["before"]["device"] != found["after"]["device"]:
@@ -245,12 +248,12 @@ def _compare(before: Path, after: Path, match: str, as_json: bool) -> None:
         _, label, dtype, *others = compare.cells(row)
         groups.setdefault(_group(row), []).append([f"{label}, {_PRECISION.get(dtype, dtype)}", *others])
     console.print()
-    _table(["", *compare.HEAD[3:]], groups)
+    _table(console, ["", *compare.HEAD[3:]], groups)
     left = len(found["only_before"]), len(found["only_after"])
     console.print(f"\nrows of one report alone: {left[0]} before, {left[1]} after", style="dim")
 
 
-def _table(head: Sequence[str], groups: Groups) -> None:
+def _table(console: Console, head: Sequence[str], groups: Groups) -> None:
     """Lines under the name of what they have in common: on a terminal there is no room to repeat it."""
     every = [head, *(line for lines in groups.values() for line in lines)]
     widths = [max(map(len, column)) for column in zip(*every)]

@@ -14,6 +14,7 @@ from fastmlp.data.images import Images, batches
 from fastmlp.data.named import NAMES, load, named
 from fastmlp.data.samples import Samples
 from fastmlp.data.synthetic import synthetic
+from fastmlp.data.tables import diabetes, digits
 
 __all__ = [
     "NAMES",
@@ -22,6 +23,8 @@ __all__ = [
     "Samples",
     "batches",
     "cache_directory",
+    "diabetes",
+    "digits",
     "fashion_mnist",
     "load",
     "named",

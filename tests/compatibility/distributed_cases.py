@@ -21,9 +21,9 @@ from torch.nn.parallel import DistributedDataParallel
 from typer.testing import CliRunner
 
 import fastmlp
-from fastmlp import backends, cli
-from fastmlp.data import synthetic
+from fastmlp import backends, cli, data
 from fastmlp.training import distributed
+from tests.commands import synthetic
 
 #: Ours, torch's in the same dtype, and torch's in float64 in one process: the parameters, on the CPU.
 Result = tuple[list[Tensor], list[Tensor], list[Tensor]]
@@ -353,7 +353,7 @@ def command(rank: int, device: str, arguments: list[str]) -> tuple[int, str, int
         mock.patch.dict(os.environ, {name: str(value) for name, value in launched.items()}),
         mock.patch.object(distributed, "start"),  # the group is there
         mock.patch.object(distributed, "stop"),
-        mock.patch.object(cli.train, "synthetic", lambda seed: synthetic(seed, train=601, test=101)),
+        mock.patch.object(data, "named", synthetic(601, 101)),
         mock.patch.object(cli.train, "save", wraps=cli.train.save) as save,
     ):
         result = CliRunner().invoke(cli.app, arguments)

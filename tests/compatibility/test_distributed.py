@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import fastmlp
-from fastmlp import backends, cli
-from fastmlp.data import synthetic
+from fastmlp import backends, cli, data
 from fastmlp.kernels import launch
 from fastmlp.training import load
+from tests.commands import synthetic
 from tests.compatibility import distributed_cases as cases
 from tests.compatibility.pair import Pair
 from tests.numerics import assert_as_good_as_torch
@@ -317,9 +317,13 @@ def test_the_command(run: Run, tmp_path: Path) -> None:
     assert len(lines) == 4
     assert "601 examples, batch 100" in lines[0]
     assert lines[0].endswith("2 processes, no checkpoints")
-    assert [path.name for path in (tmp_path / "two").iterdir()] == ["net"]
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == [
+        "net",
+        "net.history.json",
+        "net.toml",
+    ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli.train, "synthetic", lambda seed: synthetic(seed, train=601, test=101))
+        patch.setattr(data, "named", synthetic(601, 101))
         alone = CliRunner().invoke(cli.app, [*arguments, str(tmp_path / "one")])
     for line, expected in zip(lines[1:3], alone.output.splitlines()[1:3]):
         assert line.split()[:-2] == expected.split()[:-2]  # but for the examples a second

@@ -17,7 +17,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import fastmlp
-from fastmlp import backends, cli, data
+from fastmlp import backends, cli
 from fastmlp.training import Interrupted, checkpoint, fit, load, position
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -152,11 +152,11 @@ def test_signals(device: str, tmp_path: Path) -> None:
     backend="torch",
     dtype="float32",
 )
-def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_line(tmp_path: Path) -> None:
     """A real process, interrupted within an epoch, and one that nobody interrupts."""
     arguments = [
-        "train", "--dataset", "synthetic", "--device", "cpu", "--hidden", "16,16", "--epochs", "30",
-        "--batch-size", "32", "--activation", "gelu", "--schedule", "linear", "--out",
+        "train", "--dataset", "synthetic", "--subset", "1600", "--device", "cpu", "--hidden", "16,16",
+        "--epochs", "30", "--batch-size", "32", "--activation", "gelu", "--schedule", "linear", "--out",
     ]  # fmt: skip
     broken, whole = (tmp_path / name / "net.safetensors" for name in ("broken", "whole"))
     process = subprocess.Popen(
@@ -178,7 +178,6 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         f"error: interrupted after .*; saved to {kept}; the same command with --resume .*\n", said
     )
     assert 2 <= position(kept).epoch < 30
-    monkeypatch.setattr(cli.train, "synthetic", lambda seed: data.synthetic(seed, train=1600, test=100))
     resumed = CliRunner().invoke(cli.app, [*arguments, str(broken), "--resume"])
     assert resumed.exit_code == 0, resumed.output
     assert f"going on after {position(kept)}" not in resumed.output  # it went on from there, to the end
@@ -189,12 +188,11 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 _SCRIPT = """
 import time
-from fastmlp import cli, data
+from fastmlp import cli
 
 def slow_fit(*arguments, on_batch, **options):  # so that it is interrupted before it is done
     return fit(*arguments, on_batch=lambda count: (on_batch(count), time.sleep(0.005)), **options)
 
-fit, cli.train.fit, make = cli.train.fit, slow_fit, data.synthetic
-cli.train.synthetic = lambda seed: make(seed, train=1600, test=100)
+fit, cli.train.fit = cli.train.fit, slow_fit
 cli.app()
 """

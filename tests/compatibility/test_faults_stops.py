@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from typer.testing import CliRunner, Result
 
 import fastmlp
-from fastmlp import cli
-from fastmlp.data import synthetic
+from fastmlp import cli, data
 from fastmlp.training import Epoch, History, OutOfMemoryError, TrainingError, fit, load_into, position
+from tests.commands import synthetic
 
 
 class Fails(nn.Module):
@@ -100,7 +100,7 @@ def train(*arguments: str) -> Result:
 )
 def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And what it says how to go on works."""
-    monkeypatch.setattr(cli.train, "synthetic", lambda seed: synthetic(seed, train=600, test=100))
+    monkeypatch.setattr(data, "named", synthetic(600, 100))
     base = ["--hidden", "8", "--epochs", "4", "--out", str(tmp_path / "net")]
     kept = tmp_path / "net.ckpt.safetensors"
     assert train(*base[:3], "2", *base[4:]).exit_code == 0

@@ -23,7 +23,7 @@ _SMALL = ("--device", "cpu", "--only", "cases", "--match", "inference, 784-256-1
 def _known_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
     ceilings = Ceilings({1 << 20: 1e10}, {"float32": 1e11, "bfloat16": 1e11}, 1e-6)
     monkeypatch.setattr(measuring, "measure_ceilings", lambda device, quick: ceilings)
-    monkeypatch.setattr(cli.bench.console, "width", 120)
+    monkeypatch.setattr(cli.common._console, "width", 120)
 
 
 @pytest.fixture

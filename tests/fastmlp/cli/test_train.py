@@ -1,28 +1,24 @@
-"""The command line as a user meets it."""
+"""``fastmlp train``."""
 
 from __future__ import annotations
 
 import errno
+import functools
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner, Result
+from torch import nn
 
-from fastmlp import cli
-from fastmlp.data import DataError, synthetic
+from fastmlp import cli, data
+from fastmlp.cli import sets
+from fastmlp.cli.common import Dataset
+from fastmlp.data import DataError
 from fastmlp.training import checkpoint, position
-
-
-def run(*arguments: str) -> Result:
-    return CliRunner().invoke(cli.app, list(arguments))
-
-
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The synthetic set, at 600 examples."""
-    monkeypatch.setattr(cli.train, "synthetic", lambda seed: synthetic(seed, train=600, test=100))
+from tests.commands import assert_fails, run, run_json
 
 
 @pytest.mark.usefixtures("small")
@@ -162,49 +158,121 @@ def test_missing_data_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("small")
 def test_the_fallback_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def load(data, say):
+    def named(name, root, say):
         say("Fashion-MNIST is not to be had (offline). Training on the embedded synthetic set instead.")
-        return synthetic(train=300, test=50)
+        return data.synthetic(train=300, test=50)
 
-    monkeypatch.setattr(cli.train, "load", load)
+    monkeypatch.setattr(data, "named", named)
     result = run("train", "--epochs", "1", "--device", "cpu", "--out", str(tmp_path / "n"))
     assert "embedded synthetic set instead" in result.output
     assert "synthetic (seed 0)" in result.output
     assert issubclass(DataError, Exception)
 
 
-def test_info_prints_what_a_net_costs() -> None:
-    result = run("info", "--widths", "64,64,64,64", "--batch", "4096", "--dtype", "bfloat16", "--on", "h100")
-    assert result.exit_code == 0, result.output
-    rows = [line.split() for line in result.output.splitlines()]
-    assert ["eager", "5", "+", "10"] in [row[:4] for row in rows]
-    assert ["whole", "1", "+", "3"] in [row[:4] for row in rows]
-    assert "64 (x 4): forward + backward, batch 4096, bfloat16 (half) on h100" in result.output
-    assert "64 (x 4): whole, floors:" in result.output
-    assert "kept" not in run("info", "--inference").output
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "nesterov", "adam", "adamw"])
+def test_optimizers_train(optimizer: str, device: str, tmp_path: Path) -> None:
+    """By an engine that knows them."""
+    found = run_json(
+        "train", "--dataset", "digits", "--subset", 600, "--epochs", 2, "--batch-size", 32, "--hidden", 16,
+        "--optimizer", optimizer, "--device", device, "--out", tmp_path / "net",
+    )  # fmt: skip
+    assert found["engine"] != "eager"
+    first, second = (epoch["train_loss"] for epoch in found["epochs"])
+    assert second < first < 2.35
 
 
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [
-        (("--widths", "784"), "--widths 784: expected two at least"),
-        (("--widths", "784,0"), "--widths 784,0: expected positive widths"),
-        (("--on", "h300"), "--on h300: expected one of a100,"),
-    ],
-)
-def test_info_with_a_bad_option(options: tuple[str, ...], text: str) -> None:
-    result = run("info", *options)
-    assert result.exit_code == 2
-    assert text in result.output
+def test_compile(device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiled net trains, by autograd; its file is as any other's."""
+    compiled = []
+
+    def note(graph: torch.fx.GraphModule, _: object) -> Callable[..., object]:
+        compiled.append(graph)  # and run it as it is: Inductor takes its time
+        return graph.forward
+
+    monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend=note))
+    base = ("train", "--dataset", "digits", "--epochs", 1, "--device", device, "--hidden", 8, "--out")
+    found = run_json(*base, tmp_path / "compiled", "--compile")
+    assert compiled
+    plain = run_json(*base, tmp_path / "eager", "--engine", "eager")
+    assert (found["engine"], found["config"]["compile"]) == ("eager", True)
+    assert found["epochs"][0]["train_loss"] == pytest.approx(plain["epochs"][0]["train_loss"], rel=1e-4)
+    assert run("eval", tmp_path / "compiled", "--device", "cpu").exit_code == 0
+    for engine in ("fused", "graph", "persistent"):
+        refused = run(*base, tmp_path / "x", "--compile", "--engine", engine)
+        assert_fails(
+            refused, 2, f"--compile: --engine {engine} runs no code of torch's; expected auto or eager"
+        )
 
 
-def test_info() -> None:
-    result = run("info")
+def test_compile_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._dynamo.exc import TorchDynamoException
+
+    def fit(*_: object, **__: object) -> None:
+        raise TorchDynamoException("InvalidCxxCompiler: No working C++ compiler found\n  and more")
+
+    monkeypatch.setattr(cli.train, "fit", fit)
+    result = run("train", "--dataset", "digits", "--compile", "--device", "cpu", "--out", tmp_path / "n")
+    assert_fails(result, 1, "--compile: InvalidCxxCompiler: No working C++ compiler found")
+
+
+def test_early_stopping(tmp_path: Path) -> None:
+    """It is said why; --min-delta alone is refused."""
+    base = ("train", "--dataset", "diabetes", "--device", "cpu", "--out", tmp_path / "net")
+    options = ("--epochs", 20, "--patience", 2, "--min-delta", 1000)
+    found = run_json(*base, *options)
+    assert len(found["epochs"]) == 3
+    assert "the test loss has not improved for 2 epochs since epoch 1" in found["stopped"]
+    lines = run(*base, *options).output.splitlines()
+    assert lines[-2] == f"stopped early: {found['stopped']}"
+    assert "test loss " in lines[-1]
+    assert_fails(run(*base, "--min-delta", 1), 2, "--min-delta 1.0: it is of --patience, which is not given")
+
+
+def test_clipping(tmp_path: Path) -> None:
+    """So tight that nothing is learned."""
+    base = ("train", "--dataset", "digits", "--device", "cpu", "--epochs", 1, "--out", tmp_path / "net")
+    tight, free = run_json(*base, "--clip", 1e-9), run_json(*base)
+    assert tight["epochs"][0]["train_loss"] > free["epochs"][0]["train_loss"]
+    assert tight["engine"] == "eager"
+    assert_fails(run(*base, "--clip", 0), 2, "clip_norm: expected a positive number, got 0.0")
+    assert_fails(run(*base, "--clip", 1, "--engine", "fused"), 2, "'fused' cannot run this: clip_norm needs")
+
+
+def test_subset(tmp_path: Path) -> None:
+    """The first examples, of the test set in proportion: 1437 and 360."""
+    base = ("train", "--dataset", "digits", "--device", "cpu", "--epochs", 1, "--out", tmp_path / "net")
+    result = run(*base, "--subset", 144)
+    assert "digits, 144 examples" in result.output
+    train, test = sets.both(Dataset.digits, None, 144)
+    whole, whole_test = data.named("digits")
+    assert (len(train), len(test)) == (144, 36)
+    assert torch.equal(train.images, whole.images[:144])
+    assert torch.equal(test.labels, whole_test.labels[:36])
+    assert "digits, 1,437 examples" in run(*base, "--subset", 5000).output
+    assert [len(samples) for samples in sets.both(Dataset.diabetes, None, 2)] == [2, 1]
+
+
+def test_regression(tmp_path: Path) -> None:
+    result = run(
+        "train", "--dataset", "diabetes", "--device", "cpu", "--epochs", 2, "--out", tmp_path / "net"
+    )
+    lines = result.output.splitlines()
+    assert lines[0].startswith("10-256-1 relu, diabetes")
+    assert "accuracy" not in result.output
+    assert "test loss " in lines[-1]
+    _, about = checkpoint.load(tmp_path / "net")
+    assert (about["widths"], about["classes"]) == ([10, 256, 1], [])
+
+
+@pytest.mark.usefixtures("small")
+def test_json(tmp_path: Path) -> None:
+    """One object on stdout, and on stderr what there is to read."""
+    base = ("train", "--dataset", "synthetic", "--device", "cpu", "--epochs", 2, "--out", tmp_path / "net")
+    result = run(*base, "--json")
     assert result.exit_code == 0
-    for word in ("torch", "triton", "FASTMLP_BACKEND", "on cpu", "off the GPU"):
-        assert word in result.output
-
-
-def test_help_has_an_example() -> None:
-    for command in ("train", "info"):
-        assert "Example:" in run(command, "--help").output
+    found = json.loads(result.stdout)
+    assert len(result.stderr.splitlines()) == 4
+    assert result.stderr.splitlines()[-1].startswith("2 epochs in ")
+    assert {"config", "epochs", "seconds", "engine", "accuracy", "stopped", "paths"} <= {*found}
+    failed = run(*base, "--json", "--lr", 1e30)
+    assert (failed.exit_code, failed.stdout) == (1, "")

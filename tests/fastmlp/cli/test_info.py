@@ -1,0 +1,99 @@
+"""``fastmlp info``."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import fastmlp
+from fastmlp import backends
+from tests.commands import run, run_json
+
+
+def test_info_prints_what_a_net_costs() -> None:
+    result = run("info", "--widths", "64,64,64,64", "--batch", "4096", "--dtype", "bfloat16", "--on", "h100")
+    assert result.exit_code == 0, result.output
+    rows = [line.split() for line in result.output.splitlines()]
+    assert ["eager", "5", "+", "10"] in [row[:4] for row in rows]
+    assert ["whole", "1", "+", "3"] in [row[:4] for row in rows]
+    assert "64 (x 4): forward + backward, batch 4096, bfloat16 (half) on h100" in result.output
+    assert "64 (x 4): whole, floors:" in result.output
+    assert "kept" not in run("info", "--inference").output
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (("--widths", "784"), "--widths 784: expected two at least"),
+        (("--widths", "784,0"), "--widths 784,0: expected positive widths"),
+        (("--on", "h300"), "--on h300: expected one of a100,"),
+    ],
+)
+def test_info_with_a_bad_option(options: tuple[str, ...], text: str) -> None:
+    result = run("info", *options)
+    assert result.exit_code == 2
+    assert text in result.output
+
+
+def test_info() -> None:
+    result = run("info")
+    assert result.exit_code == 0
+    for word in ("torch", "triton", "FASTMLP_BACKEND", "on cpu", "off the GPU"):
+        assert word in result.output
+
+
+def test_json() -> None:
+    found = run_json("info", "--widths", "64,64,64", "--batch", 512, "--on", "h100")
+    assert found["versions"]["torch"] == torch.__version__
+    cpu = found["devices"][0]
+    assert cpu["device"] == "cpu"
+    assert cpu["threads"] == torch.get_num_threads()
+    assert cpu["instructions"]
+    assert (cpu["backend"], cpu["reason"]) == ("torch", "off the GPU torch's own ops are the fastest")
+    assert len(found["devices"]) == 1 + torch.cuda.device_count()
+    for gpu in found["devices"][1:]:
+        assert gpu["memory"] > 2**30
+    plan, expected = found["cost"]["plans"]["whole"], fastmlp.cost((64, 64, 64), 512, device="h100")
+    assert plan["bytes"] == expected.plans["whole"].work.bytes
+    assert plan["floor_seconds"] == expected.seconds("whole")
+
+
+@pytest.fixture
+def looked_at_again() -> Iterator[None]:
+    """Which Triton there is is remembered, but not beyond this test."""
+    backends._triton_problem.cache_clear()
+    yield
+    backends._triton_problem.cache_clear()
+
+
+@pytest.mark.usefixtures("looked_at_again")
+def test_a_triton_that_is_too_old_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__="3.1.0"))
+    versions = run_json("info")["versions"]
+    assert ": Triton 3.1.0 is older than 3.5, so GPUs run torch's own ops" in versions["triton"]
+
+
+def test_a_triton_that_is_missing_is_said() -> None:
+    """In a process that never had it."""
+    code = 'import sys; sys.modules["triton"] = None; from fastmlp.cli import app; app(["info", "--json"])'
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)["versions"]["triton"]
+    assert ": Triton cannot be imported (import of triton halted" in said
+    assert "so GPUs run torch's own ops; PyTorch's CUDA build brings a Triton that fits" in said
+
+
+def test_a_torchvision_that_cannot_load_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside a CPU-only torch: what to install."""
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    result = run("info")
+    assert result.exit_code == 0
+    said = " ".join(result.output.split())
+    assert "cannot be imported (import of torchvision halted" in said
+    assert "pip install torch torchvision, both from the same index" in said

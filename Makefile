@@ -1,7 +1,7 @@
 # What CI runs, by hand: everything works in .venv, which `make install` makes.
 BIN := .venv/bin
 
-.PHONY: install test lint format compile bench report page clean
+.PHONY: install test lint format compile bench report page docs docs-serve package clean
 
 install:
 	python3 -m venv .venv && $(BIN)/pip install -q -e '.[dev]'
@@ -32,5 +32,17 @@ REPORT ?= report
 page:
 	$(BIN)/fastmlp bench --from $(REPORT) --html report
 
+# --strict: a broken link or anchor fails. The variable silences an announcement of the theme's.
+docs:
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve:
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+# With the setuptools of .venv, so that no network is needed.
+package:
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
+
 clean:
-	rm -rf build dist report *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist report site *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.readme``: README.md's benchmark section, from the stored reports."""
+"""``python -m benchmarks.readme``: README.md's benchmark section and docs/performance.md, from reports."""
 
 from __future__ import annotations
 
@@ -6,29 +6,34 @@ from pathlib import Path
 
 import typer
 
-from . import tables
+from . import performance, tables
 from .store import load
 
 _ROOT = Path(__file__).resolve().parent.parent
 RESULTS = _ROOT / "benchmarks" / "results"
+PAGE = _ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 
 
 def main(results: Path = typer.Option(RESULTS, help="Holds a folder for each kind of machine.")) -> None:
-    """Put the newest report of each kind of machine between the markers."""
+    """Put the newest report of each kind of machine between the markers, and all of it on the page."""
     update(_ROOT / "README.md", section(results))
+    PAGE.write_text(performance.page(folders(results), "../benchmarks/results"))
 
 
 def section(results: Path) -> str:
-    """A GPU's reports first, then a CPU's; links as README.md needs them."""
-    folders = sorted(
-        (path.parent for path in results.glob("*/report.json")), key=lambda f: f.name[:3] != "gpu"
-    )
+    """The reports in short; links as README.md needs them."""
     parts = []
-    for folder in folders:
+    for folder in folders(results):
         relative = f"benchmarks/results/{folder.name}"
         parts.append(tables.readme(load(folder), f"{relative}/headline.png", relative))
     return "\n".join(parts)
+
+
+def folders(results: Path) -> list[Path]:
+    """Those with a report: a GPU's first, then a CPU's."""
+    found = (path.parent for path in results.glob("*/report.json"))
+    return sorted(found, key=lambda folder: (folder.name[:3] != "gpu", folder.name))
 
 
 def update(path: Path, text: str) -> None:

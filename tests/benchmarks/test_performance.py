@@ -1,0 +1,33 @@
+"""docs/performance.md and the README's section are what the stored reports say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from benchmarks import performance, readme
+from tests.benchmarks.stored import report
+
+
+def test_the_page_and_the_readme_are_up_to_date() -> None:
+    """Else: python -m benchmarks.readme."""
+    stored = readme.folders(readme.RESULTS)
+    assert readme.PAGE.read_text() == performance.page(stored, "../benchmarks/results")
+    text = (readme.PAGE.parents[1] / "README.md").read_text()
+    assert f"{readme.BEGIN}\n{readme.section(readme.RESULTS)}{readme.END}" in text
+
+
+def test_a_page_has_each_machine_its_tables_and_its_pictures(tmp_path: Path) -> None:
+    for name in ("cpu-some-2", "gpu-some"):
+        stored = report()
+        stored["machine"] |= {"kind": name[:3], "device": name}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "report.json").write_text(json.dumps(stored))
+    (tmp_path / "gpu-some" / "accuracy.svg").touch()
+    text = performance.page(readme.folders(tmp_path), "up")
+    assert text.index("## gpu-some") < text.index("## cpu-some-2, ")
+    assert text.count("### Targets") == text.count("### Missing") == 2
+    assert text.count("](up/gpu-some/accuracy.svg)") == 1
+    assert "accuracy on Fashion-MNIST](up/cpu-some-2/" not in text
+    assert "no GPU has run" not in text
+    assert "no GPU has run" in performance.page([tmp_path / "cpu-some-2"], "up")

@@ -140,6 +140,17 @@ def from_module(module: nn.Module) -> Act | None:
 _BY_MODULE = {row.module: row for row in reversed(_ROWS)}
 
 
+def module_of(name: str) -> nn.Module:
+    """A new ``nn.Module`` of the table's row ``name``, with torch's default slope.
+
+    Raises:
+        ValueError: the table has no such row.
+    """
+    if name not in TABLE:
+        raise ValueError(f"name: expected one of {', '.join(NAMES)}, got {name!r}")
+    return nn.GELU("tanh") if name == "gelu_tanh" else TABLE[name].module()
+
+
 def resolve(activation: str | nn.Module | Act | None) -> Act:
     """The activation that a user named: a table name, a torch module, or None for none.
 

@@ -1,1 +1,24 @@
-"""Pictures, by matplotlib: every function returns a `matplotlib.figure.Figure`."""
+"""Pictures, by matplotlib: every function returns a `matplotlib.figure.Figure` and writes nothing.
+
+``style``        colours, sizes, and figures that show themselves in a notebook
+``save``         a figure as a PNG, SVG or PDF file
+``activations``  functions and their gradients, as the kernels compute them
+``history``      training curves
+``live``         the same, drawn anew after every epoch
+``predictions``  images with their labels
+``confusion``    which class is taken for which
+"""
+
+try:
+    import matplotlib as _  # noqa: F401 - said here once for all of them
+except ImportError as error:  # pragma: no cover
+    raise ImportError(f"fastmlp.plots needs matplotlib ({error}): pip install 'fastmlp[train]'") from error
+
+from fastmlp.plots.activations import activations
+from fastmlp.plots.confusion import confusion
+from fastmlp.plots.history import history
+from fastmlp.plots.live import Live
+from fastmlp.plots.predictions import predictions
+from fastmlp.plots.save import save
+
+__all__ = ["Live", "activations", "confusion", "history", "predictions", "save"]

@@ -40,7 +40,8 @@ def execute(notebook: NotebookNode, small: bool = False) -> NotebookNode:
     """
     notebook = copy.deepcopy(notebook)
     environment = {**os.environ, "FASTMLP_TUTORIAL": "small" if small else "full"}
-    client = NotebookClient(notebook, timeout=None, kernel_name="python3", record_timing=False)
+    quiet = ["--log-level=ERROR"]  # the kernel's own warnings are not the notebook's
+    client = NotebookClient(notebook, timeout=None, record_timing=False, extra_arguments=quiet)
     client.execute(cwd=str(HERE), env=environment)
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},

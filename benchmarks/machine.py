@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from fastmlp.devices import processor
+
 _ROOT = Path(__file__).resolve().parent.parent
 _PACKAGES = ("fastmlp", "torch", "triton", "numpy", "torchvision", "jax", "liger-kernel", "cut-cross-entropy")
 
@@ -20,7 +22,7 @@ _PACKAGES = ("fastmlp", "torch", "triton", "numpy", "torchvision", "jax", "liger
 def describe(device: str) -> dict[str, Any]:
     """The machine, as the report's JSON holds it."""
     facts: dict[str, Any] = {
-        "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else processor(),
         "kind": "gpu" if device == "cuda" else "cpu",
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -50,16 +52,6 @@ def folder(facts: dict[str, Any]) -> str:
 def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether numbers of both may stand in one report: machine, versions and commit are equal."""
     return all(one.get(fact) == other.get(fact) for fact in ("device", "threads", "versions", "commit"))
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or "unknown processor"
 
 
 def _version(name: str) -> str | None:

@@ -14,7 +14,9 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import NullLocator
+
+from fastmlp.plots.style import SETTINGS, plain
 
 from . import accuracy, peers
 from .measure import Row
@@ -54,13 +56,7 @@ _WIDE = 8  # times faster, from which on the axis is logarithmic
 
 def draw(report: dict[str, Any], out: Path) -> None:
     """Every picture that the report has rows for."""
-    style: Any = {
-        "font.size": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "svg.hashsalt": "fastmlp",
-    }
-    with plt.rc_context(style):
+    with plt.rc_context(SETTINGS):
         speedup(report, out)
         for sweep in SWEEPS:
             line(report, sweep, out)
@@ -105,7 +101,7 @@ def speedup(report: dict[str, Any], out: Path) -> None:
     if most > _WIDE:
         axis.set_xscale("log")
         axis.set_xlim(0.2, 2 * most)
-        _plain(axis.xaxis)
+        plain(axis.xaxis)
     else:
         axis.set_xlim(0, 1.18 * most)
     axis.set_xlabel("speed relative to eager PyTorch (the line at 1); higher is better")
@@ -157,7 +153,7 @@ def line(report: dict[str, Any], sweep: Sweep, out: Path) -> None:
         axis.xaxis.set_minor_locator(NullLocator())
         if len(rows) > _TICKS:
             axis.tick_params(axis="x", rotation=45)
-        _plain(axis.yaxis)
+        plain(axis.yaxis)
     title = f"{sweep.title}, {_precision(rows[0]['dtype'])}. {_where(report)}"
     _legend(figure, times, title, columns=8)
     stop = report["stops"].get(sweep.name)
@@ -184,7 +180,7 @@ def time_to_accuracy(report: dict[str, Any], out: Path) -> None:
                 axis.fill_between(seconds, low, high, color=_COLOURS[name], alpha=0.1, linewidth=0)
     axis.axhline(100 * accuracy.TARGET, color="black", linewidth=0.8)
     axis.set_xscale("log")
-    _plain(axis.xaxis)
+    plain(axis.xaxis)
     axis.set_xlabel("seconds of training (tests not counted)")
     axis.set_ylabel("test accuracy, %")
     axis.grid(alpha=0.25)
@@ -272,14 +268,3 @@ def _count(value: int) -> str:
         if value % size == 0:
             return f"{value // size}{unit}"
     return str(value)
-
-
-def _plain(axis: Any) -> None:
-    """Ticks of a logarithmic axis in plain digits: even steps, 1-2-5 or powers, as its range asks for."""
-    low, high = axis.axes.get_xlim() if axis.axis_name == "x" else axis.axes.get_ylim()
-    if high < 5 * low:
-        axis.set_major_locator(MaxNLocator(5))
-    else:
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 200 * low else (1.0,)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())

@@ -6,7 +6,9 @@ measured. No vendor states what a launch costs: `LAUNCH` is assumed for every GP
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -143,3 +145,14 @@ def operand_kind(dtype: torch.dtype) -> str:
     if dtype != torch.float32:
         raise ValueError(f"dtype: expected float32, float16 or bfloat16, got {dtype}")
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+
+
+def processor() -> str:
+    """What the CPU calls itself."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown processor"

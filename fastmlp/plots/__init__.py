@@ -7,6 +7,7 @@
 ``live``         the same, drawn anew after every epoch
 ``predictions``  images with their labels
 ``confusion``    which class is taken for which
+``labelled``     what these two check
 """
 
 try:

@@ -49,7 +49,7 @@ def activations(
         axis.axhline(0, color=style.GREY, linewidth=0.6)
         axis.axvline(0, color=style.GREY, linewidth=0.6)
         axis.plot(curve.x, curve.f, color=style.BLUE, linewidth=2, label="f(x)")
-        axis.plot(curve.x, curve.gradient, "--", color=style.ORANGE, linewidth=1.8, label="f′(x)")
+        axis.plot(curve.x, curve.gradient, "--", color=style.ORANGE, linewidth=1.8, label="gradient f′(x)")
         axis.set_title(_title(name))
         axis.set_xlim(-_RANGE, _RANGE)
         if i >= len(found) - columns:
@@ -66,8 +66,8 @@ def curves(
     """What `activations` draws, and whose derivatives these are.
 
     Where the kernels run, a layer of one neuron with weight 1 forwards the grid, and its backward gives
-    the gradient: both from the device functions in ``kernels/activations.py``. Elsewhere they are the table's in
-    `fastmlp.activations`, by which the CPU engine trains.
+    the gradient: both from the device functions in ``kernels/activations.py``. Elsewhere they are those of the
+    table `fastmlp.activations`, which the device functions are tested against.
     """
     if not names:
         raise ValueError(f"names: expected some of {', '.join(NAMES)}, got none")
@@ -82,7 +82,7 @@ def curves(
         f, gradient = _by_kernels(name, x) if by_kernels else _by_table(name, x)
         found[name] = Curve(x.cpu(), f.cpu(), gradient.cpu())
     if not by_kernels:
-        return found, "the table of derivatives that the CPU engine trains by"
+        return found, "fastmlp's table of derivatives (no Triton kernel runs here)"
     where = torch.cuda.get_device_name(place) if place.type == "cuda" else "in Triton's interpreter"
     return found, f"the Triton kernels' own device functions ({where})"
 

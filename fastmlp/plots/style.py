@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
@@ -25,6 +26,7 @@ SETTINGS: dict[str, Any] = {
     "axes.spines.right": False,
     "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
     "legend.frameon": False,
+    "legend.handlelength": 2.6,  # long enough for dashes
     "svg.hashsalt": "fastmlp",  # the same picture gives the same file
 }
 _DPI = 150
@@ -60,6 +62,15 @@ def styled(draw: Callable[_P, _T]) -> Callable[_P, _T]:
 def figure(width: float = 9.0, height: float = 3.6) -> Picture:
     """An empty picture, its size in inches."""
     return Picture(figsize=(width, height), dpi=_DPI, layout="constrained")
+
+
+def around(figure: Figure, title: str = "", note: str = "") -> None:
+    """A title above everything, and a note in small letters below, in lines as wide as the picture."""
+    if title:
+        figure.suptitle(title, fontsize=10)
+    if note:
+        lines = textwrap.wrap(note, round(17 * figure.get_figwidth()))
+        figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=7, color=GREY)
 
 
 def colour(index: int) -> str:

@@ -1,7 +1,7 @@
 """The chapter's exercises as runs whose results are data, each with a plot.
 
 ``study``          what each of them gives
-``training``       nets that differ in one thing, trained alike
+``exercise``       nets that differ in one thing, trained alike
 ``exercises``      width, depth, learning rate, activation, initialization
 ``alignment``      sizes that are multiples of 8, and their neighbours
 ``versions``       the book's from-scratch and concise code, and the fused engine
@@ -21,10 +21,14 @@ from fastmlp.studies.versions import versions
 
 #: Every study by its name.
 STUDIES: dict[str, Callable[..., Study]] = {
-    study.__name__: study
-    for study in (
-        *(width, depth, learning_rate, activation, initialization),
-        *(alignment, versions, collapse, approximation),
-    )
+    "width": width,
+    "depth": depth,
+    "learning_rate": learning_rate,
+    "activation": activation,
+    "initialization": initialization,
+    "alignment": alignment,
+    "versions": versions,
+    "collapse": collapse,
+    "approximation": approximation,
 }
 __all__ = ["STUDIES", "Study", *STUDIES]

@@ -1,7 +1,7 @@
 # What CI runs, by hand: everything works in .venv, which `make install` makes.
 BIN := .venv/bin
 
-.PHONY: install test lint format compile bench report clean
+.PHONY: install test lint format compile bench report tutorial clean
 
 install:
 	python3 -m venv .venv && $(BIN)/pip install -q -e '.[dev]'
@@ -26,6 +26,9 @@ bench:
 
 report:
 	$(BIN)/python -m benchmarks.report --out report
+
+tutorial:
+	$(BIN)/python docs/tutorial/run.py
 
 clean:
 	rm -rf build dist report *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -17,6 +17,7 @@ from fastmlp.modules import (
     cost,
     fuse,
 )
+from fastmlp.profiling import profile
 from fastmlp.training import fit
 
 __version__ = "0.1.0"
@@ -34,4 +35,5 @@ __all__ = [
     "fit",
     "functional",
     "fuse",
+    "profile",
 ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 import torch
 import triton
@@ -76,7 +77,11 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-@dataclass
+#: The tables that there are, by the address of their rows: a launch has nothing else of its network.
+TABLES: WeakValueDictionary[int, Table] = WeakValueDictionary()
+
+
+@dataclass(eq=False)
 class Table:
     """The rows of all layers on the device, and what is known of them on the host."""
 
@@ -85,6 +90,9 @@ class Table:
     tiles: int  # of all weights, BLOCK_M x BLOCK_N each
     aligned: bool  # every K is a multiple of ALIGNMENT
     even_k: bool  # BLOCK_K divides every K
+
+    def __post_init__(self) -> None:
+        TABLES[self.rows.data_ptr()] = self
 
     @property
     def has_copies(self) -> bool:

@@ -22,6 +22,7 @@ _SHARED = {
     "devices": "backends",
     "errors": "backends",
     "plans": "backends",
+    "ranges": "backends",
     "work": "backends",
     "data": "training",
 }

@@ -6,6 +6,7 @@ product that makes its gradient, which a node per layer cannot.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastmlp import ranges
 from fastmlp.activations import NONE, Act
 from fastmlp.autograd.node import Node, left_to_torch, torch_grads
 from fastmlp.backends.base import Backend, Dropout, Quantized, Scale
@@ -79,7 +81,8 @@ def forward_chain(
     """The output, each layer's input, and what each activation's derivative needs (if ``keep``)."""
     inputs: list[Input] = []
     saved: list[Tensor | None] = []
-    for i, (act, (weight, bias, slope)) in enumerate(zip(acts, layers_of(params))):
+    layers = ranges.each(layers_of(params), _WEIGHT)
+    for i, (act, (weight, bias, slope)) in enumerate(zip(acts, layers)):
         act = act._replace(weight=slope)
         keep_z = keep and not act.saves_output
         y, z = backend.linear_act(x, weight, bias, act, keep_z, dtype, drops.of(i))
@@ -112,7 +115,7 @@ def backward_chain(
         masked: the last layer's activation and dropout are undone in ``grad`` already.
     """
     grads: list[Tensor | None] = [None] * len(needs)
-    for i in reversed(range(len(acts))):
+    for i in ranges.each(reversed(range(len(acts))), lambda i: params[PER_LAYER * i]):
         first = 1 + PER_LAYER * i
         if not any(needs[: first + PER_LAYER]):
             break
@@ -146,6 +149,10 @@ def backward_chain(
         if i == 0 and isinstance(inputs[0], Tensor):
             grads[0] = grad.to(inputs[0].dtype)
     return [grad if need else None for grad, need in zip(grads, needs)]
+
+
+#: Of a layer's tensors.
+_WEIGHT = operator.itemgetter(0)
 
 
 def layers_of(params: Sequence[Tensor | None]) -> list[tuple[Tensor, Tensor | None, Tensor | None]]:

@@ -11,7 +11,7 @@ try:
 except ImportError as error:  # pragma: no cover
     sys.exit(f"fastmlp: the command line needs more ({error}): pip install 'fastmlp[train]'")
 
-from fastmlp.cli import info, train
+from fastmlp.cli import info, profile, train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -22,3 +22,4 @@ app = typer.Typer(
 )
 app.command("train", epilog=train.EXAMPLE)(train.train)
 app.command("info", epilog=info.EXAMPLE)(info.info)
+app.command("profile", epilog=profile.EXAMPLE)(profile.profile)

@@ -6,6 +6,7 @@ the gradient: W := (1 - lr * decay) W - lr dZᵀ X, so the gradient itself is ne
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmlp import ranges
 from fastmlp.autograd.cross_entropy import reference_loss
 from fastmlp.backends.torch_backend import softmax_loss
 from fastmlp.engine.base import Executor
@@ -80,7 +82,7 @@ class CpuExecutor(Executor):
         if x.shape[0] != self._rows:
             self._resize(x.shape[0])
         inputs, saved = [x], []
-        for layer in self._layers:
+        for layer in ranges.each(self._layers, _MASTER):
             x, kept = layer.forward(x)
             inputs.append(x)
             saved.append(kept)
@@ -169,7 +171,8 @@ class CpuExecutor(Executor):
         optimizer = self._optimizer
         groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         fold = _folds(optimizer)
-        for i in reversed(range(len(self._layers))):
+        order = reversed(range(len(self._layers)))
+        for i in ranges.each(order, lambda i: self._layers[i].master):
             layer, x, grad = self._layers[i], inputs[i], dz
             if i > 0:
                 dz = layer.input_grad(grad, self._layers[i - 1].act, saved[i - 1])
@@ -196,6 +199,7 @@ class CpuExecutor(Executor):
         self.updating = False
 
 
+_MASTER = operator.attrgetter("master")
 #: (out, beta, alpha): out becomes beta * out + alpha * gradient.
 AddGrad = Callable[[Tensor, float, float], None]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import handle_torch_function
 
-from fastmlp import backends, ops
+from fastmlp import backends, ops, ranges
 from fastmlp.activations import Act, resolve
 from fastmlp.autograd.chain import Chain, Drops, pack
 from fastmlp.autograd.whole import WholeNet
@@ -173,7 +174,7 @@ def aten_chain(input: Tensor, layers: Sequence[Layer]) -> Tensor:
     """The chain by ATen's ops with ATen's autograd, or without one by oneDNN's."""
     # oneDNN adds in another order than what is behind F.linear: not where torch's own sums are asked for.
     linear = onednn.linear if backends.requested() == "auto" and onednn.applies(input) else F.linear
-    for weight, bias, act, dropout in layers:
+    for weight, bias, act, dropout in ranges.each(layers, _WEIGHT):
         # The fresh 2-D result of addmm may be overwritten; of more dimensions it is a view. The sigmoid
         # of integers is no integer.
         z = linear(input, weight, bias)
@@ -181,6 +182,9 @@ def aten_chain(input: Tensor, layers: Sequence[Layer]) -> Tensor:
         if dropout:
             input = F.dropout(input, dropout)
     return input
+
+
+_WEIGHT = operator.attrgetter("weight")
 
 
 def draw_drops(layers: Sequence[Layer], device: torch.device) -> Drops:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from fastmlp import ranges
 from fastmlp.backends import choose, onednn, requested
 from fastmlp.backends.base import LossOptions
 from fastmlp.functional.linear import chain
@@ -79,7 +80,7 @@ def run(children: Iterable[nn.Module], input: Tensor) -> Tensor:
 def _infer(children: Iterable[nn.Module], input: Tensor) -> Tensor:
     """The children on a CPU without autograd. No plan is made: at batch 1 it would cost what it saves."""
     fresh = False  # whether the input is a linear layer's result, which nobody else holds
-    for child in children:
+    for child in ranges.each(children, _weight_of):
         if type(child) is nn.Linear and isinstance(input, Tensor) and untouched(child):
             layer = layer_of(child)
             if layer is not None:
@@ -90,6 +91,10 @@ def _infer(children: Iterable[nn.Module], input: Tensor) -> Tensor:
             continue
         input, fresh = child(input), False
     return input
+
+
+def _weight_of(child: nn.Module) -> Tensor | None:
+    return child._parameters.get("weight")
 
 
 def _like(children: Iterable[nn.Module], input: Tensor) -> Tensor:

@@ -1,0 +1,278 @@
+"""What a launch of our kernels takes, from its arguments: operations, bytes, and whose weights it reads.
+
+As in `fastmlp.work`: a launch reads each operand from memory once and writes each result once; products
+alone are operations. Nothing is timed here, and nothing waits for the device.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from fastmlp.kernels.launch import Launch
+from fastmlp.kernels.network import TABLES, LayerMemory, Table
+from fastmlp.work import Work
+
+Arguments = dict[str, Any]  # by the names in the kernel's signature
+
+
+class Counted(NamedTuple):
+    """What is known of a launch."""
+
+    work: Work | None  # None for a kernel that nothing is known of
+    dtype: str  # what the products run in: "float32", "tf32", "bfloat16", "float16"
+    weights: list[Tensor]  # of the layers that it is of
+
+
+def count(launch: Launch) -> Counted:
+    """What ``launch`` takes."""
+    a = dict(zip(launch.kernel.arg_names, launch.args)) | launch.options
+    known = _KERNELS.get(launch.name)
+    work = None
+    if known is not None:
+        operations, moved = known(a)
+        work = Work(operations, moved, 1, moved)
+    return Counted(work, _dtype(a), _weights(a))
+
+
+def size(*values: Any) -> int:
+    """Bytes that tensors take, in tuples or behind descriptors too; each place in memory counts once.
+
+    What is repeated with a stride of 0 is there once. Numbers and None take nothing.
+    """
+    found: dict[tuple[int, int], int] = {}
+    for tensor in _tensors(values):
+        elements = 1
+        for length, stride in zip(tensor.shape, tensor.stride()):
+            elements *= length if stride or not length else 1
+        found[tensor.data_ptr(), elements] = elements * tensor.element_size()
+    return sum(found.values())
+
+
+def _tensors(values: Iterable[Any]) -> Iterable[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, tuple | list):
+            yield from _tensors(value)
+        elif isinstance(getattr(value, "base", None), Tensor):
+            yield value.base
+
+
+def _rows(a: Arguments, m: int, k: int) -> int:
+    """The first layer's input: m rows of it, and which ones, where they are gathered."""
+    index = a["index_ptr"]
+    gathered = 0 if index is None else m * index.element_size()
+    return m * k * a["x_ptr"].element_size() + gathered
+
+
+def _numbers(a: Arguments) -> int:
+    """Scale and shift of a quantized input, where they are tensors."""
+    return size(a["x_scale"], a.get("x_shift"))
+
+
+def _linear_act(a: Arguments) -> tuple[int, int]:
+    m, n, k = a["M"], a["N"], a["K"]
+    read = size(a["w_ptr"], a["b_ptr"], a["slope_ptr"], a["seed_ptr"])
+    return 2 * m * n * k, _rows(a, m, k) + _numbers(a) + read + size(a["y_ptr"], a["z_ptr"])
+
+
+def _linear_backward(a: Arguments) -> tuple[int, int]:
+    m, n, k, need_input, need_params = a["M"], a["N"], a["K"], a["NEED_INPUT"], a["NEED_PARAMS"]
+    read: list[Any] = [a["grad_ptr"], a["slope_ptr"], a["seed_ptr"], a["scale_ptr"], a["denominator_ptr"]]
+    written: list[Any] = []
+    moved = 0
+    if a["ACT"] != "none":
+        read.append(a["saved_ptr"])
+    if need_input:
+        read.append(a["w_ptr"])
+        written.append(a["dx_ptr"])
+        if a["PREVIOUS_ACT"] != "none":
+            read.append(a["previous_ptr"])
+    if need_params:
+        if a["index_ptr"] is None:
+            read.append(a["x_ptr"])  # which the previous activation's output may be
+        else:
+            moved = _rows(a, m, k)
+        moved += _numbers(a)
+        written += [a["workspace_ptr"]] if a["num_splits"] > 1 else [a["dw_ptr"], a["db_ptr"], a["dslope_ptr"]]
+    return 2 * m * n * k * (need_input + need_params), moved + size(read) + size(written)
+
+
+def _matmul(a: Arguments) -> tuple[int, int]:
+    read = size(a["a_desc"], a["b_desc"], a["previous_desc"], a["b_ptr"], a["slope_ptr"], a["scale_ptr"])
+    return 2 * a["M"] * a["N"] * a["K"], read + size(a["c_desc"], a["z_desc"], a["db_ptr"])
+
+
+def _head(a: Arguments) -> tuple[int, int]:
+    m, c, k = a["M"], a["C"], a["K"]
+    need_input = a["NEED_GRAD"] and a["NEED_INPUT"]
+    saved = a["saved_ptr"] if need_input and a["PREVIOUS_ACT"] != "none" else None
+    index = a["index_ptr"]
+    labels = m * (a["t_ptr"].element_size() + (0 if index is None else index.element_size()))
+    written = size(a["logits_ptr"], a["dlogits_ptr"], a["dz_ptr"], a["partial_ptr"], a["loss_ptr"])
+    read = size(a["h_ptr"], saved, a["w_ptr"], a["b_ptr"], a["cw_ptr"])
+    return 2 * m * c * k * (1 + need_input), labels + read + written
+
+
+def _stream(a: Arguments) -> tuple[int, int]:
+    """Every argument read or written once, and no product."""
+    return 0, size(list(a.values()))
+
+
+def _cross_entropy_backward(a: Arguments) -> tuple[int, int]:
+    whole, share = a["t_ptr"], 1.0
+    if a["PROBABILITIES"]:  # the logits may be those of some classes alone
+        share = a["width"] / a["C"]
+    read = size(a["x_ptr"], a["w_ptr"], a["stats_ptr"], a["grad_ptr"], a["denominator_ptr"])
+    return 0, round(share * size(whole)) + read + size(a["dx_ptr"])
+
+
+def _mlp_forward(a: Arguments) -> tuple[int, int]:
+    saved = size(a["saved_ptr"]) if a["SAVE"] else 0
+    z = size(a["z_ptr"]) if a["KEEP_Z"] else 0
+    products = sum(w.numel() for w in a["weights"])
+    return 2 * a["M"] * products, size(a["x_ptr"], _parameters(a), a["y_ptr"]) + saved + z
+
+
+def _parameters(a: Arguments) -> list[Any]:
+    """Weights, and those biases and slopes that are no stand-ins: a weight takes the place of what is not."""
+    return [*a["weights"], *a["biases"], *a["slopes"]]
+
+
+def _mlp_backward(a: Arguments) -> tuple[int, int]:
+    weights = a["weights"]
+    above = weights if a["NEED_INPUT"] else weights[1:]
+    products = sum(w.numel() for w in above)
+    read: list[Any] = [a["grad_ptr"], *above, a["slopes"] if a["ACT"] == "prelu" else None]
+    written: list[Any] = [a["dz_ptr"], a["dx_ptr"] if a["NEED_INPUT"] else None]
+    if a["OUT_ACT"] != "none":
+        read.append(a["out_ptr"])
+        written.append(a["dout_ptr"])
+    if a["RECOMPUTE"]:  # the saved matrices are read while they are in the cache
+        read += [a["x_ptr"], *weights[:-1], *a["biases"][:-1]]
+        products += sum(w.numel() for w in weights[:-1])
+    return 2 * a["M"] * products, size(read, a["saved_ptr"]) + size(written)
+
+
+def _mlp_gradients(a: Arguments) -> tuple[int, int]:
+    products = sum(k * n for k, n in itertools.pairwise(a["WIDTHS"]))
+    out = size(a["workspace_ptr"]) if a["num_splits"] > 1 else size(a["grads_ptr"], a["dslopes_ptr"])
+    read = size(a["x_ptr"], a["grad_ptr"], a["saved_ptr"], a["dz_ptr"])
+    return 2 * a["M"] * products, read + out
+
+
+def _update(a: Arguments) -> tuple[int, int]:
+    table = TABLES[a["table_ptr"].data_ptr()]
+    operations, moved = _gradients(table, a, a["M"])
+    parts = 2 * size(a["workspace_ptr"]) if a["splits"] > 1 else 0
+    return operations, moved + _states(table) + _copies(table) + parts + _numbers(a)
+
+
+def _gradients(table: Table, a: Arguments, m: int) -> tuple[int, int]:
+    """The operands of every dW and db, and their products."""
+    operations = moved = 0
+    for layer in table.layers:
+        n, k = layer.weight.shape
+        operations += 2 * m * n * k
+        moved += m * n * layer.dz.element_size()
+        moved += _rows(a, m, k) if layer.x is None else m * k * layer.x.element_size()
+    return operations, moved
+
+
+def _states(table: Table) -> int:
+    """Parameters and the optimizer's state, each read and written."""
+    return 2 * sum(size(layer.weight, layer.bias, layer.state) for layer in table.layers)
+
+
+def _copies(table: Table) -> int:
+    """The weights as the products read them, where they stand in another dtype too."""
+    return sum(size(layer.copy) for layer in table.layers if layer.copy is not layer.weight)
+
+
+def _epoch(a: Arguments) -> tuple[int, int]:
+    """The phases of a step one after another, each as a launch of its own would; resident weights stay."""
+    table = TABLES[a["table_ptr"].data_ptr()]
+    last_phase = 2 * table.depth - 2
+    operations = moved = 0
+    for step in range(a["first_step"], a["last_step"]):
+        m = min(a["num_rows"] - step * a["batch"], a["batch"])
+        for phase in range(a["first_phase"], a["last_phase"]):
+            found = _gradients(table, a, m) if phase == last_phase else _phase(table, a, m, phase)
+            operations, moved = operations + found[0], moved + found[1]
+            if phase == last_phase:
+                written = _copies(table) or sum(size(layer.weight) for layer in table.layers)
+                moved += written if a["RESIDENT"] else _states(table) + _copies(table)
+    if a["RESIDENT"]:
+        moved += _states(table)
+    return operations, moved
+
+
+def _phase(table: Table, a: Arguments, m: int, phase: int) -> tuple[int, int]:
+    """A hidden layer's forward, the head, or a hidden layer's dZ, of ``m`` rows."""
+    depth = table.depth
+    at = phase if phase < depth else 2 * depth - 2 - phase
+    layer = table.layers[at]
+    (n, k), e = layer.weight.shape, layer.dz.element_size()
+    x = _rows(a, m, k) if layer.x is None else m * k * e
+    weight = size(layer.copy)
+    if phase < depth - 1:
+        return 2 * m * n * k, x + weight + size(layer.bias) + m * n * e * (1 + layer.keeps_z)
+    below = table.layers[at - 1]
+    # What f' of the layer below is computed from: its output, which is the head's X, or another matrix.
+    masked = m * k * e * (below.act != "none" and (below.keeps_z or phase >= depth))
+    if phase == depth - 1:
+        labels = m * (a["t_ptr"].element_size() + a["index_ptr"].element_size())
+        return 4 * m * n * k, x + weight + size(layer.bias) + masked + m * n * e + m * k * e + labels
+    return 2 * m * n * k, m * n * e + weight + masked + m * k * e
+
+
+_KERNELS: dict[str, Callable[[Arguments], tuple[int, int]]] = {
+    "linear_act_kernel": _linear_act,
+    "linear_backward_kernel": _linear_backward,
+    "matmul_kernel": _matmul,
+    "head_kernel": _head,
+    "cross_entropy_forward_kernel": _stream,
+    "cross_entropy_backward_kernel": _cross_entropy_backward,
+    "finish_loss_kernel": _stream,
+    "sum_splits_kernel": _stream,
+    "dropout_mask_kernel": _stream,
+    "mlp_forward_kernel": _mlp_forward,
+    "mlp_backward_kernel": _mlp_backward,
+    "mlp_gradients_kernel": _mlp_gradients,
+    "update_kernel": _update,
+    "epoch_kernel": _epoch,
+}
+
+
+def _dtype(a: Arguments) -> str:
+    dtype = a.get("DTYPE")
+    if dtype is None:
+        return ""
+    name = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}.get(str(dtype), str(dtype))
+    return "tf32" if name == "float32" and a.get("PRECISION") == "tf32" else name
+
+
+def _weights(a: Arguments) -> list[Tensor]:
+    """A cross-entropy's w_ptr are class weights: a layer's are a matrix."""
+    if "table_ptr" in a:
+        table = TABLES.get(a["table_ptr"].data_ptr())
+        layers: list[LayerMemory] = [] if table is None else table.layers
+        return [layer.weight for layer in layers]
+    if "weights" in a:
+        return list(a["weights"])
+    candidates = _tensors((a.get("w_ptr"), a.get("b_desc"), a.get("a_desc")))
+    return [_master(tensor) for tensor in candidates if tensor.dim() == 2]
+
+
+def _master(weight: Tensor) -> Tensor:
+    """The parameter that ``weight`` is a copy of in the products' dtype, or itself."""
+    address = weight.data_ptr()
+    for table in list(TABLES.values()):
+        for layer in table.layers:
+            if layer.copy.data_ptr() == address:
+                return layer.weight
+    return weight

@@ -1,0 +1,97 @@
+"""Layers by name while a profile runs, with nothing hung on the modules.
+
+A hook would make a network run otherwise than it does when nobody looks: an engine or a fused chain leaves
+a module with a hook alone. So the names are in a side table, by module and by the address of a weight, and
+ranges open where a layer's work is started: around ``nn.Module.__call__`` (as torch.fx traces), in the
+loops over layers (`fastmlp.ranges`), and around every launch of our kernels.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastmlp import ranges
+from fastmlp.profiling.trace import LAYER
+
+
+class Names:
+    """Qualified names of modules and of those that own a parameter."""
+
+    def __init__(self) -> None:
+        self._modules: dict[int, str] = {}
+        self._weights: dict[int, str] = {}  # by address
+
+    def add(self, model: nn.Module, prefix: str = "") -> None:
+        """Know ``model`` and all that is in it."""
+        for name, module in model.named_modules(prefix=prefix):
+            # A container's range would hide its children's from nothing: they have their own.
+            name = name or type(model).__name__
+            if not isinstance(module, nn.Sequential):
+                self._modules[id(module)] = name
+            for parameter in module.parameters(recurse=False):
+                if parameter.numel() and not parameter.is_meta:
+                    self._weights[parameter.data_ptr()] = name
+
+    def module(self, module: nn.Module) -> str:
+        """The name of a module, "" for one that is not known."""
+        return self._modules.get(id(module), "")
+
+    def weight(self, weight: Tensor | None) -> str:
+        """The name of the module that ``weight`` belongs to."""
+        try:
+            return "" if weight is None else self._weights.get(weight.data_ptr(), "")
+        except RuntimeError:  # a tensor without memory, as in a trace
+            return ""
+
+    def weights(self, weights: Sequence[Tensor]) -> str:
+        """The name of the layer that a kernel is of, or of the first and the last."""
+        known = list(dict.fromkeys(filter(None, map(self.weight, weights))))
+        return f"{known[0]}…{known[-1]}" if len(known) > 1 else "".join(known)
+
+
+@contextmanager
+def opened(names: Names, open_range: Callable[[str], AbstractContextManager[Any]]) -> Iterator[None]:
+    """Open a range for every layer's work inside the ``with`` block; inside torch.compile none is."""
+
+    def of_weight(weight: Tensor | None) -> AbstractContextManager[Any]:
+        name = names.weight(weight)
+        return open_range(LAYER + name) if name else nullcontext()
+
+    call = nn.Module.__call__
+
+    def named_call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return call(self, *args, **kwargs)
+        name = names.module(self)
+        if not name:
+            return call(self, *args, **kwargs)
+        with open_range(LAYER + name):
+            return call(self, *args, **kwargs)
+
+    before = ranges.set_opener(of_weight)
+    nn.Module.__call__ = named_call  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.__call__ = call  # type: ignore[method-assign]
+        ranges.set_opener(before)
+
+
+@contextmanager
+def annotated(name: str, nvtx: bool, metrics: dict[str, float] | None = None) -> Iterator[None]:
+    """A range of that name: torch's profiler's, NVTX's, and proton's with ``metrics`` where that runs."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.profiler.record_function(name))
+        if nvtx:
+            torch.cuda.nvtx.range_push(name)
+            stack.callback(torch.cuda.nvtx.range_pop)
+        proton = sys.modules.get("triton.profiler")
+        if proton is not None and proton.flags.flags.profiling_on:
+            stack.enter_context(proton.scope(name, metrics))
+        yield

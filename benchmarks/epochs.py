@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 import fastmlp
 from fastmlp import work as counts
-from fastmlp.data import Images
-from fastmlp.data.fashion_mnist import cache_directory
+from fastmlp.data import Images, cache_directory
 
 from . import peers
 from .cases import A, Case, eager_step, name, net, seeded

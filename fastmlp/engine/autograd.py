@@ -65,7 +65,8 @@ class AutogradExecutor(Executor):
     def _count(self, value: Tensor, logits: Tensor, y: Tensor) -> None:
         """Add to `sums`."""
         self.sums[0] += value * len(y)
-        self.sums[1] += (logits.argmax(1) == y).sum()
+        if not y.is_floating_point():
+            self.sums[1] += (logits.argmax(1) == y).sum()
 
     def state(self) -> dict[str, Any]:
         """See `Executor.state`; the scale of float16's gradients too."""

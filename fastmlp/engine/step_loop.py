@@ -53,7 +53,7 @@ class StepLoop(Loop):
         total, right = self.executor.sums.tolist()
         return total, right
 
-    def _step(self, rows: Tensor, factor: float) -> Tensor:
+    def _step(self, rows: Tensor | None, factor: float) -> Tensor:
         """A step at so many times the optimizer's own learning rates, which stand again when it is done."""
         if factor == 1:
             return self.executor.step(self.x, self.y, rows)

@@ -8,14 +8,23 @@
 ``identity``     which run is it?
 ``interrupt``    Ctrl-C and SIGTERM
 ``resume``       a run's whole state as a file
+``targets``      which labels or targets go with a net and a loss
+``pairs``        batches that others make
+``sources``      examples on the device, or sent there batch by batch
+``inputs``       what `fit` takes, made a source
+``stream``       epochs over data that stays on the host
 ``distributed``  the processes that torchrun starts
 ``shares``       `fit` in several of them
 ``memory``       what to say when there is none left
-``fit``          the loop
+``clipping``     gradients whose norm is kept within a limit
+``evaluate``     loss and accuracy on data that is not trained on
+``epochs``       the epochs of a run
+``fit``          all of it together
 """
 
 from fastmlp.training.checkpoint import load, load_into, save
-from fastmlp.training.fit import accuracy, fit
+from fastmlp.training.evaluate import Score, accuracy, evaluate
+from fastmlp.training.fit import fit
 from fastmlp.training.history import Epoch, History, TrainingError
 from fastmlp.training.interrupt import Interrupted
 from fastmlp.training.memory import OutOfMemoryError
@@ -28,8 +37,10 @@ __all__ = [
     "Interrupted",
     "OutOfMemoryError",
     "Position",
+    "Score",
     "TrainingError",
     "accuracy",
+    "evaluate",
     "fit",
     "load",
     "load_into",

@@ -1,29 +1,30 @@
-"""Training over data that lives on the device, by the engine that runs it fastest."""
+"""Training, by the engine that runs it fastest."""
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from fastmlp.data import Images, batches
 from fastmlp.engine import Loop, choose
 from fastmlp.engine.autograd import precision
-from fastmlp.functional.quantized import INTEGERS
 from fastmlp.modules import CrossEntropyLoss
-from fastmlp.modules.dequantize import dequantizes
-from fastmlp.training import memory, schedules
-from fastmlp.training.history import Epoch, History, TrainingError
+from fastmlp.training import clipping, inputs, schedules, stream, targets
+from fastmlp.training.clipping import Clip
+from fastmlp.training.epochs import Job
+from fastmlp.training.epochs import run as run_epochs
+from fastmlp.training.evaluate import device_of
+from fastmlp.training.history import Epoch, History
+from fastmlp.training.identity import Run, digest
+from fastmlp.training.inputs import Data
 from fastmlp.training.resume import Keeper
 from fastmlp.training.shares import Ranks, SharedLoop, ranks_of, reshard
-
-#: Features and labels: an `Images` set, or a pair of tensors (N, ...) and (N,).
-Data = Images | tuple[Tensor, Tensor]
+from fastmlp.training.sources import Resident, Source
 
 
 def fit(
@@ -32,7 +33,7 @@ def fit(
     test: Data | None = None,
     *,
     epochs: int = 10,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     lr: float = 0.1,
     loss: nn.Module | None = None,
     optimizer: torch.optim.Optimizer | None = None,
@@ -48,10 +49,14 @@ def fit(
     every_steps: int = 0,
     resume: bool = False,
     changed: Collection[str] = (),
+    clip_norm: float | None = None,
+    patience: int | None = None,
+    min_delta: float = 0.0,
 ) -> History:
-    """Train ``net`` as a classifier, and leave it in the mode it came in.
+    """Train ``net`` to classify or for regression, and leave it in the mode it came in.
 
-    Data and net move to ``device`` once. Epoch e's batch order is the (e+1)-th
+    Net and data move to ``device`` once; data that are too large for that are sent there batch by batch,
+    with the same result: docs/data.md. Epoch e's batch order is the (e+1)-th
     ``torch.randperm(N, generator=g)`` of a ``torch.Generator(device)`` seeded with ``seed``; the last
     batch may be shorter. Loss and accuracy add up on the device and are read once an epoch. The same
     seed gives the same bits, run to run, with each engine.
@@ -61,14 +66,17 @@ def fit(
     result is one process' up to the order of sums. See docs/distributed.md.
 
     Args:
-        net: maps (B, features) to logits (B, classes).
-        train: an `Images` set, or a pair (x, y): x (N, ...) floating, y (N,) int64. x may be uint8, which
-            stands for x / 255, or, for a net that begins with a `fastmlp.Dequantize`, uint8 or int8.
+        net: maps (B, features) to logits (B, classes), or for regression to (B, outputs).
+        train: an `Images` or `Samples` set; a pair (x, y) of tensors, or of NumPy arrays or memmaps; a
+            map-style or iterable ``Dataset`` of such pairs; or a ``DataLoader``, whose batches and order are
+            its own. x (N, ...) is floating; or uint8, which stands for x / 255; or, for a net that begins
+            with a `fastmlp.Dequantize`, uint8 or int8. y is labels (N,) int64, or targets (N, outputs).
         test: the same, or None.
         epochs: passes over the data.
-        batch_size: examples a step.
+        batch_size: examples a step; None for 256, or for a DataLoader its own.
         lr: of plain SGD, where ``optimizer`` is None.
-        loss: a module of (logits, labels) that averages; None for `CrossEntropyLoss`.
+        loss: a module of (logits, labels) or (outputs, targets) that averages, such as ``nn.MSELoss()``; None
+            for `CrossEntropyLoss`.
         optimizer: over ``net``'s parameters.
         schedule: of the learning rates over the whole run, as factors of the optimizer's own: see
             `fastmlp.training.schedules.factors`.
@@ -91,177 +99,145 @@ def fit(
         resume: go on from ``checkpoint``: to the bits of an unbroken run. A file that is not there is a
             warning, and a new start. Without it the first save replaces what is there.
         changed: what may be another than in the checkpoint's run: names of the optimizer's numbers, such
-            as "lr", "schedule", between epochs "batch_size". Anything else that differs is refused.
+            as "lr", "schedule", "clip_norm", "patience" (with ``min_delta`` and the test set), between epochs
+            "batch_size". Anything else that differs is refused.
+        clip_norm: before each update the gradients are scaled down to this norm, where theirs is greater, as
+            by ``torch.nn.utils.clip_grad_norm_``. It needs them all at once, so autograd runs the steps.
+        patience: stop after so many epochs in a row whose loss on ``test``, or without one on ``train``, was
+            not less than the least before. `History.stopped` then says so. The net stays as the last epoch
+            left it; `History.best` tells which one was the best.
+        min_delta: by how much a loss must be less to count.
 
     Raises:
         ValueError: data, numbers, or an engine that do not fit, with the reason; a checkpoint that is
             damaged or another run's, before anything is written into the net.
         OSError: ``checkpoint`` cannot be written, before the training.
-        TrainingError: the loss, or a parameter that is to be saved, is not finite. The net then holds what
-            the steps up to there made of it.
+        TrainingError: the loss, a norm to be clipped, or a parameter that is to be saved, is not finite. The
+            net then holds what the steps up to there made of it.
         OutOfMemoryError: a TrainingError and a torch.OutOfMemoryError; it says what became of the parameters.
         Interrupted: a KeyboardInterrupt, with ``checkpoint``: where it stopped, and what was saved.
     """
-    device = torch.device(device) if device is not None else _device_of(net)
+    device = torch.device(device) if device is not None else device_of(net)
     ranks = ranks_of(net)
     if ranks is not None and checkpoint is not None:
         raise ValueError("checkpoint: expected None for a net in several processes")
-    train = _checked(train, "train", device, net)
-    test = None if test is None else _checked(test, "test", device, net)
-    for name, value, least in (("epochs", epochs, 0), ("batch_size", batch_size, 1)):
-        if value < least:
-            raise ValueError(f"{name}: expected at least {least}, got {value}")
+    _check_numbers(epochs, batch_size, patience, min_delta)
     if dtype not in choose.DTYPES:  # autocast would warn and go on in float32
         raise ValueError(f"dtype: expected one of {', '.join(map(str, choose.DTYPES))}, got {dtype}")
+    source = inputs.take(train, "train", device, net, batch_size)
+    tested = None if test is None else inputs.take(test, "test", device, net)
+    batch = source.size or batch_size or inputs.BATCH
     net.to(device)
     loss = (loss or CrossEntropyLoss()).to(device)
     with precision(device, dtype):
-        _check_labels(net, loss, *train)
+        wanted = targets.of(net, loss, *source.example())
+    for data in (source, tested):
+        if data is not None:
+            data.require(wanted)
     reshard(net)  # the optimizer is of the pieces
     optimizer = optimizer or torch.optim.SGD(net.parameters(), lr=lr)
-    x, y = train
+    able = clipping.checked(clip_norm, engine, dtype, optimizer)
+    steps = source.steps(batch)
+    if steps is None and schedule not in (None, "constant"):
+        raise ValueError(f"schedule: expected None for data of unknown length, got {schedule!r}")
+    factors = schedules.factors(schedule, epochs * steps) if steps is not None else torch.ones(0)
     if ranks is not None:
-        ranks.check_same(
-            device,
-            train=len(y),
-            labels=int((y * torch.arange(len(y), device=device)).sum()),
-            test=0 if test is None else len(test[1]),
-            epochs=epochs,
-            batch_size=batch_size,
-            seed=seed,
-        )
-    steps = -(-len(y) // batch_size)
-    factors = schedules.factors(schedule, epochs * steps)
-    generator = torch.Generator(device).manual_seed(seed)
+        _check_same(ranks, source, tested, epochs=epochs, batch_size=batch, seed=seed, patience=patience or 0)
+    facts = {} if checkpoint is None else _facts(source, tested, clip_norm, patience, min_delta)
+    run = Run(net, loss, optimizer, device, dtype, source.count or 0, batch, seed, facts)
     keeper = None if checkpoint is None else Keeper(Path(checkpoint), every, every_steps, resume, changed)
+    clip = None if clip_norm is None else Clip(optimizer, clip_norm, looks=device.type == "cpu")
     training = net.training
     try:
         net.train()
-        job = choose.Job(net, loss, optimizer, x, y, batch_size, generator, dtype)
-        if ranks is not None:
-            loop: Loop = SharedLoop(ranks, engine, job)
-        else:
-            loop = choose.loop(engine if keeper is None else keeper.engine(engine), job)
+        loop = _loop(able if keeper is None else keeper.engine(able), run, source, ranks)
         history = History(engine=loop.name)
+        if engine == "auto" and loop.name == "eager":
+            found = clipping.REASON if clip else choose.recognise(net, loss, optimizer, dtype)
+            history.reason = found if isinstance(found, str) else ""
         if keeper is not None:
-            keeper.start(job, loop, seed, factors, history)
-        with keeper or nullcontext():
-            _run(job, loop, factors, test, history, keeper, ranks, on_batch, on_epoch)
+            keeper.start(run, loop, factors, history)
+        labelled = wanted.classes is not None
+        job = Job(
+            run, loop, source, tested, labelled, epochs, steps, factors, ranks, keeper, clip, patience,
+            min_delta, on_batch, on_epoch,
+        )  # fmt: skip
+        with keeper or nullcontext(), clip or nullcontext():
+            run_epochs(job, history)
     finally:
         net.train(training)
     return history
 
 
-def _run(
-    job: choose.Job,
-    loop: Loop,
-    factors: Tensor,
-    test: tuple[Tensor, Tensor] | None,
-    history: History,
-    keeper: Keeper | None,
-    ranks: Ranks | None,
-    on_batch: Callable[[int], None] | None,
-    on_epoch: Callable[[Epoch], None] | None,
-) -> None:
-    """The epochs that ``history`` does not have yet."""
-    count = len(job.y)
-    steps = -(-count // job.batch)
-    start = time.perf_counter() - history.seconds
-
-    def after_step(examples: int) -> None:
-        if on_batch is not None:
-            on_batch(examples)
-        if keeper is not None:
-            keeper.after_step(time.perf_counter() - began)
-
-    def left() -> str:
-        return f"; {keeper.left()}" if keeper is not None else ""
-
-    between = None if on_batch is None and keeper is None else after_step
-    for number in range(len(history.epochs) + 1, len(factors) // steps + 1):
-        job.model.train()
-        began = time.perf_counter() - (keeper.spent() if keeper is not None else 0.0)
-        with memory.explained(loop, number, job.batch, left):
-            total, right = loop.epoch(factors[(number - 1) * steps : number * steps], between)
-        seconds = time.perf_counter() - began  # the sums were read, so the device is done
-        mean = total / count
-        if not math.isfinite(mean):
-            step = f", step {loop.done} of {steps}" if loop.done else ""
-            raise TrainingError(f"the loss is {mean} in epoch {number}{step}; a smaller lr may help{left()}")
-        with memory.explained(loop, number, job.batch, left):
-            tested = None if test is None else _accuracy(job.model, *test, 4096, job.dtype, ranks)
-        epoch = Epoch(number, mean, right / count, tested, seconds, count / seconds)
-        history.epochs.append(epoch)
-        history.seconds = time.perf_counter() - start
-        if on_epoch is not None:
-            on_epoch(epoch)
-        if keeper is not None:
-            keeper.after_epoch()
-    history.seconds = time.perf_counter() - start
+def _loop(engine: str, run: Run, source: Source, ranks: Ranks | None) -> Loop:
+    """What makes the steps."""
+    generator = torch.Generator(run.device).manual_seed(run.seed)
+    what = run.model, run.loss, run.optimizer
+    if not isinstance(source, Resident):
+        return stream.loop(engine, *what, source, run.batch, generator, run.dtype)
+    job = choose.Job(*what, source.x, source.y, run.batch, generator, run.dtype)
+    return choose.loop(engine, job) if ranks is None else SharedLoop(ranks, engine, job)
 
 
-@torch.no_grad()
-def accuracy(net: nn.Module, data: Data, batch_size: int = 4096, dtype: torch.dtype = torch.float32) -> float:
-    """The share of ``data`` that ``net`` classifies right, in [0, 1]. One read at the end.
+def _check_same(ranks: Ranks, train: Source, test: Source | None, **facts: int) -> None:
+    """See that every process was given the same, and what can be shared."""
+    for source in (train, test):
+        if source is not None and not isinstance(source, Resident):
+            raise ValueError(
+                f"{source.name}: expected tensors, or what is small enough to become some, for a net in "
+                "several processes: each takes its rows by index"
+            )
+    assert isinstance(train, Resident)
+    ranks.check_same(
+        train.device,
+        train=len(train.y),
+        labels=int(digest(train.y)[:15], 16),
+        test=0 if test is None else test.count or 0,
+        **facts,
+    )
+
+
+def _check_numbers(epochs: int, batch_size: int | None, patience: int | None, min_delta: float) -> None:
+    for name, value, least in (
+        ("epochs", epochs, 0),
+        ("batch_size", batch_size, 1),
+        ("patience", patience, 1),
+    ):
+        if value is not None and value < least:
+            raise ValueError(f"{name}: expected at least {least}, got {value}")
+    if not 0 <= min_delta < math.inf:
+        raise ValueError(f"min_delta: expected at least 0, got {min_delta}")
+    if min_delta and patience is None:
+        raise ValueError(f"min_delta: expected 0 without patience, got {min_delta}")
+
+
+def _facts(
+    train: Source,
+    test: Source | None,
+    clip_norm: float | None,
+    patience: int | None,
+    min_delta: float,
+) -> dict[str, Any]:
+    """What decides on the result besides net, loss and optimizer, for a checkpoint.
 
     Raises:
-        ValueError: as `fit`.
+        ValueError: data of which it cannot be said whether they are the same.
     """
-    return _accuracy(net, *_checked(data, "data", _device_of(net), net), batch_size, dtype)
 
+    def of(source: Source) -> dict[str, str]:
+        facts = source.facts()
+        if facts is None:
+            raise ValueError(
+                f"checkpoint: expected None, as {source.name} may give other examples or another order next "
+                "time, so that nothing could be resumed; arrays and fixed map-style data sets can"
+            )
+        return facts
 
-@torch.no_grad()
-def _accuracy(
-    net: nn.Module, x: Tensor, y: Tensor, batch_size: int, dtype: torch.dtype, ranks: Ranks | None = None
-) -> float:
-    """`accuracy`, a part of every batch in each of the ``ranks``."""
-    correct, training = torch.zeros((), device=y.device, dtype=torch.int64), net.training
-    net.eval()
-    try:
-        for inputs, labels in batches(x, y, batch_size, raw=dequantizes(net)):
-            if ranks is not None:
-                own = ranks.part(len(labels))
-                inputs, labels = inputs[own], labels[own]
-            with precision(y.device, dtype):
-                correct += (net(inputs).argmax(1) == labels).sum()
-    finally:
-        net.train(training)
-    if ranks is not None:
-        reshard(net)
-    right = correct.item()
-    return (right if ranks is None else ranks.total(right, device=y.device)[0]) / len(y)
-
-
-@torch.no_grad()
-def _check_labels(net: nn.Module, loss: nn.Module, x: Tensor, y: Tensor) -> None:
-    """The labels against the classes of ``net``: on a GPU one out of range is a NaN, or an abort."""
-    training = net.training
-    net.eval()  # one example has no batch statistics
-    try:
-        ((example, _),) = batches(x[:1], y[:1], 1, raw=dequantizes(net))
-        logits = net(example)
-    finally:
-        net.train(training)
-    if logits.dim() != 2:
-        raise ValueError(f"net: expected logits (B, classes), got {tuple(logits.shape)} for one example")
-    counted = y[y != getattr(loss, "ignore_index", -100)]
-    low, high = (int(counted.min()), int(counted.max())) if len(counted) else (0, 0)
-    if low < 0 or high >= logits.shape[1]:
-        raise ValueError(f"train: expected labels from 0 to {logits.shape[1] - 1}, got {low} to {high}")
-
-
-def _device_of(net: nn.Module) -> torch.device:
-    return next((parameter.device for parameter in net.parameters()), torch.device("cpu"))
-
-
-def _checked(data: Data, name: str, device: torch.device, net: nn.Module) -> tuple[Tensor, Tensor]:
-    """Features and labels on ``device``; uint8 images as flat rows of pixels."""
-    x, y = (data.images.flatten(1), data.labels) if isinstance(data, Images) else data
-    if len(x) == 0:
-        raise ValueError(f"{name}: expected at least one example, got {tuple(x.shape)}")
-    if y.shape != (len(x),) or y.dtype != torch.int64:
-        raise ValueError(f"{name}: expected labels ({len(x)},) torch.int64, got {tuple(y.shape)} {y.dtype}")
-    if not (x.is_floating_point() or x.dtype in (INTEGERS if dequantizes(net) else (torch.uint8,))):
-        integers = "uint8 or int8" if dequantizes(net) else "uint8"
-        raise ValueError(f"{name}: expected features that are floating or {integers}, got {x.dtype}")
-    return x.to(device), y.to(device)
+    found: dict[str, Any] = of(train)
+    if clip_norm is not None:
+        found["clip_norm"] = float(clip_norm)
+    if patience is not None:
+        found["patience"] = {"epochs": patience, "min_delta": float(min_delta)}
+        if test is not None:
+            found["patience"] |= {f"test {name}": fact for name, fact in of(test).items()}
+    return found

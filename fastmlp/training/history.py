@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastmlp.training import atomic
 
 
 class TrainingError(RuntimeError):
@@ -11,27 +17,97 @@ class TrainingError(RuntimeError):
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch gave."""
+    """What one epoch gave. Regression has no accuracies."""
 
     number: int  # from 1
     train_loss: float  # mean over the examples, each before its own step
-    train_accuracy: float  # likewise, in [0, 1]
+    train_accuracy: float | None  # likewise, in [0, 1]
     test_accuracy: float | None  # after the epoch; None without a test set
     seconds: float  # of training, without the test
     examples_per_second: float
+    test_loss: float | None = None  # after the epoch, by the run's loss: mean over the examples
 
     def __str__(self) -> str:
-        tested = "" if self.test_accuracy is None else f"test accuracy {self.test_accuracy:.4f}  "
-        return (
-            f"epoch {self.number:3d}  train loss {self.train_loss:.4f}  "
-            f"train accuracy {self.train_accuracy:.4f}  {tested}{self.examples_per_second:,.0f} examples/s"
-        )
+        numbers = {
+            "train loss": self.train_loss,
+            "train accuracy": self.train_accuracy,
+            "test loss": self.test_loss,
+            "test accuracy": self.test_accuracy,
+        }
+        told = "".join(f"{name} {value:.4f}  " for name, value in numbers.items() if value is not None)
+        return f"epoch {self.number:3d}  {told}{self.examples_per_second:,.0f} examples/s"
 
 
 @dataclass
 class History:
-    """Every epoch, those before a resume too, the seconds that all of it took, and which engine ran."""
+    """Every epoch, those before a resume too, and how they came about."""
 
     epochs: list[Epoch] = field(default_factory=list)
-    seconds: float = 0.0
-    engine: str = ""
+    seconds: float = 0.0  # that all of it took
+    engine: str = ""  # which one ran
+    reason: str = ""  # why that was autograd where the fastest engine was to run
+    stopped: str = ""  # why it ended before its last epoch
+
+    @property
+    def best(self) -> Epoch | None:
+        """The epoch with the least test loss, or, without a test set, train loss; the first of equals.
+
+        It only tells: the net holds what the last epoch made of it.
+        """
+        return best(self.epochs)
+
+    def to_json(self) -> str:
+        """All of it as a JSON object; a test loss that is not finite is null there."""
+        content = asdict(self)
+        for epoch in content["epochs"]:
+            if epoch["test_loss"] is not None and not math.isfinite(epoch["test_loss"]):
+                epoch["test_loss"] = None
+        return json.dumps(content, indent=2, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> History:
+        """What `to_json` gave.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        try:
+            content: dict[str, Any] = json.loads(text)
+            return cls(**{**content, "epochs": [Epoch(**epoch) for epoch in content["epochs"]]})
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"text: expected a history as History.to_json gives it ({error})") from error
+
+    def save(self, path: Path | str) -> None:
+        """Write `to_json` to ``path``, whole or not at all; missing directories are made.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        atomic.write(Path(path), [self.to_json().encode()])
+
+
+def best(epochs: list[Epoch], min_delta: float = 0.0) -> Epoch | None:
+    """The last of ``epochs`` that was better than the best before it, by more than ``min_delta``.
+
+    Better is a smaller test loss; where no epoch has one, a smaller train loss. A NaN is never better.
+    """
+    tested = [epoch for epoch in epochs if epoch.test_loss is not None]
+    found, least = None, math.inf
+    for epoch in tested or epochs:
+        loss = epoch.train_loss if epoch.test_loss is None else epoch.test_loss
+        if loss < least - min_delta:
+            found, least = epoch, loss
+    return found
+
+
+def stale(epochs: list[Epoch], patience: int, min_delta: float) -> str:
+    """Why to stop after ``epochs``: for ``patience`` of them the loss was not better; "" for go on."""
+    if not epochs:
+        return ""
+    top = best(epochs, min_delta)
+    since = epochs[-1].number - (top.number if top is not None else 0)
+    if since < patience:
+        return ""
+    what = "train" if all(epoch.test_loss is None for epoch in epochs) else "test"
+    ever = "" if top is None else f" since epoch {top.number}"
+    return f"the {what} loss has not improved for {since} epoch{'s' * (since != 1)}{ever}"

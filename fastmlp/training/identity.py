@@ -5,41 +5,52 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fastmlp import backends
-from fastmlp.engine.choose import Job
-
-_SAMPLE = 1024  # rows of the features that count towards the data's fingerprint
 
 
-def describe(job: Job, engine: str, seed: int) -> dict[str, Any]:
+class Run(NamedTuple):
+    """What is trained, and how."""
+
+    model: nn.Module
+    loss: nn.Module
+    optimizer: torch.optim.Optimizer
+    device: torch.device
+    dtype: torch.dtype
+    examples: int
+    batch: int
+    seed: int
+    #: What the data are, and whatever else decides on the result, if it was asked for.
+    facts: dict[str, Any]
+
+
+def describe(run: Run, engine: str) -> dict[str, Any]:
     """Everything that must be the same for a continuation to be one, as JSON holds it.
 
     Of the optimizer's groups every number is an entry of its own, under its name: "lr", "momentum".
     """
-    names = {id(p): name for name, p in job.model.named_parameters()}
-    names |= {id(p): f"loss.{name}" for name, p in job.loss.named_parameters()}
-    groups = job.optimizer.param_groups
-    weight = next(job.model.parameters(), job.x)
+    names = {id(p): name for name, p in run.model.named_parameters()}
+    names |= {id(p): f"loss.{name}" for name, p in run.loss.named_parameters()}
+    groups = run.optimizer.param_groups
+    weight = next(run.model.parameters(), torch.empty(0, device=run.device))
     choice = backends.choose(weight)
     found = {
-        "net": _structure(job.model),
-        "loss": _structure(job.loss) | {"buffers": _digest(*job.loss.buffers())},
-        "optimizer": f"{type(job.optimizer).__module__}.{type(job.optimizer).__qualname__}",
+        "net": _structure(run.model),
+        "loss": _structure(run.loss) | {"buffers": digest(*run.loss.buffers())},
+        "optimizer": f"{type(run.optimizer).__module__}.{type(run.optimizer).__qualname__}",
         "parameters": [[names.get(id(p), "?") for p in group["params"]] for group in groups],
         **hyperparameters(groups),
-        "batch_size": job.batch,
-        "seed": seed,
-        "dtype": str(job.dtype),
-        "device": job.x.device.type,
+        "batch_size": run.batch,
+        "seed": run.seed,
+        "dtype": str(run.dtype),
+        "device": run.device.type,
         "engine": engine.split("+")[0],  # graph+pdl gives graph's bits
         "backend": choice.backend.name if choice.backend is not None else "torch",
-        "data": f"{tuple(job.x.shape)} {job.x.dtype}",
-        "data's content": _digest(job.x[:: max(len(job.x) // _SAMPLE, 1)], job.y),
+        **run.facts,
     }
     return json.loads(json.dumps(found))
 
@@ -76,7 +87,7 @@ def differences(saved: dict[str, Any], now: dict[str, Any], changed: Collection[
 
 def factors_digest(factors: Tensor) -> str:
     """Of the learning rates' factors of steps that are done."""
-    return _digest(factors)
+    return digest(factors)
 
 
 def _structure(module: nn.Module) -> dict[str, Any]:
@@ -111,7 +122,8 @@ def _plain(value: object) -> object:
     return value if _is_plain(value) else repr(value)
 
 
-def _digest(*tensors: Tensor) -> str:
+def digest(*tensors: Tensor) -> str:
+    """A fingerprint of shapes, dtypes and content."""
     digest = hashlib.sha256()
     for tensor in tensors:
         flat = tensor.detach().cpu().contiguous().flatten()

@@ -14,14 +14,16 @@ import torch
 from torch import Tensor
 
 from fastmlp.engine import Loop
-from fastmlp.engine.choose import Job
 from fastmlp.engine.step_loop import StepLoop
 from fastmlp.training import atomic, checkpoint, identity
 from fastmlp.training.history import Epoch, History, TrainingError
+from fastmlp.training.identity import Run
 from fastmlp.training.interrupt import Interrupted, Signals
 from fastmlp.training.tree import flatten, unflatten
 
 _FORMAT = 1
+#: What may be another besides the optimizer's numbers, if it is named.
+_CHANGEABLE = ("schedule", "batch_size", "clip_norm", "patience")
 
 
 class CheckpointWarning(UserWarning):
@@ -63,7 +65,7 @@ class Keeper:
         every: so many epochs, and after the last one; 0 for none.
         every_steps: and so many steps; 0 for none.
         resume: go on from the file, if there is one.
-        changed: names of `identity.hyperparameters`, "schedule", "batch_size": what may be another now.
+        changed: names of `identity.hyperparameters` and `_CHANGEABLE`: what may be another now.
 
     Raises:
         OSError: the file's directory cannot be written.
@@ -93,18 +95,18 @@ class Keeper:
         engine = self._found[1]["run"]["engine"]
         return "fused" if engine == "cpu" else engine
 
-    def start(self, job: Job, loop: Loop, seed: int, factors: Tensor, history: History) -> None:
+    def start(self, run: Run, loop: Loop, factors: Tensor, history: History) -> None:
         """Say what runs, and go on from the checkpoint if it is to be.
 
         Raises:
             ValueError: it is another run's, with what differs; nothing is written then.
         """
-        self._job, self._loop, self._factors, self._history = job, loop, factors, history
-        self._steps = -(-len(job.y) // job.batch)
+        self._run, self._loop, self._factors, self._history = run, loop, factors, history
+        self._steps = -(-run.examples // run.batch)
         if self.every_steps and not isinstance(loop, StepLoop):
             raise ValueError(f"every_steps: engine {loop.name!r} runs whole epochs, expected 0")
-        self._run = identity.describe(job, loop.name, seed)
-        known = {*identity.hyperparameters(job.optimizer.param_groups), "schedule", "batch_size"}
+        self._described = identity.describe(run, loop.name)
+        known = {*identity.hyperparameters(run.optimizer.param_groups), *_CHANGEABLE}
         if self.changed - known:
             raise ValueError(
                 f"changed: expected names of {sorted(known)}, got {sorted(self.changed - known)}"
@@ -137,12 +139,12 @@ class Keeper:
         if self.every_steps and (done.epoch * self._steps + done.step) % self.every_steps == 0:
             self._try(seconds)
 
-    def after_epoch(self) -> None:
-        """Save where that is due."""
+    def after_epoch(self, last: bool) -> None:
+        """Save where that is due; ``last``: none comes after it."""
         done = self._position()
         if self.signals.received is not None:
             self._stop(0.0)
-        if self.every and (done.epoch % self.every == 0 or done.epoch == done.epochs):
+        if self.every and (done.epoch % self.every == 0 or last):
             self._try(0.0)
 
     def left(self) -> str:
@@ -159,23 +161,23 @@ class Keeper:
             TrainingError: a parameter is not finite; what was there is there still.
             TypeError: the state holds something that a checkpoint cannot.
         """
-        job, done = self._job, self._position()
-        bad = _not_finite(job)
+        run, done = self._run, self._position()
+        bad = _not_finite(run)
         if bad is not None:
             raise TrainingError(f"{bad} is not finite at {done}; a smaller lr may help; {self.left()}")
         tensors: dict[str, Tensor] = {}
         state = {
-            "net": job.model.state_dict(),
-            "loss": job.loss.state_dict(),
-            "optimizer": job.optimizer.state_dict(),
+            "net": run.model.state_dict(),
+            "loss": run.loss.state_dict(),
+            "optimizer": run.optimizer.state_dict(),
             "loop": self._loop.state(),
-            "random": _random_state(job.x.device),
+            "random": _random_state(run.device),
         }
         content = {
             "format": _FORMAT,
             "metadata": done._asdict(),
-            "made by": identity.environment(job.x.device),
-            "run": self._run,
+            "made by": identity.environment(run.device),
+            "run": self._described,
             "factors": identity.factors_digest(self._done_factors(done)),
             "epochs": [asdict(epoch) for epoch in self._history.epochs],
             "seconds": [self._history.seconds, seconds],
@@ -213,34 +215,34 @@ class Keeper:
         raise Interrupted(f"interrupted after {self._position()}; {outcome}", self.signals.received)
 
     def _resume(self, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
-        job, there = self._job, _position(content)
+        run, there = self._run, _position(content)
         state = unflatten(content["state"], tensors)
-        checkpoint.check(job.model, state["net"], str(self.path))
+        checkpoint.check(run.model, state["net"], str(self.path))
         self._check_run(content, there, state["optimizer"]["param_groups"])
-        other = identity.differences(content["made by"], identity.environment(job.x.device))
+        other = identity.differences(content["made by"], identity.environment(run.device))
         if other:
             warnings.warn(f"{self.path}: the bits may be others now: {'; '.join(other)}", stacklevel=4)
-        checkpoint.put(job.model, state["net"])
-        checkpoint.put(job.loss, state["loss"])
+        checkpoint.put(run.model, state["net"])
+        checkpoint.put(run.loss, state["loss"])
         self._load_optimizer(state["optimizer"])
         self._loop.load_state(state["loop"])
         self._history.epochs[:] = [Epoch(**epoch) for epoch in content["epochs"]]
         before, self._seconds = content["seconds"]
         self._history.seconds = before + self._seconds
         self._saved = there
-        _set_random_state(state["random"], job.x.device)
+        _set_random_state(state["random"], run.device)
 
     def _check_run(self, content: dict[str, Any], there: Position, groups: list[dict[str, Any]]) -> None:
         """The checkpoint's run against this one."""
-        own = identity.hyperparameters(self._job.optimizer.param_groups)
+        own = identity.hyperparameters(self._run.optimizer.param_groups)
         # Somebody may have set a rate while it ran: the optimizer may be as that run began, or as it was.
         if json.dumps(own) == json.dumps(identity.hyperparameters(groups)):
             content["run"].update(own)
-        problems = identity.differences(content["run"], self._run, self.changed)
+        problems = identity.differences(content["run"], self._described, self.changed)
         here = self._position()
         if there.epoch + bool(there.step) > here.epochs:
             problems.append(f"epochs: it is of {there}, and all are {here.epochs}")
-        elif there.step and content["run"]["batch_size"] != self._run["batch_size"]:
+        elif there.step and content["run"]["batch_size"] != self._described["batch_size"]:
             problems.append(f"batch_size: it is of {there}, and within an epoch it cannot change")
         elif not problems and not self.changed & {"schedule", "batch_size"}:
             done = self._done_factors(there)
@@ -250,7 +252,7 @@ class Keeper:
             raise ValueError(f"{self.path}: the checkpoint of another run: {'; '.join(problems)}")
 
     def _load_optimizer(self, state: dict[str, Any]) -> None:
-        optimizer = self._job.optimizer
+        optimizer = self._run.optimizer
         chosen = [{name: group[name] for name in self.changed & {*group}} for group in optimizer.param_groups]
         optimizer.load_state_dict(state)
         for group, own in zip(optimizer.param_groups, chosen):
@@ -279,10 +281,10 @@ def _position(content: dict[str, Any]) -> Position:
     return Position(**content["metadata"])
 
 
-def _not_finite(job: Job) -> str | None:
+def _not_finite(run: Run) -> str | None:
     """The name of a trained parameter with a NaN or an infinity."""
-    trained = {id(p) for group in job.optimizer.param_groups for p in group["params"]}
-    named = [(name, p) for name, p in job.model.named_parameters() if id(p) in trained]
+    trained = {id(p) for group in run.optimizer.param_groups for p in group["params"]}
+    named = [(name, p) for name, p in run.model.named_parameters() if id(p) in trained]
     if not named:
         return None
     finite = torch.stack([torch.isfinite(p.detach()).all() for _, p in named]).tolist()

@@ -104,9 +104,11 @@ class SharedExecutor(AutogradExecutor):
         self._ranks, loss = ranks, job.loss
         self._of_part: Callable[[Tensor], Tensor | int] = len  # what a part's loss has been divided by
         self._of_batch: Callable[[Tensor], Tensor | int] = len  # and what it should have been
+        if isinstance(loss, nn.MSELoss) and loss.reduction == "sum":
+            self._of_part = self._of_batch = _one
         if isinstance(loss, nn.CrossEntropyLoss) and type(loss) in (nn.CrossEntropyLoss, CrossEntropyLoss):
             if loss.reduction == "mean" and (loss.weight is not None or (job.y == loss.ignore_index).any()):
-                self._of_batch = partial(_weight, loss.weight, loss.ignore_index)
+                self._of_batch = partial(label_weight, loss.weight, loss.ignore_index)
             if loss.reduction == "sum":
                 self._of_batch = _one
             if loss.reduction in ("mean", "sum"):
@@ -135,7 +137,7 @@ class SharedExecutor(AutogradExecutor):
 
     def _count(self, value: Tensor, logits: Tensor, y: Tensor) -> None:
         self.sums[0] += value * (self._rows / self._ranks.size)
-        if not self._empty:
+        if not self._empty and not y.is_floating_point():
             self.sums[1] += (logits.argmax(1) == y).sum()
 
 
@@ -143,7 +145,7 @@ def _one(labels: Tensor) -> int:
     return 1
 
 
-def _weight(weight: Tensor | None, ignore_index: int, labels: Tensor) -> Tensor:
+def label_weight(weight: Tensor | None, ignore_index: int, labels: Tensor) -> Tensor:
     """The sum of the labels' class weights; an ignored label has none."""
     counts = labels != ignore_index
     if weight is None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fastmlp.data import DataError, Images, batches, fashion_mnist, load, synthetic
-from fastmlp.data.fashion_mnist import _FILES
+from fastmlp.data.idx import _FILES
 from tests.fashion import real_data
 
 

@@ -1,23 +1,30 @@
-"""Fashion-MNIST through torchvision, from files that are there or that it downloads."""
+"""Fashion-MNIST, MNIST and KMNIST through torchvision: files that are there, or that it downloads."""
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fastmlp.data.errors import DataError
 from fastmlp.data.images import Images
-from fastmlp.data.synthetic import synthetic
 
-_DOWNLOAD_TIMEOUT = 10.0  # seconds without an answer, before the embedded set takes over
-# name: (magic number, bytes of header, items)
+#: By name: torchvision's class, which is also the folder, and what people call it.
+SETS = {
+    "fashion-mnist": ("FashionMNIST", "Fashion-MNIST"),
+    "mnist": ("MNIST", "MNIST"),
+    "kmnist": ("KMNIST", "KMNIST"),
+}
+_DOWNLOAD_TIMEOUT = 10.0  # seconds without an answer
+# Of each of the sets; name: (magic number, bytes of header, items)
 _FILES = {
     "train-images-idx3-ubyte": (2051, 16, 60_000 * 784),
     "train-labels-idx1-ubyte": (2049, 8, 60_000),
@@ -26,85 +33,74 @@ _FILES = {
 }
 
 
-class DataError(Exception):
-    """Data that is missing, broken or cannot be loaded; the message says what to do."""
-
-
-def load(data: Path | None, say: Callable[[str], None], seed: int = 0) -> tuple[Images, Images]:
-    """Fashion-MNIST; or, said aloud, the synthetic set where it cannot be downloaded.
-
-    Args:
-        data: a directory that holds it already; None to download it.
-        say: called with the message that the synthetic set takes its place.
-        seed: of the synthetic set.
-
-    Raises:
-        DataError: ``data`` is given, and what is there is missing or broken.
-    """
-    if data is not None:
-        return fashion_mnist(data)
-    try:
-        return fashion_mnist(cache_directory(), download=True)
-    except DataError as error:
-        say(f"Fashion-MNIST is not to be had ({error}). Training on the embedded synthetic set instead.")
-        return synthetic(seed)
-
-
 def cache_directory() -> Path:
     """Where downloads go: ``FASTMLP_DATA``, by default ``~/.cache/fastmlp/data``."""
     return Path(os.environ.get("FASTMLP_DATA") or Path.home() / ".cache" / "fastmlp" / "data")
 
 
 def fashion_mnist(root: Path | str, download: bool = False) -> tuple[Images, Images]:
-    """Train and test set from ``root``/FashionMNIST/raw.
+    """`read` of "fashion-mnist"."""
+    return read("fashion-mnist", root, download)
 
-    Source: ``torchvision.datasets.FashionMNIST``, whose ``root`` this is.
+
+def read(name: str, root: Path | str, download: bool = False) -> tuple[Images, Images]:
+    """Train and test set from ``root``/FashionMNIST/raw, ``root``/MNIST/raw or ``root``/KMNIST/raw.
+
+    Source: ``torchvision.datasets``, whose ``root`` this is.
 
     Args:
-        root: the directory that holds or receives the folder FashionMNIST.
+        name: one of `SETS`.
+        root: the directory that holds or receives the set's folder.
         download: fetch what is missing.
 
     Raises:
         DataError: torchvision is missing, nothing can be downloaded, or a file is absent, ragged or
             truncated.
     """
-    root = Path(root)
-    dataset = _dataset_class()
-    if download and not all((_raw(root) / name).exists() for name in _FILES):
+    folder, title = SETS[name]
+    raw = Path(root) / folder / "raw"
+    dataset = _dataset_class(folder)
+    if download and not all((raw / file).exists() for file in _FILES):
         try:
             with _timeout(_DOWNLOAD_TIMEOUT), open(os.devnull, "w") as quiet, redirect_stdout(quiet):
-                dataset(root, download=True)
+                dataset(Path(root), download=True)
         except Exception as error:  # urllib's and torchvision's many ways to say no
-            raise DataError(f"the download failed: {str(error).splitlines()[-1].strip()}") from error
-    for name in _FILES:
-        _validate(_raw(root) / name)
-    train, test = (dataset(root, train=train) for train in (True, False))
-    return _images(train), _images(test)
+            reason = (str(error) or type(error).__name__).splitlines()[-1].strip()
+            raise DataError(
+                f"the download of {title} failed: {reason}; on a machine without a network, put its four "
+                f"files, unpacked, into {raw}"
+            ) from error
+    for file in _FILES:
+        _validate(raw / file, title)
+    train, test = (_images(dataset(Path(root), train=train), title) for train in (True, False))
+    return train, test
 
 
-def _images(dataset: Any) -> Images:
+def _images(dataset: Any, title: str) -> Images:
     labels = dataset.targets.to(torch.int64)
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(dataset.classes):
         raise DataError(f"{dataset.raw_folder}: labels reach {int(labels.max())}, expected 0 to 9")
-    return Images(dataset.data, labels, tuple(dataset.classes), "Fashion-MNIST")
+    return Images(dataset.data, labels, tuple(dataset.classes), title)
 
 
-def _dataset_class() -> Any:
+def _dataset_class(name: str) -> Any:
     try:
-        from torchvision.datasets import FashionMNIST
+        return getattr(importlib.import_module("torchvision.datasets"), name)
     except (ImportError, OSError, RuntimeError) as error:  # beside a CPU-only torch it fails as it loads
-        raise DataError(
-            f"torchvision cannot be imported ({error}); install it with `pip install torch torchvision`, "
-            "both from the same index"
-        ) from error
-    return FashionMNIST
+        raise DataError(f"torchvision cannot be imported ({error}); {_remedy()}") from error
 
 
-def _raw(root: Path) -> Path:
-    return root / "FashionMNIST" / "raw"
+def _remedy() -> str:
+    """What to install: the torchvision of another index than torch's own does not load beside it."""
+    if torch.version.cuda is None and getattr(torch.version, "hip", None) is None:
+        return (
+            f"beside this CPU-only torch {torch.__version__} install its own: `pip install --force-reinstall "
+            "--no-deps torchvision --index-url https://download.pytorch.org/whl/cpu`"
+        )
+    return "install it with `pip install torch torchvision`, both from the same index"
 
 
-def _validate(path: Path) -> None:
+def _validate(path: Path, title: str) -> None:
     """Check an IDX file's header and length, which torchvision takes on trust."""
     magic, header, items = _FILES[path.name]
     try:
@@ -124,7 +120,7 @@ def _validate(path: Path) -> None:
     if size != promised:
         raise DataError(f"{path}: its header promises {tuple(shape)}, {promised} bytes, but it has {size}")
     if promised != header + items:
-        raise DataError(f"{path}: expected {items} items of Fashion-MNIST, got {tuple(shape)}")
+        raise DataError(f"{path}: expected {items} items of {title}, got {tuple(shape)}")
 
 
 @contextmanager

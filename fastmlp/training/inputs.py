@@ -1,0 +1,160 @@
+"""What `fit` takes as data, made a `Source`: checked, and on the device if it is small enough."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from fastmlp.data import Images, Samples
+from fastmlp.functional.quantized import INTEGERS
+from fastmlp.modules.dequantize import dequantizes
+from fastmlp.training.pairs import Pair, as_targets, check_pair, kind_of, pair_of
+from fastmlp.training.sources import Arrays, Items, Loader, Resident, Source
+
+#: Features with labels or targets: a set, a pair of tensors or of NumPy arrays, or one of torch's; see `fit`.
+Data = Images | Samples | tuple[Any, Any] | Dataset[Any] | DataLoader[Any]
+
+#: Examples a step, where nobody says.
+BATCH = 256
+#: Arrays and map-style data sets of at most so many bytes are put on the device as a whole.
+RESIDENT = 1 << 30
+_LOOKS = 4  # at one example, to see whether it stays the same
+_PLAIN = (tuple, list, dict, str, bytes)
+_CHUNK = 1024  # examples of a data set that are read at a time
+
+
+def take(
+    data: Data, name: str, device: torch.device, net: nn.Module, batch_size: int | None = None
+) -> Source:
+    """``data``, called ``name`` in messages, for ``net`` on ``device``. Nothing is written.
+
+    ``batch_size`` is that of the steps, if it was asked for; a DataLoader has its own.
+
+    Raises:
+        ValueError: it is nothing that `fit` takes, with what was expected.
+    """
+    dtype = next((p.dtype for p in net.parameters() if p.is_floating_point()), torch.float32)
+    source = _source(data, name, device, dtype, batch_size)
+    x, _ = source.example()
+    if not (x.is_floating_point() or x.dtype in (INTEGERS if dequantizes(net) else (torch.uint8,))):
+        integers = "uint8 or int8" if dequantizes(net) else "uint8"
+        raise ValueError(f"{name}: expected features that are floating or {integers}, got {x.dtype}")
+    return source
+
+
+def _source(data: Any, name: str, device: torch.device, dtype: torch.dtype, asked: int | None) -> Source:
+    if isinstance(data, Images):
+        return _resident((data.images.flatten(1), data.labels), name, device)
+    if isinstance(data, Samples):
+        return _resident((data.x, data.y), name, device)
+    if isinstance(data, DataLoader):
+        if asked is not None and asked != data.batch_size:
+            raise ValueError(
+                f"batch_size: expected None, as the DataLoader has {data.batch_size}, got {asked}"
+            )
+        return Loader(name, device, data, dtype)
+    if isinstance(data, IterableDataset):
+        return Loader(name, device, DataLoader(data, batch_size=asked or BATCH), dtype)
+    if isinstance(data, TensorDataset):
+        return _arrays(pair_of(data.tensors, name, "tensors"), name, device, dtype)
+    if isinstance(data, (tuple, list)) and len(data) == 2:
+        if all(isinstance(part, Tensor) for part in data):
+            return _resident((data[0], data[1]), name, device)
+        if all(_is_array(part) or isinstance(part, Tensor) for part in data):
+            return _arrays((data[0], data[1]), name, device, dtype)
+    elif (
+        hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, (*_PLAIN, Tensor))
+    ):
+        return _items(data, name, device, dtype)
+    inside = f" with {kind_of(data[0])}" if isinstance(data, (tuple, list)) and len(data) else ""
+    raise ValueError(
+        f"{name}: expected Images, Samples, a pair of tensors or of NumPy arrays, a Dataset or a DataLoader, "
+        f"got {kind_of(data)}{inside}"
+    )
+
+
+def _resident(pair: Pair, name: str, device: torch.device) -> Resident:
+    check_pair(*pair, name)
+    return Resident(name, pair[0].to(device), pair[1].to(device))
+
+
+def _arrays(pair: tuple[Any, Any], name: str, device: torch.device, dtype: torch.dtype) -> Resident | Arrays:
+    """Arrays and tensors on the host, on the device if they are small."""
+    x, y = (_tensor(part, name) for part in pair)
+    y = as_targets(y)  # labels are looked at as a whole, and kept
+    check_pair(x, y, name)
+    if x.nbytes + y.nbytes <= RESIDENT or not x.is_cpu:
+        x, y = (t.to(dtype) if t.is_floating_point() else t for t in (x, y))
+        return Resident(name, x.to(device), y.to(device))
+    maps = [part._mmap for part in pair if _is_shared_map(part)]
+    return Arrays(name, device, (x, y), dtype, maps)
+
+
+def _items(data: Any, name: str, device: torch.device, dtype: torch.dtype) -> Resident | Items:
+    """A map-style data set: read into memory once, if it is small and its examples stay as they are."""
+    if len(data) == 0:
+        raise ValueError(f"{name}: expected at least one example, got none from {kind_of(data)}")
+    with torch.random.fork_rng(devices=[]):  # whoever draws when an example is read
+        looks = [pair_of(data[0], name, "examples") for _ in range(_LOOKS)]
+    x, y = looks[0]
+    if not isinstance(x, Tensor) and not _is_array(x):
+        raise ValueError(
+            f"{name}: expected examples whose features are a tensor or an array, got {kind_of(x)}"
+            + ("; torchvision.transforms.ToTensor() makes one of it" if "PIL" in kind_of(x) else "")
+        )
+    if not isinstance(y, (Tensor, int, float, list, tuple)) and not hasattr(y, "dtype"):
+        raise ValueError(
+            f"{name}: expected examples whose target is a number, a tensor or an array, got {kind_of(y)}"
+        )
+    size = torch.as_tensor(x).nbytes + torch.as_tensor(y).nbytes
+    fixed = all(_same(a, b) for look in looks[1:] for a, b in zip(looks[0], look))
+    items = Items(name, device, data, dtype, fixed)
+    if not fixed or len(data) * size > RESIDENT:
+        return items
+    whole: list[Tensor] = []
+    done = 0
+    for batch in items.read(_CHUNK):
+        parts = [t.to(dtype) if t.is_floating_point() else t for t in batch]
+        whole = whole or [torch.empty(len(data), *part.shape[1:], dtype=part.dtype) for part in parts]
+        for everything, part in zip(whole, parts):
+            everything[done : done + len(part)] = part
+        done += len(parts[0])
+    return Resident(name, whole[0].to(device), whole[1].to(device))
+
+
+def _tensor(array: Any, name: str) -> Tensor:
+    """``array`` as a tensor of the same memory.
+
+    Raises:
+        ValueError: torch has no such.
+    """
+    if isinstance(array, Tensor):
+        return array
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it may not be writable: nobody here writes
+            return torch.from_numpy(array)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name}: expected an array that torch can read, got {array.dtype} of strides {array.strides} "
+            f"({error})"
+        ) from error
+
+
+def _is_array(value: object) -> bool:
+    numpy = sys.modules.get("numpy")  # which torch does without, and whoever has an array has imported
+    return numpy is not None and isinstance(value, numpy.ndarray)
+
+
+def _is_shared_map(value: Any) -> bool:
+    """Whether pages of the file behind ``value`` can be given back: what was written to them is not lost."""
+    return getattr(value, "_mmap", None) is not None and value.mode != "c"
+
+
+def _same(one: Any, other: Any) -> bool:
+    return torch.equal(torch.as_tensor(one), torch.as_tensor(other))

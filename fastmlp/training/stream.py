@@ -1,0 +1,109 @@
+"""Epochs over data that stays on the host: step by step, by any executor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from fastmlp.engine import Executor, choose
+from fastmlp.engine.autograd import AutogradExecutor
+from fastmlp.engine.step_loop import StepLoop
+from fastmlp.training.history import TrainingError
+from fastmlp.training.pairs import Pair
+from fastmlp.training.sources import Source
+
+
+class StreamLoop(StepLoop):
+    """Hands each batch of a `Source` to the executor as it arrives.
+
+    The order of what can be indexed is drawn as a `StepLoop` draws it, so that the results are those of the
+    same data on the device, to the bit.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        optimizer: torch.optim.Optimizer,
+        source: Source,
+        batch: int,
+        generator: torch.Generator,
+    ) -> None:
+        none = torch.empty(0, device=source.device)  # x and y are the batch at hand
+        super().__init__(executor, optimizer, none, none, batch, generator)
+        self._source = source
+        #: Examples of the epoch so far.
+        self.seen = 0
+
+    def epoch(self, factors: Tensor, on_batch: Callable[[int], None] | None = None) -> tuple[float, float]:
+        """See `Loop.epoch`; without ``factors`` the epoch ends where the source does, and all are 1.
+
+        Raises:
+            TrainingError: the source gave more or fewer batches than it promised.
+        """
+        self.seen = self.done * self.batch
+        if not self.done:
+            self.executor.sums.zero_()
+        self._order = self.generator.get_state()
+        table = factors.tolist()
+        for x, y in self._batches():
+            if table and self.done == len(table):
+                raise TrainingError(
+                    f"{self._source.name}: its length is {len(table)} batches, but it gave more"
+                )
+            self.x, self.y = x, y
+            loss = self._step(None, table[self.done] if table else 1.0)
+            self.done += 1
+            self.seen += len(y)
+            if self.looks and not math.isfinite(loss.item()):
+                break
+            if on_batch is not None:
+                on_batch(len(y))
+        else:
+            if self.done < max(len(table), 1):
+                raise TrainingError(
+                    f"{self._source.name}: expected {len(table) or 'some'} batches, it gave {self.done}"
+                )
+            self.done = 0
+        total, right = self.executor.sums.tolist()
+        return total, right
+
+    def _batches(self) -> Iterator[Pair]:
+        count, order = self._source.count, None
+        if count is not None:
+            device = self.generator.device
+            order = torch.randperm(count, generator=self.generator, device=device).cpu()
+        return self._source.batches(self.batch, order, self.done)
+
+
+def loop(
+    engine: str,
+    model: nn.Module,
+    loss: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    source: Source,
+    batch: int,
+    generator: torch.Generator,
+    dtype: torch.dtype,
+) -> StreamLoop:
+    """The loop that ``engine`` names, as `choose.loop`, for a source that is not on the device.
+
+    Raises:
+        ValueError: that engine cannot run here, with the reason.
+    """
+    if engine not in choose.ENGINES:
+        raise ValueError(f"engine: expected one of {', '.join(choose.ENGINES)}, got {engine!r}")
+    if engine in ("graph", "persistent"):
+        raise ValueError(
+            f"engine: {engine!r} cannot run this: {source.name} comes from the host batch by batch"
+        )
+    found = "eager is asked for" if engine == "eager" else choose.recognise(model, loss, optimizer, dtype)
+    if isinstance(found, str):
+        if engine == "fused":
+            raise ValueError(f"engine: {engine!r} cannot run this: {found}")
+        executor: Executor = AutogradExecutor(model, loss, optimizer, source.device, dtype)
+    else:
+        executor = choose.of_network(found, optimizer, dtype)
+    return StreamLoop(executor, optimizer, source, batch, generator)

@@ -3,23 +3,79 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 try:
     import rich  # noqa: F401
     import safetensors  # noqa: F401 - better missed now than when a trained net is to be saved
+    import tomli_w  # noqa: F401 - likewise
     import typer
 except ImportError as error:  # pragma: no cover
     sys.exit(f"fastmlp: the command line needs more ({error}): pip install 'fastmlp[train]'")
 
-from fastmlp.cli import info, profile, train
+from typer.core import TyperGroup
+
+import fastmlp
+from fastmlp.cli import eval, info, predict, profile, train
+from fastmlp.cli.common import errors
+
+EXAMPLE = """Example: fastmlp train --dataset digits && fastmlp eval runs/mlp.safetensors
+
+Exit status: 0 done; 1 failed, with one line on stderr; 2 wrong usage; 130 Ctrl-C, 143 SIGTERM.
+
+fastmlp COMMAND --help has an example of each. --install-completion teaches your shell to complete."""
+
+# click's, wherever this typer has its click.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+
+class _OneLine(TyperGroup):
+    """Wrong usage is one line on stderr, as every error is; no arguments at all ask for help."""
+
+    def main(self, args: Sequence[str] | None = None, **options: Any) -> Any:  # type: ignore[override]
+        args = sys.argv[1:] if args is None else args
+        try:
+            code = super().main(args or ["--help"], **{**options, "standalone_mode": False})
+        except _UsageError as error:
+            context = getattr(error, "ctx", None)
+            about = f" (see {context.command_path} --help)" if context else ""
+            message = " ".join(error.format_message().split()).rstrip(".")  # type: ignore[attr-defined]
+            errors.print(f"error: {message}{about}", style="red")
+            code = 2
+        except typer.Abort:
+            errors.print("error: interrupted", style="red")
+            code = 130
+        sys.exit(code)
+
 
 app = typer.Typer(
-    no_args_is_help=True,
+    cls=_OneLine,
     add_completion=True,
-    help="Multilayer perceptrons for PyTorch, fused.",
+    epilog=EXAMPLE,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"fastmlp {fastmlp.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Say which, and exit."
+    ),
+) -> None:
+    """Multilayer perceptrons for PyTorch, fused."""
+
+
 app.command("train", epilog=train.EXAMPLE)(train.train)
+app.command("eval", epilog=eval.EXAMPLE)(eval.evaluate)
+app.command("predict", epilog=predict.EXAMPLE)(predict.predict)
 app.command("info", epilog=info.EXAMPLE)(info.info)
 app.command("profile", epilog=profile.EXAMPLE)(profile.profile)

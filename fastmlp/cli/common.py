@@ -1,19 +1,29 @@
-"""What the commands share: the consoles, an error in a line, options that several have."""
+"""What the commands share: the consoles, an error in a line, JSON, options that several have."""
 
 from __future__ import annotations
 
+import difflib
+import json
+import sys
 from enum import Enum
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 import typer
 from rich.console import Console
 
-from fastmlp.training import distributed
+from fastmlp.training import atomic, distributed
 
 # No markup: a path or a message may hold brackets.
-console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+_console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+DEVICE_HELP = "cpu, cuda, cuda:1; default: the GPU if there is one."
+NET_HELP = "The file that train saved with --out."
+DATASET_HELP = "Another than that of its training."
+DATA_HELP = "Holds its files, as FashionMNIST/raw; default: as in training."
+JSON_HELP = "One JSON object on stdout, and nothing else; messages go to stderr."
 
 
 class Dtype(str, Enum):
@@ -24,10 +34,61 @@ class Dtype(str, Enum):
     float16 = "float16"
 
 
+class Dataset(str, Enum):
+    """The data sets by name: `fastmlp.data.NAMES`."""
+
+    fashion_mnist = "fashion-mnist"
+    mnist = "mnist"
+    kmnist = "kmnist"
+    digits = "digits"
+    diabetes = "diabetes"
+    synthetic = "synthetic"
+
+
+def names_of(kind: type[Enum]) -> str:
+    """The names that an option may have, for its help."""
+    return ", ".join(member.value for member in kind)
+
+
+def start(as_json: bool) -> Console:
+    """Where this command's messages go: with --json stdout is the object's alone.
+
+    Of several processes the first one says what all have to say.
+    """
+    _console.quiet = errors.quiet = distributed.rank() > 0
+    return errors if as_json else _console
+
+
+def emit(found: dict[str, Any]) -> None:
+    """The one JSON object."""
+    sys.stdout.write(json.dumps(found, indent=2) + "\n")
+
+
+def warn(message: str) -> None:
+    """A line that is not the command's result, on stderr."""
+    errors.print(message, style="yellow")
+
+
 def fail(message: str, code: int = 1) -> NoReturn:
     """One line on stderr, and out."""
     errors.print(f"error: {message}", style="red")
     raise typer.Exit(code)
+
+
+def one_of(names: tuple[str, ...], text: str, option: str) -> None:
+    """See that an option is one of the ``names``."""
+    if text not in names:
+        close = difflib.get_close_matches(text, names, 1)
+        meant = f"; did you mean {close[0]}?" if close else ""
+        fail(f"{option} {text}: expected one of {', '.join(names)}{meant}", 2)
+
+
+def writable(path: Path, option: str) -> None:
+    """Say before the work that what comes of it cannot be saved."""
+    try:
+        atomic.prepare(path)
+    except OSError as error:
+        fail(f"{option} {path}: {'a directory' if path.is_dir() else error.strerror or error}")
 
 
 def device_of(text: str) -> torch.device:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import platform
 from importlib import metadata
+from pathlib import Path
+from typing import Any
 
 import torch
 import typer
@@ -11,59 +13,169 @@ from rich.table import Table
 
 import fastmlp
 from fastmlp import backends, plans
-from fastmlp.cli.common import Dtype, console, fail, widths_of
+from fastmlp.cli.common import JSON_HELP, Dtype, emit, fail, names_of, start, widths_of
 from fastmlp.devices import DEVICES
 
 EXAMPLE = "Example: fastmlp info --widths 32,64,64,64,4 --batch 65536 --dtype bfloat16 --on h100"
 
+_NET = "The net whose cost is shown"
+_DTYPES = names_of(Dtype)
+
+
+def _completed(incomplete: str) -> list[str]:
+    return [name for name in DEVICES if name.startswith(incomplete)]
+
+
+#: What of /proc/cpuinfo matters to matrix products.
+_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8")
+
 
 def info(
-    widths: str = typer.Option("784,256,10", help="Of the net whose cost is shown: input and every layer."),
-    batch: int = typer.Option(256, min=1, help="Rows."),
-    dtype: Dtype = typer.Option(Dtype.float32, help="That everything is in."),
-    on: str = typer.Option("", help="One of " + ", ".join(DEVICES) + "; default: the GPU here, else h200."),
-    inference: bool = typer.Option(False, "--inference", help="The forward alone, without a backward."),
+    widths: str = typer.Option(
+        "784,256,10", metavar="WIDTHS", help="Of its input and every layer.", rich_help_panel=_NET
+    ),
+    batch: int = typer.Option(256, metavar="N", min=1, help="Rows.", rich_help_panel=_NET),
+    dtype: Dtype = typer.Option(
+        Dtype.float32, metavar="NAME", help=f"That everything is in: {_DTYPES}.", rich_help_panel=_NET
+    ),
+    on: str = typer.Option(
+        "",
+        metavar="NAME",
+        help="One of " + ", ".join(DEVICES) + "; default: the GPU here, else h200.",
+        autocompletion=_completed,
+        rich_help_panel=_NET,
+    ),
+    inference: bool = typer.Option(
+        False, "--inference", help="The forward alone, without a backward.", rich_help_panel=_NET
+    ),
+    as_json: bool = typer.Option(False, "--json", help=JSON_HELP),
 ) -> None:
-    """Versions, the device, which backend would run and why; and what a net costs by each plan."""
+    """Versions, devices, which backend would run and why; and what a net costs by each plan."""
+    console = start(as_json)
     sizes = widths_of(widths, "--widths")
     if len(sizes) < 2:
         fail(f"--widths {widths}: expected two at least, such as 784,256,10", 2)
     if on and on not in DEVICES:
         fail(f"--on {on}: expected one of {', '.join(DEVICES)}", 2)
-    _print_versions()
-    found = fastmlp.cost(
+    cost = fastmlp.cost(
         sizes, batch, dtype=getattr(torch, dtype.value), device=on or None, training=not inference
     )
-    head, *rows = found.rows()
-    table = Table(*head, title=f"{plans.name(sizes)}: {found.title}", title_justify="left", box=None)
+    versions, devices = _versions(), _devices()
+    table = Table(show_header=False, box=None)
+    for name, text in versions.items():
+        table.add_row(name, text)
+    for about in devices:
+        table.add_row(about["device"], _line(about))
+        table.add_row("", f"{about['backend']}: {about['reason']}")
+    console.print(table)
+    console.print()
+    console.print(_table(sizes, cost))
+    for note in cost.notes():
+        console.print(note)
+    console.print(f"{cost.device.name}: {cost.device.source}", style="dim")
+    if as_json:
+        emit({"versions": versions, "devices": devices, "cost": _cost(sizes, cost)})
+
+
+def _versions() -> dict[str, str]:
+    """Of what runs here, and what is the matter with it."""
+    found = {
+        "fastmlp": fastmlp.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,  # with what it was built for
+    }
+    for name in ("triton", "torchvision", "scikit-learn", "tensorboard"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    problem = backends.triton_problem(True)
+    if problem is not None:
+        found["triton"] += (
+            f": {problem}, so GPUs run torch's own ops; PyTorch's CUDA build brings a Triton that fits"
+        )
+    if found["torchvision"] != "not installed":
+        try:
+            import torchvision  # noqa: F401
+        except Exception as error:  # beside a CPU-only torch it fails in ways of its own
+            found["torchvision"] += (
+                f": cannot be imported ({str(error).splitlines()[0]}); "
+                "pip install torch torchvision, both from the same index"
+            )
+    found["FASTMLP_BACKEND"] = backends.requested()
+    return found
+
+
+def _devices() -> list[dict[str, Any]]:
+    """The CPU and every GPU, and what would run on each."""
+    processor, sets = _processor()
+    found: list[dict[str, Any]] = [
+        {"device": "cpu", "name": processor, "threads": torch.get_num_threads(), "instructions": sets}
+    ]
+    for i in range(torch.cuda.device_count()):
+        facts = torch.cuda.get_device_properties(i)
+        capability = f"{facts.major}.{facts.minor}"
+        found.append(
+            {
+                "device": f"cuda:{i}",
+                "name": facts.name,
+                "capability": capability,
+                "memory": facts.total_memory,
+            }
+        )
+    for about in found:
+        try:
+            choice = backends.choose(torch.empty(1, device=about["device"]))
+            about |= {"backend": choice.backend.name if choice.backend else "torch", "reason": choice.reason}
+        except RuntimeError as error:  # Triton is asked for and cannot run
+            about |= {"backend": "none", "reason": f"cannot run: {error}"}
+    return found
+
+
+def _line(about: dict[str, Any]) -> str:
+    if about["device"] == "cpu":
+        return f"{about['name']}, {about['threads']} threads, {' '.join(about['instructions'])}"
+    return f"{about['name']}, compute capability {about['capability']}, {about['memory'] / 2**30:.1f} GiB"
+
+
+def _processor() -> tuple[str, list[str]]:
+    """The CPU's name, and of its instruction sets those that matter here."""
+    try:
+        lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
+    except OSError:
+        lines = []
+    facts = {name.strip(): value.strip() for name, _, value in reversed(lines)}
+    flags = {*facts.get("flags", "").split()}
+    known = [name for name in _FLAGS if name in flags] or [torch.backends.cpu.get_cpu_capability().lower()]
+    return facts.get("model name") or platform.processor() or platform.machine(), known
+
+
+def _table(sizes: list[int], cost: fastmlp.Cost) -> Table:
+    head, *rows = cost.rows()
+    table = Table(*head, title=f"{plans.name(sizes)}: {cost.title}", title_justify="left", box=None)
     for column in table.columns[1:]:
         column.justify = "right"
     for row in rows:
         table.add_row(*row)
-    console.print()
-    console.print(table)
-    for note in found.notes():
-        console.print(note)
-    console.print(f"{found.device.name}: {found.device.source}", style="dim")
+    return table
 
 
-def _print_versions() -> None:
-    table = Table(show_header=False, box=None)
-    table.add_row("fastmlp", fastmlp.__version__)
-    table.add_row("python", platform.python_version())
-    for name in ("torch", "triton", "torchvision", "safetensors"):
-        try:
-            table.add_row(name, metadata.version(name))
-        except metadata.PackageNotFoundError:
-            table.add_row(name, "not installed")
-    table.add_row("FASTMLP_BACKEND", backends.requested())
-    devices = [torch.device("cpu"), *(torch.device("cuda", i) for i in range(torch.cuda.device_count()))]
-    for device in devices:
-        try:
-            choice = backends.choose(torch.empty(1, device=device))
-            chosen = f"{choice.backend.name if choice.backend else 'torch'}: {choice.reason}"
-        except RuntimeError as error:
-            chosen = f"cannot run: {error}"
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-        table.add_row(f"on {device} ({name})", chosen)
-    console.print(table)
+def _cost(sizes: list[int], cost: fastmlp.Cost) -> dict[str, Any]:
+    """The table's numbers."""
+    return {
+        "widths": sizes,
+        "batch": cost.batch,
+        "dtype": str(cost.dtype).removeprefix("torch."),
+        "device": cost.device.name,
+        "training": cost.training,
+        "plans": {
+            name: {
+                "launches": plan.work.launches,
+                "operations": plan.work.operations,
+                "bytes": plan.work.bytes,
+                "floor_seconds": cost.seconds(name),
+            }
+            for name, plan in cost.plans.items()
+        },
+        "notes": cost.notes(),
+    }

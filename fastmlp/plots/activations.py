@@ -60,9 +60,7 @@ def activations(
     return figure
 
 
-def curves(
-    names: Sequence[str], *, device: torch.device | str | None = None
-) -> tuple[dict[str, Curve], str]:
+def curves(names: Sequence[str], *, device: torch.device | str | None = None) -> tuple[dict[str, Curve], str]:
     """What `activations` draws, and whose derivatives these are.
 
     Where the kernels run, a layer of one neuron with weight 1 forwards the grid, and its backward gives

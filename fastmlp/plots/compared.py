@@ -45,7 +45,9 @@ def compared(
         _curve(curves, row["train losses"], shades[i], dashes)
     if not named:
         for j, name in enumerate(groups):
-            here = [(places[row[x]], _mean(row["test accuracy"])) for row in rows if row.get(group, "") == name]
+            here = [
+                (places[row[x]], _mean(row["test accuracy"])) for row in rows if row.get(group, "") == name
+            ]
             here = [(place, mean) for place, mean in here if mean is not None]
             colour = style.colour(j) if len(groups) > 1 else style.GREY
             ends.plot(*zip(*here), style.DASHES[j], color=colour, linewidth=1.2, zorder=1, label=name)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from fastmlp.plots import style
 from fastmlp.training import History
 
-_PANELS = {"loss": ("train_loss", "test_loss"), "accuracy": ("train_accuracy", "test_accuracy")}
+#: A panel's name: what of an `Epoch` it shows, the training set's and the test set's.
+PANELS = {"loss": ("train_loss", "test_loss"), "accuracy": ("train_accuracy", "test_accuracy")}
 _SETS = ("train", "test")
 
 
@@ -20,7 +22,7 @@ def history(runs: History | Mapping[str, History], *, title: str = "") -> style.
     """The loss over the epochs, and beside it the accuracies where there are some.
 
     The test set's lines are solid, the training set's dashed, whose values are means over the epoch: each
-    example is seen before its own step. Several runs have a colour each.
+    example is seen before its own step. Several runs have a colour each, and thinner lines on thicker ones.
 
     Args:
         runs: what `fastmlp.fit` returned, or several of these by their names.
@@ -37,18 +39,17 @@ def history(runs: History | Mapping[str, History], *, title: str = "") -> style.
             raise ValueError(f"runs: expected epochs in each, got none{f' in {name!r}' if name else ''}")
     panels = {
         label: fields
-        for label, fields in _PANELS.items()
+        for label, fields in PANELS.items()
         if any(points(run, field) for run in named.values() for field in fields)
     }
     wide = 9.0 if len(panels) > 1 else 5.5
     figure = style.figure(wide, 3.4)
     for i, (label, fields) in enumerate(panels.items()):
-        _draw(figure.add_subplot(1, len(panels), i + 1), label, fields, named)
+        panel(figure.add_subplot(1, len(panels), i + 1), label, fields, named)
     if len(named) > 1:
-        handles = [Line2D([], [], color=style.colour(i), label=name) for i, name in enumerate(named)]
-        figure.legend(handles=handles, loc="outside upper center", ncols=min(5, len(named)), title=title)
-    elif title:
-        figure.suptitle(title, fontsize=10)
+        name_runs(figure, list(named), title)
+    else:
+        style.around(figure, title)
     return figure
 
 
@@ -58,19 +59,37 @@ def points(run: History, field: str) -> list[tuple[int, float]]:
     return [(number, value) for number, value in found if value is not None]
 
 
-def _draw(axis: Axes, label: str, fields: tuple[str, ...], runs: Mapping[str, History]) -> None:
+def panel(axis: Axes, label: str, fields: tuple[str, ...], runs: Mapping[str, History]) -> None:
+    """The curves of ``fields``, the training set's and the test set's, of each run."""
     for i, run in enumerate(runs.values()):
         for which, field, dashes in zip(_SETS, fields, ("--", "-")):
             found = points(run, field)
             if found:
                 colour = style.colour(i) if len(runs) > 1 else style.COLOURS[_SETS.index(which)]
-                few = len(found) <= 30
-                axis.plot(*zip(*found), dashes, color=colour, marker="o" if few else "", ms=3, label=which)
+                width = line_width(i, len(runs))
+                dots = {"marker": "o", "ms": 2 * width} if len(found) <= 30 else {}
+                axis.plot(*zip(*found), dashes, color=colour, linewidth=width, label=which, **dots)
     axis.set_xlabel("epoch")
     axis.set_ylabel(label)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(alpha=0.25)
     sets = dict(zip(*reversed(axis.get_legend_handles_labels())))
     if len(runs) > 1:  # the colours are the runs'
-        sets = {which: Line2D([], [], color=style.GREY, linestyle=h.get_linestyle()) for which, h in sets.items()}
+        sets = {
+            which: Line2D([], [], color=style.GREY, linestyle=h.get_linestyle()) for which, h in sets.items()
+        }
     axis.legend(sets.values(), sets.keys())
+
+
+def name_runs(figure: Figure, names: Sequence[str], title: str = "") -> None:
+    """Which colour is which run, above all panels."""
+    handles = [
+        Line2D([], [], color=style.colour(i), linewidth=line_width(i, len(names)), label=name)
+        for i, name in enumerate(names)
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(4, len(names)), title=title or None)
+
+
+def line_width(index: int, count: int) -> float:
+    """The later the line the thinner, so that those which lie upon each other are all seen."""
+    return 1.5 + 1.1 * min(3, count - 1 - index)

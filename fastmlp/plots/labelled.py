@@ -22,5 +22,7 @@ def check(labels: Tensor, predicted: Tensor, classes: Sequence[str]) -> tuple[Te
         if low < 0 or high >= len(classes):
             raise ValueError(f"{name}: expected indices from 0 to {len(classes) - 1}, got {low} to {high}")
     if labels.shape != predicted.shape:
-        raise ValueError(f"predicted: expected {tuple(labels.shape)}, one a label, got {tuple(predicted.shape)}")
+        raise ValueError(
+            f"predicted: expected {tuple(labels.shape)}, one a label, got {tuple(predicted.shape)}"
+        )
     return labels.detach().cpu().to(torch.int64), predicted.detach().cpu().to(torch.int64)

@@ -44,7 +44,9 @@ def predictions(
     total = int(wrong.sum())
     if only_wrong and not total:
         raise ValueError(f"only_wrong: none of the {len(labels):,} predictions is wrong")
-    chosen = (wrong.nonzero()[:, 0] if only_wrong else wrong.new_ones(len(wrong)).nonzero()[:, 0])[: rows * columns]
+    chosen = (wrong.nonzero()[:, 0] if only_wrong else wrong.new_ones(len(wrong)).nonzero()[:, 0])[
+        : rows * columns
+    ]
     columns = min(columns, len(chosen))
     rows = -(-len(chosen) // columns)
     figure = style.figure(max(5.0, 1.15 * columns), 1.5 * rows + 0.45)

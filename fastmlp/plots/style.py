@@ -27,6 +27,10 @@ SETTINGS: dict[str, Any] = {
     "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
     "legend.frameon": False,
     "legend.handlelength": 2.6,  # long enough for dashes
+    "lines.scale_dashes": False,  # dashes of lines that lie upon each other fall together
+    "lines.dashed_pattern": (6, 3),
+    "lines.dashdot_pattern": (7, 2.5, 1.5, 2.5),
+    "lines.dotted_pattern": (1.5, 2.5),
     "svg.hashsalt": "fastmlp",  # the same picture gives the same file
 }
 _DPI = 150
@@ -69,7 +73,7 @@ def around(figure: Figure, title: str = "", note: str = "") -> None:
     if title:
         figure.suptitle(title, fontsize=10)
     if note:
-        lines = textwrap.wrap(note, round(17 * figure.get_figwidth()))
+        lines = textwrap.wrap(note, round(22 * figure.get_figwidth()))
         figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=7, color=GREY)
 
 

@@ -28,7 +28,9 @@ STARTS: dict[str, _Start] = {
 }
 
 
-def mlp(hidden: Sequence[int], activation: str = "relu", start: str = "He", sizes: tuple[int, int] = (784, 10)) -> Sequential:
+def mlp(
+    hidden: Sequence[int], activation: str = "relu", start: str = "He", sizes: tuple[int, int] = (784, 10)
+) -> Sequential:
     """Linear layers with ``activation`` between them, their weights drawn as ``start`` says."""
     widths = [sizes[0], *hidden, sizes[1]]
     layers: list[nn.Module] = []
@@ -81,9 +83,7 @@ def _draw(x: str, log: bool = False, group: str = "") -> Callable[[Study], Figur
     def draw(study: Study) -> Figure:
         from fastmlp.plots.compared import compared  # matplotlib is needed by pictures alone
 
-        return compared(
-            study.rows, x, log=log, group=group, title=study.question, note=study.caption()
-        )
+        return compared(study.rows, x, log=log, group=group, title=study.question, note=study.caption())
 
     return draw
 
@@ -92,7 +92,7 @@ width = Exercise(
     "width",
     "How far does the width of one hidden layer carry?",
     _widths,
-    values=(1, 2, 4, 8, 16, 64, 256, 1024),
+    values=(4, 8, 16, 32, 64, 128, 256, 512),
     few=(4, 64),
     draw=_draw("width", log=True),
 )

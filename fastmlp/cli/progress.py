@@ -1,0 +1,97 @@
+"""The progress of a training: live on a terminal, a line an epoch anywhere."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from fastmlp.cli.common import warn
+from fastmlp.training import Epoch, Position
+
+
+class Live:
+    """Between `fit` and a terminal: its ``on_batch`` and ``on_epoch``, as a context.
+
+    The loss and the accuracy are the last epoch's. Those of the epoch that runs add up on the device, and
+    nobody waits for it.
+
+    Args:
+        console: where it is shown.
+        count: examples of an epoch.
+        epochs: of the whole run.
+        done: where it goes on.
+        batch_size: examples of a step.
+    """
+
+    def __init__(
+        self, console: Console, count: int, epochs: int, done: Position | None, batch_size: int
+    ) -> None:
+        columns = (
+            _Epoch(count, epochs),
+            BarColumn(bar_width=16),
+            _Examples(count),
+            TextColumn("{task.fields[last]}"),
+            _Rate(),
+            TimeRemainingColumn(),
+        )
+        self._console = console
+        self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        past = done.epoch * count + done.step * batch_size if done else 0
+        self._task = self._progress.add_task("", total=count * epochs, completed=past, last="", rate=None)
+
+    def on_batch(self, examples: int) -> None:
+        """So many more are on their way."""
+        self._progress.advance(self._task, examples)
+
+    def on_epoch(self, epoch: Epoch) -> None:
+        """A line, and the numbers beside the bar."""
+        accuracy = epoch.train_accuracy if epoch.test_accuracy is None else epoch.test_accuracy
+        last = f"loss {epoch.train_loss:.4f}" + ("" if accuracy is None else f"  accuracy {accuracy:.4f}")
+        self._progress.update(self._task, last=last, rate=epoch.examples_per_second)
+        told = epoch if epoch.test_accuracy is None else replace(epoch, test_loss=None)  # a line's width
+        self._console.print(str(told))
+
+    def __enter__(self) -> Live:
+        self._warnings = warnings.catch_warnings()
+        self._warnings.__enter__()
+        warnings.showwarning = lambda message, *_, **__: warn(str(message))
+        self._progress.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.__exit__(kind, error, trace)
+        self._warnings.__exit__(kind, error, trace)
+
+
+class _Epoch(ProgressColumn):
+    def __init__(self, count: int, epochs: int) -> None:
+        super().__init__()
+        self._count, self._epochs = count, epochs
+
+    def render(self, task: Task) -> Text:
+        number = min(int(task.completed) // self._count + 1, self._epochs)
+        return Text(f"epoch {number}/{self._epochs}", no_wrap=True)
+
+
+class _Examples(ProgressColumn):
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self._count = count
+
+    def render(self, task: Task) -> Text:
+        width = len(f"{self._count:,}")
+        return Text(f"{int(task.completed) % self._count:{width},}/{self._count:,}", no_wrap=True)
+
+
+class _Rate(ProgressColumn):
+    """The last epoch's; in the first one the host's."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.fields['rate'] or task.speed or 0:,.0f} examples/s", no_wrap=True)

@@ -28,6 +28,7 @@ BOTH = [path for name in run.NAMES for path in (HERE / f"{name}.ipynb", HERE / "
 PAGES = [*BOTH, HERE / "index.md", HERE / "zh" / "index.md"]
 _MACHINE = re.compile(r"(?<![\w.:/])/(?:home|root|tmp|usr|opt|var|work|mnt|Users)\b")
 _HIDDEN = re.compile(r"```.*?```|\$\$.*?\$\$|<[^>]*>", re.DOTALL)  # what no translation changes
+_SHARED = (r"(?m)^(?:#+ |1\. |- |<details>)", r"\$\$?[^$]+\$\$?", r"```[^`]+```|`[^`]+`", r"\]\([^)]+\)")
 _CHINESE = re.compile(r"[\u4e00-\u9fff]")
 
 
@@ -49,6 +50,11 @@ def texts(notebook: NotebookNode) -> list[str]:
             found += [output.get("text", ""), *(str(data[kind]) for kind in data if kind.startswith("text/"))]
             found += output.get("traceback", [])
     return found
+
+
+def substance(prose: str) -> list[list[str]]:
+    """What a translation keeps: headings, list items and answers, formulas, code, links."""
+    return [sorted(re.findall(pattern, prose)) for pattern in _SHARED]  # a language has its own order
 
 
 @pytest.mark.slow
@@ -90,8 +96,9 @@ def test_translation(name: str) -> None:
         if cell.cell_type == "markdown":
             for paragraph in re.split(r"\n\s*\n", _HIDDEN.sub("", cell.source)):
                 assert not re.search(r"\w", paragraph) or _CHINESE.search(paragraph), paragraph
-    for cell in english.cells:
+    for cell, other in zip(english.cells, chinese.cells):
         assert not _CHINESE.search(cell.source), cell.id
+        assert substance(cell.source) == substance(other.source), cell.id
 
 
 def test_translation_of_other_cells() -> None:

@@ -13,6 +13,8 @@ from fastmlp.activations import NAMES, from_module, module_of
 from fastmlp.functional import linear_act
 from fastmlp.plots import style
 
+#: The book's, and three that came later.
+SHOWN = ("relu", "prelu", "sigmoid", "tanh", "gelu", "silu")
 _TITLES = {"relu": "ReLU", "prelu": "PReLU", "gelu": "GELU", "gelu_tanh": "GELU (tanh)", "silu": "SiLU"}
 _RANGE, _POINTS = 5.0, 401
 
@@ -27,7 +29,7 @@ class Curve(NamedTuple):
 
 @style.styled
 def activations(
-    names: Sequence[str] = ("relu", "prelu", "sigmoid", "tanh", "gelu", "silu"),
+    names: Sequence[str] = SHOWN,
     *,
     device: torch.device | str | None = None,
 ) -> style.Picture:
@@ -64,8 +66,8 @@ def curves(names: Sequence[str], *, device: torch.device | str | None = None) ->
     """What `activations` draws, and whose derivatives these are.
 
     Where the kernels run, a layer of one neuron with weight 1 forwards the grid, and its backward gives
-    the gradient: both from the device functions in ``kernels/activations.py``. Elsewhere they are those of the
-    table `fastmlp.activations`, which the device functions are tested against.
+    the gradient: both from the device functions in ``kernels/activations.py``. Elsewhere they are those of
+    the table `fastmlp.activations`, which the device functions are tested against.
     """
     if not names:
         raise ValueError(f"names: expected some of {', '.join(NAMES)}, got none")

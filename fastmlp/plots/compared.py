@@ -23,7 +23,7 @@ def compared(
     """Test accuracy over ``x``, the mean and range of the seeds, and beside it the training loss by epoch.
 
     Args:
-        rows: "test accuracy", a number a seed, None where it diverged; "train losses", a list of numbers a seed.
+        rows: "test accuracy", a number a seed, None where it diverged; "train losses", a list a seed.
         x: the rows' entry on the horizontal axis: numbers, or texts in the rows' order.
         log: whether its axis is logarithmic.
         group: another entry, with a line for each of its values.

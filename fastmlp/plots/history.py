@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -67,7 +68,7 @@ def panel(axis: Axes, label: str, fields: tuple[str, ...], runs: Mapping[str, Hi
             if found:
                 colour = style.colour(i) if len(runs) > 1 else style.COLOURS[_SETS.index(which)]
                 width = line_width(i, len(runs))
-                dots = {"marker": "o", "ms": 2 * width} if len(found) <= 30 else {}
+                dots: Any = {"marker": "o", "ms": 2 * width} if len(found) <= 30 else {}
                 axis.plot(*zip(*found), dashes, color=colour, linewidth=width, label=which, **dots)
     axis.set_xlabel("epoch")
     axis.set_ylabel(label)

@@ -22,7 +22,7 @@ def predictions(
     columns: int = 9,
     only_wrong: bool = False,
 ) -> style.Picture:
-    """The first images; above each its true label, below it the prediction, in colour and bold where it is wrong.
+    """The first images: above each its true label, below it the prediction, bold and orange where wrong.
 
     Args:
         images: (N, H, W), or (N, F) with F a square number; uint8 or floating.
@@ -56,10 +56,10 @@ def predictions(
         axis.set_xticks([])
         axis.set_yticks([])
         axis.spines[:].set_visible(False)
-        axis.set_title(classes[labels[i]], fontsize=8, pad=3, color=style.INK)
+        axis.set_title(classes[int(labels[i])], fontsize=8, pad=3, color=style.INK)
         mistaken = bool(wrong[i])
         axis.set_xlabel(
-            classes[predicted[i]],
+            classes[int(predicted[i])],
             fontsize=8,
             labelpad=3,
             color=style.ORANGE if mistaken else style.BLUE,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import matplotlib
-from matplotlib.axis import Axis
+from cycler import cycler
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
@@ -19,12 +19,12 @@ COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY, AMBER)
 DASHES = ("-", "--", "-.", ":")
 INK, GREY = "#1f2328", "#6b7280"
 #: matplotlib's own settings under which everything is drawn and written.
-SETTINGS: dict[str, Any] = {
+SETTINGS: Any = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
+    "axes.prop_cycle": cycler(color=COLOURS),
     "legend.frameon": False,
     "legend.handlelength": 2.6,  # long enough for dashes
     "lines.scale_dashes": False,  # dashes of lines that lie upon each other fall together
@@ -82,7 +82,7 @@ def colour(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
 
 
-def dashes(index: int) -> str:
+def dashes(index: int) -> Any:
     """Its dashes: other ones where the colours begin anew."""
     return DASHES[index // len(COLOURS) % len(DASHES)]
 
@@ -93,7 +93,7 @@ def shades(count: int) -> Sequence[Any]:
     return [map_(0.15 + 0.85 * i / max(1, count - 1)) for i in range(count)]
 
 
-def plain(axis: Axis) -> None:
+def plain(axis: Any) -> None:
     """Ticks of a logarithmic axis in plain digits: even steps, 1-2-5 or powers, as its range asks for."""
     low, high = axis.axes.get_xlim() if axis.axis_name == "x" else axis.axes.get_ylim()
     if high < 5 * low:

@@ -12,7 +12,7 @@ from fastmlp.plots import style
 def timed(
     rows: Sequence[dict[str, Any]], works: Sequence[str], *, title: str = "", note: str = ""
 ) -> style.Picture:
-    """A panel for each kind of work: the median at each size, with whiskers from quartile to quartile, from 0.
+    """A panel for each kind of work: the median at each size, with whiskers from quartile to quartile.
 
     Args:
         rows: "size", "dtype", and for each of the works "..., ms" and "..., quartiles" ([[low, high]]).

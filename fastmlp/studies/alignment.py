@@ -54,8 +54,8 @@ def alignment(
         raise ValueError(f"data: expected None, since this study times random numbers, got {data}")
     sizes = ((64, 65, 72) if small else (1024, 1025, 1026, 1028, 1032)) if sizes is None else sizes
     rounds = (3 if small else 15) if rounds is None else rounds
-    for name, found in (("sizes", sizes), ("dtypes", dtypes), ("rounds", range(rounds))):
-        if not len(found):
+    for name, given in (("sizes", sizes), ("dtypes", dtypes), ("rounds", range(rounds))):
+        if not len(given):
             raise ValueError(f"{name}: expected at least one")
     where = place(device)
     rows = []

@@ -60,7 +60,7 @@ def approximation(
     """
     if data is not None:
         raise ValueError(f"data: expected None, since this study fits a function of its own, got {data}")
-    widths = ((2, 16) if small else tuple(2**i for i in range(9))) if widths is None else widths
+    widths = ((2, 16, 64) if small else tuple(2**i for i in range(9))) if widths is None else widths
     seeds = (range(1) if small else range(3)) if seeds is None else seeds
     steps = (500 if small else 2000) if steps is None else steps
     for name, found in (("widths", widths), ("seeds", seeds), ("steps", range(steps))):
@@ -90,7 +90,8 @@ def _fit(width: int, activation: str, seed: int, x: Tensor, between: Tensor, ste
     torch.manual_seed(seed)
     net = mlp([width], activation, sizes=(1, 1)).to(x.device)
     with torch.no_grad():  # spreads the kinks over [-1, 1], where zeros would put them all at 0
-        net[0].bias.copy_(net[0].weight[:, 0] * torch.linspace(-1, 1, width + 2, device=x.device)[1:-1])
+        weight, bias, *_ = net.parameters()
+        bias.copy_(weight[:, 0] * torch.linspace(-1, 1, width + 2, device=x.device)[1:-1])
     y = target(x)
     optimizer = torch.optim.Adam(net.parameters(), lr=_LR)
     step = TrainStep(net, nn.MSELoss(), optimizer)

@@ -38,15 +38,15 @@ def collapse(
 ) -> Study:
     """Train a linear model, a net without activations, and the same net with ReLU: on spirals and on images.
 
-    After its training the net without activations is multiplied out, W := W2 W1 and b := W2 b1 + b2, and compared
-    with that one layer.
+    The net without activations is then multiplied out, W := W2 W1 and b := W2 b1 + b2, and compared with
+    that one layer.
 
     Args:
         epochs: on the images; by default 5, or 3 in a small run.
         seed: of the weights and the batch order.
         small: in seconds, on 2000 images.
-        data: the folder that holds FashionMNIST/raw; None to download it, or, in a small run, for the embedded
-            synthetic set.
+        data: the folder that holds FashionMNIST/raw; None to download it, or, in a small run, for the
+            embedded synthetic set.
         device: where; None for the GPU if there is one.
         say: told what is done.
 
@@ -84,7 +84,8 @@ def collapse(
         say(f"{train.name}, {name}: test accuracy {cell(found['test accuracy'])}")
     setup = {
         "spirals": f"{_ARMS} x {_POINTS} points, accuracy on themselves, Adam",
-        "images": f"{train.name}, {len(train):,} examples, {epochs} epochs, batch {batch}, SGD 0.1 falling to 0",
+        "images": f"{train.name}, {len(train):,} examples",
+        "training on them": f"{epochs} epochs, batch {batch}, SGD 0.1 falling to 0",
         "seed": seed,
         "machine": machine(where),
     }
@@ -114,8 +115,8 @@ def merged(net: nn.Sequential) -> nn.Linear:
     Raises:
         ValueError: something else is in the chain.
     """
-    layers = list(net)
-    if not layers or not all(isinstance(layer, nn.Linear) for layer in layers):
+    layers = [layer for layer in net if isinstance(layer, nn.Linear)]
+    if not layers or len(layers) < len(net):
         raise ValueError(f"net: expected linear layers and nothing else, got {net}")
     weight, bias = layers[0].weight.detach().double(), layers[0].bias.detach().double()
     for layer in layers[1:]:

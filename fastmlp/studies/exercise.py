@@ -13,6 +13,7 @@ from torch import nn
 from fastmlp.data import Images, load, synthetic
 from fastmlp.studies.study import Study, cell, machine, place
 from fastmlp.training import Epoch, TrainingError, fit
+from fastmlp.training.inputs import Data
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,8 +61,8 @@ class Exercise:
             seeds: of initial weights and batch order; by default 0, 1, 2, or 0 in a small run.
             epochs: of each run; by default 5, or 3.
             small: in seconds: few values, on 2000 examples.
-            data: the folder that holds FashionMNIST/raw; None to download it, or, in a small run, for the embedded
-                synthetic set.
+            data: the folder that holds FashionMNIST/raw; None to download it, or, in a small run, for the
+                embedded synthetic set.
             device: where; None for the GPU if there is one.
             say: told what is done.
 
@@ -120,7 +121,7 @@ def batch_size(small: bool) -> int:
     return 32 if small else 256
 
 
-def run(net: nn.Module, train: Images, test: Images, **options: Any) -> dict[str, Any]:
+def run(net: nn.Module, train: Data, test: Data | None, **options: Any) -> dict[str, Any]:
     """Train ``net`` as `fit` is asked to; by default the learning rate falls to 0 linearly.
 
     Returns:

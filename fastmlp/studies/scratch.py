@@ -1,6 +1,6 @@
 """The book's MLP from scratch, by tensors and autograd alone, and its concise form, in the plainest loop.
 
-Nothing here is fastmlp's: this is what the fused engine is compared with. Source: d2l.ai, sections 5.2 and 4.4.
+Nothing here is fastmlp's: the fused engine is compared with it. Source: d2l.ai, sections 5.2 and 4.4.
 """
 
 from __future__ import annotations
@@ -19,29 +19,27 @@ Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def from_scratch(net: nn.Sequential, lr: float) -> tuple[Step, Callable[[Tensor], Tensor]]:
-    """A step and a forward of own parameters, which begin as those of ``net``: two linear layers and a ReLU."""
-    first, _, second = net
-    W1, b1 = (t.detach().t().clone().requires_grad_() for t in (first.weight, first.bias))
-    W2, b2 = (t.detach().t().clone().requires_grad_() for t in (second.weight, second.bias))
+    """A step and a forward of own parameters, which begin as ``net``'s: two linear layers and a ReLU."""
+    W1, b1, W2, b2 = (p.detach().t().clone().requires_grad_() for p in net.parameters())
 
     def forward(X: Tensor) -> Tensor:
         H = torch.max(X @ W1 + b1, torch.zeros(1, device=X.device))
         return H @ W2 + b2
 
-    def cross_entropy(O: Tensor, y: Tensor) -> Tensor:  # noqa: E741 - the book's name
-        O = O - O.max(1, keepdim=True).values.detach()  # noqa: E741
-        return (O.exp().sum(1).log() - O[torch.arange(len(y), device=y.device), y]).mean()
+    def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+        logits = logits - logits.max(1, keepdim=True).values.detach()
+        return (logits.exp().sum(1).log() - logits[torch.arange(len(y), device=y.device), y]).mean()
 
     def step(X: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        O = forward(X)  # noqa: E741
-        loss = cross_entropy(O, y)
+        logits = forward(X)
+        loss = cross_entropy(logits, y)
         loss.backward()
         with torch.no_grad():
             for parameter in (W1, b1, W2, b2):
                 assert parameter.grad is not None
                 parameter -= lr * parameter.grad
                 parameter.grad = None
-        return loss.detach(), O.detach()
+        return loss.detach(), logits.detach()
 
     return step, forward
 

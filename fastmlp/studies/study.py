@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class Study:
     """The results of one study as plain data.
 
-    A row's value is a number, a text, None, a list of numbers, one a seed (None where that run diverged), or a
-    list of lists: curves, which the table leaves out.
+    A row's value is a number, a text, None, a list of numbers, one a seed (None where that run diverged), or
+    a list of lists: curves, which the table leaves out.
     """
 
     name: str

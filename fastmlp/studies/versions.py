@@ -34,15 +34,15 @@ def versions(
 ) -> Study:
     """Train 784-256-10 three times from the same weights in the same batch order.
 
-    From scratch and concise run in a plain loop of their own, `fastmlp.studies.scratch`; the third by `fastmlp.fit`.
+    From scratch and concise run in a plain loop, `fastmlp.studies.scratch`; the third by `fastmlp.fit`.
 
     Args:
         epochs: by default the book's 10, or 3 in a small run.
         seed: of the weights and the batch order.
         lr: of SGD, constant.
         small: in seconds, on 2000 examples.
-        data: the folder that holds FashionMNIST/raw; None to download it, or, in a small run, for the embedded
-            synthetic set.
+        data: the folder that holds FashionMNIST/raw; None to download it, or, in a small run, for the
+            embedded synthetic set.
         device: where; None for the GPU if there is one.
         say: told what is done.
 

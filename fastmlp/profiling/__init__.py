@@ -11,8 +11,8 @@
 ``ceilings``  what the device reaches
 """
 
-from fastmlp.profiling.ceilings import Ceilings, ceilings, measure_ceilings
+from fastmlp.profiling.ceilings import Ceilings, ceilings_of, measure_ceilings
 from fastmlp.profiling.rows import Row
 from fastmlp.profiling.session import profile
 
-__all__ = ["Ceilings", "Row", "ceilings", "measure_ceilings", "profile"]
+__all__ = ["Ceilings", "Row", "ceilings_of", "measure_ceilings", "profile"]

@@ -42,7 +42,17 @@ _PART = frozenset(
     {"scatter_add_", "scatter_", "index_put_", "index_add_", "nll_loss_forward", "nll_loss_backward"}
 )
 #: Memory that is had or dressed otherwise: no kernel runs.
-_NOTHING = ("empty", "resize_", "set_", "is_", "resolve_", "_local_scalar_dense", "item", "lift_fresh", "detach")
+_NOTHING = (
+    "empty",
+    "resize_",
+    "set_",
+    "is_",
+    "resolve_",
+    "_local_scalar_dense",
+    "item",
+    "lift_fresh",
+    "detach",
+)
 
 
 class Op(NamedTuple):
@@ -136,7 +146,7 @@ def _work(op: Any, base: str, given: list[Any]) -> Work:
     arguments = op._schema.arguments
     positional = [value for value, a in zip(given, arguments) if not a.kwarg_only]
     named = {a.name: value for value, a in zip(given, arguments) if a.kwarg_only and value is not None}
-    mapping = {torch.ops.aten.addmm_: _addmm}
+    mapping: dict[Any, Any] = {torch.ops.aten.addmm_: _addmm}
     if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         mapping[torch.ops.mkldnn._linear_pointwise] = _linear
     with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=mapping) as counter:

@@ -5,6 +5,7 @@ floor = max(bytes / copy bandwidth, operations / matmul rate in that dtype) + la
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -51,7 +52,7 @@ class Ceilings:
         return asdict(self)
 
 
-def ceilings(device: torch.device, again: bool = False) -> Ceilings:
+def ceilings_of(device: torch.device, again: bool = False) -> Ceilings:
     """The ceilings of ``device``, measured once (some seconds) and kept in the cache directory.
 
     Another device, torch or number of threads is measured anew; so are all with ``again``, where the best
@@ -63,7 +64,8 @@ def ceilings(device: torch.device, again: bool = False) -> Ceilings:
         with torch.cuda.device(device if device.type == "cuda" else -1):
             found = measure_ceilings(device.type, quick=True)
         known = found if known is None else _best_of(known, found)
-        files.add(_FILE, {key: known.json()})
+        with contextlib.suppress(OSError):  # it is measured again next time
+            files.add(_FILE, {key: known.json()})
     _known[key] = known
     return known
 
@@ -75,7 +77,9 @@ _known: dict[str, Ceilings] = {}
 def _kept(found: dict[str, Any] | None) -> Ceilings | None:
     if found is None:
         return None
-    return Ceilings({int(size): rate for size, rate in found["copy"].items()}, found["matmul"], found["launch"])
+    return Ceilings(
+        {int(size): rate for size, rate in found["copy"].items()}, found["matmul"], found["launch"]
+    )
 
 
 def _best_of(a: Ceilings, b: Ceilings) -> Ceilings:

@@ -98,7 +98,9 @@ def _linear_backward(a: Arguments) -> tuple[int, int]:
         else:
             moved = _rows(a, m, k)
         moved += _numbers(a)
-        written += [a["workspace_ptr"]] if a["num_splits"] > 1 else [a["dw_ptr"], a["db_ptr"], a["dslope_ptr"]]
+        written += (
+            [a["workspace_ptr"]] if a["num_splits"] > 1 else [a["dw_ptr"], a["db_ptr"], a["dslope_ptr"]]
+        )
     return 2 * m * n * k * (need_input + need_params), moved + size(read) + size(written)
 
 

@@ -52,7 +52,7 @@ class Names:
     def weights(self, weights: Sequence[Tensor]) -> str:
         """The name of the layer that a kernel is of, or of the first and the last."""
         known = list(dict.fromkeys(filter(None, map(self.weight, weights))))
-        return f"{known[0]}…{known[-1]}" if len(known) > 1 else "".join(known)
+        return f"{known[0]}..{known[-1]}" if len(known) > 1 else "".join(known)
 
 
 @contextmanager

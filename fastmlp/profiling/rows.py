@@ -56,9 +56,7 @@ def _row(group: list[Kernel], ceilings: Ceilings) -> Row:
     seconds = sum(kernel.seconds for kernel in group)
     works = [kernel.work for kernel in group if kernel.work is not None]
     if len(works) < launches:
-        return Row(
-            first.name, first.layer, seconds, launches, None, None, first.dtype, None, None, None
-        )
+        return Row(first.name, first.layer, seconds, launches, None, None, first.dtype, None, None, None)
     moved, operations = (sum(w.bytes for w in works), sum(w.operations for w in works))
     rate = ceilings.matmul.get(first.dtype)
     floors = [floor(work, first.dtype, ceilings) for work in works]
@@ -140,11 +138,16 @@ _DROPPED = ("floor", "bytes", "FLOP", "share", "mean", "launches")
 def _fitting(lines: list[tuple[str, ...]], width: int | None) -> list[tuple[str, ...]]:
     """The lines with those columns that ``width`` has room for."""
     columns = {column[0]: column for column in zip(*lines)}
+
+    def excess() -> int:
+        return 0 if width is None else sum(max(map(len, c)) + len(_GAP) for c in columns.values()) - width
+
     for name in _DROPPED:
-        needed = sum(max(map(len, column)) + len(_GAP) for column in columns.values()) - len(_GAP)
-        if width is None or needed <= width:
-            break
-        del columns[name]
+        if excess() > 0:
+            del columns[name]
+    if excess() > 0:
+        longest = max(map(len, columns["kernel"])) - excess()
+        columns["kernel"] = tuple(_short(cell, max(longest, 1)) for cell in columns["kernel"])
     return list(zip(*columns.values()))
 
 
@@ -180,8 +183,8 @@ SORTS: dict[str, Any] = {
 
 def _cells(row: Row, total: float) -> tuple[str, ...]:
     return (
-        row.name,
-        row.layer,
+        _short(row.name.removeprefix("void ")),
+        _short(row.layer.partition("#")[2] or row.layer),  # Optimizer.step#SGD.step
         duration(row.seconds),
         percent(row.seconds / total if total else None),
         f"{row.launches:,}",
@@ -196,6 +199,11 @@ def _cells(row: Row, total: float) -> tuple[str, ...]:
 
 
 _ROUNDS_UP = 0.9995  # of a unit: three digits of it are a whole one
+
+
+def _short(name: str, longest: int = 36) -> str:
+    """A name that fits on a line: C++ spells templates out."""
+    return name if len(name) <= longest else name[: longest - 1] + "…"
 
 
 def duration(seconds: float | None) -> str:

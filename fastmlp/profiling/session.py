@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity
 from fastmlp import backends
 from fastmlp.profiling import memory as memories
 from fastmlp.profiling import rows as tables
-from fastmlp.profiling.ceilings import Ceilings, ceilings
+from fastmlp.profiling.ceilings import Ceilings, ceilings_of
 from fastmlp.profiling.naming import Names, annotated, opened
 from fastmlp.profiling.rows import Row
 from fastmlp.profiling.trace import WHOLE, Launched, Trace
@@ -71,14 +71,17 @@ class profile:  # noqa: N801 - used as a function, as torch.profiler.profile
         if not kernels and trace is not None:
             raise ValueError("trace: expected kernels=True, without which there is none")
         if not kernels and memory is not None and not gpu:
-            raise ValueError("memory: expected kernels=True, whose events it is made of where there is no GPU")
+            raise ValueError(
+                "memory: expected kernels=True, whose events it is made of where there is no GPU"
+            )
         self._trace_path = None if trace is None else Path(trace)
         self._memory_path = None if memory is None else Path(memory)
         for path in (self._trace_path, self._memory_path):
             if path is not None:
                 atomic.prepare(path)
         self._nvtx, self._kernels, self._gpu = nvtx and gpu, kernels, gpu
-        self._ceilings, self._rows = ceilings, None
+        self._ceilings = ceilings
+        self._rows: list[Row] | None = None
         self._names = Names()
         self._thread = threading.local()
         self._launches: list[Launched] = []
@@ -125,8 +128,11 @@ class profile:  # noqa: N801 - used as a function, as torch.profiler.profile
         self._stack.__exit__(*error)
         if self._profiler is None:
             return
-        events = self._events(self._profiler)
+        text = exported(self._profiler)
         self._profiler = None
+        events = json.loads(text)["traceEvents"]
+        if self._trace_path is not None:
+            atomic.write(self._trace_path, [text])
         if self._memory_path is not None and not self._gpu:
             atomic.write(self._memory_path, [json.dumps(memories.of_events(events)).encode()])
         self._found = Trace(events, self._launches, self._captured)
@@ -135,16 +141,6 @@ class profile:  # noqa: N801 - used as a function, as torch.profiler.profile
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._gpu else [])]
         held = self._memory_path is not None and not self._gpu
         return torch.profiler.profile(activities=activities, record_shapes=True, profile_memory=held)
-
-    def _events(self, profiler: Any) -> list[dict[str, Any]]:
-        """Those of the trace that is exported."""
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "trace.json"
-            profiler.export_chrome_trace(str(file))
-            text = file.read_bytes()
-        if self._trace_path is not None:
-            atomic.write(self._trace_path, [text])
-        return json.loads(text)["traceEvents"]
 
     def _synchronize(self) -> None:
         if self._gpu:
@@ -192,7 +188,7 @@ class profile:  # noqa: N801 - used as a function, as torch.profiler.profile
     def ceilings(self) -> Ceilings:
         """What the device reaches."""
         if self._ceilings is None:
-            self._ceilings = ceilings(torch.device("cuda" if self._gpu else "cpu"))
+            self._ceilings = ceilings_of(torch.device("cuda" if self._gpu else "cpu"))
         return self._ceilings
 
     @property
@@ -234,3 +230,11 @@ class profile:  # noqa: N801 - used as a function, as torch.profiler.profile
     def __str__(self) -> str:
         """The table as text; see `table`."""
         return tables.text(self.rows)
+
+
+def exported(profiler: Any) -> bytes:
+    """The Chrome trace of a ``torch.profiler.profile``."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(file))
+        return file.read_bytes()

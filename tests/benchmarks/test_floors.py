@@ -1,11 +1,11 @@
-"""The floor's formula, and ceilings that are measured."""
+"""The floor's formula."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from benchmarks import floors, memory
+from benchmarks import memory
 from benchmarks.floors import Ceilings
 from benchmarks.timing import Run
 from fastmlp.work import Work
@@ -24,14 +24,6 @@ def test_memory_or_products_and_launches_on_top() -> None:
 def test_bandwidth_is_that_of_a_copy_as_large(size: int, rate: float) -> None:
     """What fits in a cache is copied faster; what is larger than any copy, as the largest."""
     assert _CEILINGS.bandwidth(size) == rate
-
-
-def test_ceilings_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(floors, "_COPIES", (1 << 16, 1 << 18, 1 << 20))
-    found = floors.measure_ceilings("cpu", quick=True)
-    assert set(found.copy) == {1 << 16, 1 << 18}
-    assert set(found.matmul) == {"float32", "bfloat16"}
-    assert 0 < found.launch < 1e-3
 
 
 def test_peak_memory_is_what_a_run_takes() -> None:

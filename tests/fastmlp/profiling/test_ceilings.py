@@ -1,0 +1,62 @@
+"""Ceilings are measured once, kept, and only ever get better."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastmlp.profiling import ceilings as module
+from fastmlp.profiling.ceilings import Ceilings, ceilings_of, device_name, measure_ceilings
+
+CPU = torch.device("cpu")
+SLOW = Ceilings({1 << 16: 1e9, 1 << 18: 5e9}, {"float32": 1e11}, 2e-6)
+FAST = Ceilings({1 << 16: 2e9, 1 << 18: 4e9}, {"float32": 3e11}, 1e-6)
+
+
+@pytest.fixture
+def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Ceilings]:
+    """What will be measured, one after another; nothing is known before."""
+    queue = [SLOW, FAST]
+    monkeypatch.setenv("FASTMLP_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(module, "_known", {})
+    monkeypatch.setattr(module, "measure_ceilings", lambda device, quick: queue.pop(0))
+    return queue
+
+
+def test_once_a_process_and_once_a_machine(measured: list[Ceilings], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ceilings_of(CPU) is ceilings_of(CPU) is SLOW
+    monkeypatch.setattr(module, "_known", {})  # another process
+    assert ceilings_of(CPU) == SLOW
+    assert measured == [FAST]
+    torch_threads = torch.get_num_threads()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: torch_threads + 1)
+    assert ceilings_of(CPU) == FAST
+
+
+def test_again_keeps_the_best(measured: list[Ceilings], monkeypatch: pytest.MonkeyPatch) -> None:
+    ceilings_of(CPU)
+    best = Ceilings({1 << 16: 2e9, 1 << 18: 5e9}, {"float32": 3e11}, 1e-6)
+    assert ceilings_of(CPU, again=True) == best
+    monkeypatch.setattr(module, "_known", {})
+    assert ceilings_of(CPU) == best
+
+
+def test_a_directory_that_cannot_be_written(
+    measured: list[Ceilings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FASTMLP_CACHE_DIR", "/proc/nowhere")
+    assert ceilings_of(CPU) == SLOW
+
+
+def test_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_COPIES", (1 << 16, 1 << 18, 1 << 20))
+    found = measure_ceilings("cpu", quick=True)
+    assert set(found.copy) == {1 << 16, 1 << 18}
+    assert set(found.matmul) == {"float32", "bfloat16"}
+    assert 0 < found.launch < 1e-3
+
+
+def test_the_device_has_a_name() -> None:
+    assert device_name(CPU)

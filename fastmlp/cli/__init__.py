@@ -17,7 +17,7 @@ except ImportError as error:  # pragma: no cover
 from typer.core import TyperGroup
 
 import fastmlp
-from fastmlp.cli import eval, info, predict, profile, train
+from fastmlp.cli import eval, info, plot, predict, profile, train
 from fastmlp.cli.common import errors
 
 EXAMPLE = """Example: fastmlp train --dataset digits && fastmlp eval runs/mlp.safetensors
@@ -77,5 +77,6 @@ def main(
 app.command("train", epilog=train.EXAMPLE)(train.train)
 app.command("eval", epilog=eval.EXAMPLE)(eval.evaluate)
 app.command("predict", epilog=predict.EXAMPLE)(predict.predict)
+app.add_typer(plot.app, name="plot", epilog=plot.EXAMPLE)
 app.command("info", epilog=info.EXAMPLE)(info.info)
 app.command("profile", epilog=profile.EXAMPLE)(profile.profile)

@@ -16,7 +16,7 @@ from fastmlp.plots import style
 #: The book's, and three that came later.
 SHOWN = ("relu", "prelu", "sigmoid", "tanh", "gelu", "silu")
 _TITLES = {"relu": "ReLU", "prelu": "PReLU", "gelu": "GELU", "gelu_tanh": "GELU (tanh)", "silu": "SiLU"}
-_RANGE, _POINTS = 5.0, 401
+_RANGE, _POINTS = 5.0, 200  # to either side of 0, which is one of them
 
 
 class Curve(NamedTuple):
@@ -50,8 +50,9 @@ def activations(
         axis = figure.add_subplot(rows, columns, i + 1)
         axis.axhline(0, color=style.GREY, linewidth=0.6)
         axis.axvline(0, color=style.GREY, linewidth=0.6)
-        axis.plot(curve.x, curve.f, color=style.BLUE, linewidth=2, label="f(x)")
-        axis.plot(curve.x, curve.gradient, "--", color=style.ORANGE, linewidth=1.8, label="gradient f′(x)")
+        x, f, gradient = (tensor.numpy() for tensor in curve)
+        axis.plot(x, f, color=style.BLUE, linewidth=2, label="f(x)")
+        axis.plot(x, gradient, "--", color=style.ORANGE, linewidth=1.8, label="gradient f′(x)")
         axis.set_title(_title(name))
         axis.set_xlim(-_RANGE, _RANGE)
         if i >= len(found) - columns:
@@ -75,7 +76,7 @@ def curves(names: Sequence[str], *, device: torch.device | str | None = None) ->
         if name not in NAMES:
             raise ValueError(f"names: expected some of {', '.join(NAMES)}, got {name!r}")
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    x = torch.linspace(-_RANGE, _RANGE, _POINTS, device=place)
+    x = torch.arange(-_POINTS, _POINTS + 1, device=place) * (_RANGE / _POINTS)
     by_kernels = backends.choose(x).backend is not None
     found = {}
     for name in names:

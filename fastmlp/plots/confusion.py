@@ -31,7 +31,7 @@ def confusion(labels: Tensor, predicted: Tensor, classes: Sequence[str]) -> styl
     side = min(12.0, 3.0 + 0.42 * len(classes))
     figure = style.figure(side + 0.8, side)
     axis = figure.add_subplot()
-    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    image = axis.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
     ticks = range(len(classes))
     axis.set_xticks(ticks, classes, rotation=45, ha="right", rotation_mode="anchor")
     axis.set_yticks(ticks, classes)

@@ -52,7 +52,7 @@ def predictions(
     figure = style.figure(max(5.0, 1.15 * columns), 1.5 * rows + 0.45)
     for place, i in enumerate(chosen.tolist()):
         axis = figure.add_subplot(rows, columns, place + 1)
-        axis.imshow(images[i], cmap="gray_r", interpolation="nearest")
+        axis.imshow(images[i].numpy(), cmap="gray_r", interpolation="nearest")
         axis.set_xticks([])
         axis.set_yticks([])
         axis.spines[:].set_visible(False)

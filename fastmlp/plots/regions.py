@@ -39,8 +39,12 @@ def regions(
     extent = (-1.15, 1.15, -1.15, 1.15)
     right = {row["net"]: row["accuracy"] for row in rows if "test accuracies" not in row}
     for axis, (name, grid) in zip(planes, decisions.items()):
-        axis.imshow(grid, cmap=colours, vmin=0, vmax=count - 1, alpha=0.3, extent=extent, origin="lower")
-        axis.scatter(*points.T, c=labels, cmap=colours, vmin=0, vmax=count - 1, s=5, linewidths=0)
+        axis.imshow(
+            grid.numpy(), cmap=colours, vmin=0, vmax=count - 1, alpha=0.3, extent=extent, origin="lower"
+        )
+        axis.scatter(
+            *points.T.numpy(), c=labels.numpy(), cmap=colours, vmin=0, vmax=count - 1, s=5, linewidths=0
+        )
         axis.set_title(f"{name}:\n{100 * right[name]:.0f} % right")
         axis.set_xticks([])
         axis.set_yticks([])

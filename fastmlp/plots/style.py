@@ -73,7 +73,7 @@ def around(figure: Figure, title: str = "", note: str = "") -> None:
     if title:
         figure.suptitle(title, fontsize=10)
     if note:
-        lines = textwrap.wrap(note, round(22 * figure.get_figwidth()))
+        lines = textwrap.wrap(note, round(20 * figure.get_figwidth()))
         figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=7, color=GREY)
 
 

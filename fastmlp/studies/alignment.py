@@ -64,7 +64,7 @@ def alignment(
         timings = {
             (what, n): make(n, dtype, where) for what, make in zip(WORK, (_product, _step)) for n in sizes
         }
-        found = _interleaved(timings, rounds)
+        found = _interleaved(timings, rounds, 5e-4 if small else 5e-3)
         for n in sizes:
             row: dict[str, Any] = {"size": n, "dtype": name}
             for what in WORK:
@@ -96,9 +96,9 @@ def _step(n: int, dtype: torch.dtype, device: torch.device) -> Callable[[], obje
 
 
 def _interleaved(
-    calls: dict[Any, Callable[[], object]], rounds: int
+    calls: dict[Any, Callable[[], object]], rounds: int, at_least: float
 ) -> dict[Any, tuple[float, float, float]]:
-    """Lower quartile, median and upper quartile of the time of each call, in ms."""
+    """Quartiles of the time of each call in ms; they take turns, in blocks of ``at_least`` seconds."""
     from torch.utils.benchmark import Timer  # which looks for a compiler as it is imported
 
     timers = {
@@ -108,7 +108,7 @@ def _interleaved(
     numbers = {}
     for key, timer in timers.items():
         timer.timeit(2)  # compiles, and fills caches
-        numbers[key] = max(1, round(5e-3 / timer.timeit(1).median))
+        numbers[key] = max(1, round(at_least / timer.timeit(1).median))
     samples: dict[Any, list[float]] = {key: [] for key in timers}
     for turn in range(rounds):
         for key in list(timers)[:: 1 if turn % 2 == 0 else -1]:

@@ -24,7 +24,7 @@ STARTS: dict[str, _Start] = {
     "Xavier": nn.init.xavier_normal_,
     "He": functools.partial(nn.init.kaiming_normal_, nonlinearity="relu"),
     "zeros": nn.init.zeros_,
-    "constant 0.01": functools.partial(nn.init.constant_, val=0.01),
+    "constant 0.001": functools.partial(nn.init.constant_, val=0.001),
 }
 
 
@@ -125,7 +125,7 @@ initialization = Exercise(
     "How should the weights of 784-256-256-10 begin, and why not all alike?",
     _starts,
     values=tuple(STARTS),
-    few=("He", "zeros", "constant 0.01"),
+    few=("He", "zeros", "constant 0.001"),
     draw=_draw("start"),
     also=_rank,
 )

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fastmlp.data import Images
 from fastmlp.training import Epoch, History
@@ -84,7 +85,9 @@ def loop(
         mean, share = total.item() / len(y), right.item() / len(y)
         seconds = time.perf_counter() - began
         with torch.no_grad():
-            tested = (forward(tests).argmax(1) == test.labels).double().mean().item()
+            logits = forward(tests)
+            test_loss = F.cross_entropy(logits, test.labels).item()
+            tested = (logits.argmax(1) == test.labels).double().mean().item()
         history.epochs.append(
             Epoch(
                 number=number,
@@ -93,6 +96,7 @@ def loop(
                 test_accuracy=tested,
                 seconds=seconds,
                 examples_per_second=len(y) / seconds,
+                test_loss=test_loss,
             )
         )
         history.seconds += seconds

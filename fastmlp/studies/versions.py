@@ -92,7 +92,7 @@ def versions(
     return Study("versions", QUESTION, rows, setup, draw)
 
 
-_FIELDS = ("train_loss", "train_accuracy", "test_accuracy")
+_FIELDS = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
 
 
 def _values(run: History, field: str) -> list[float]:

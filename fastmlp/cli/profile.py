@@ -38,7 +38,7 @@ from fastmlp.profiling.rows import SORTS, duration, percent, text
 EXAMPLE = "Example: fastmlp profile --hidden 512,256 --dtype bfloat16 --steps 50 --trace trace.json"
 Sort = Enum("Sort", {name: name for name in SORTS}, type=str)  # type: ignore[misc]
 _SORTS = ", ".join(SORTS)
-_DTYPES, _ENGINES, _OPTIMIZERS = map(names_of, (Dtype, Engine, Optimizer))
+_DTYPES, _ENGINES, _OPTIMIZERS = names_of(Dtype), names_of(Engine), names_of(Optimizer)
 
 
 def profile(
@@ -55,9 +55,7 @@ def profile(
     steps: int = typer.Option(20, metavar="N", min=1, help="That are profiled: an epoch of so many batches."),
     warmup: int = typer.Option(1, metavar="N", min=1, help="Epochs before it: the first one compiles."),
     device: str = typer.Option("", metavar="NAME", help=DEVICE_HELP),
-    sort: Sort = typer.Option(
-        "time", metavar="NAME", help=f"By {_SORTS}; loss is the time above the floor."
-    ),
+    sort: Sort = typer.Option("time", metavar="NAME", help=f"By {_SORTS}; loss is the time above the floor."),
     limit: int = typer.Option(15, metavar="N", min=1, help="Rows that are shown; the others are summed."),
     trace: Path | None = typer.Option(None, metavar="FILE", help="A trace, for ui.perfetto.dev."),
     memory: Path | None = typer.Option(

@@ -8,6 +8,7 @@
 ``predictions``  images with their labels
 ``confusion``    which class is taken for which
 ``labelled``     what these two check
+``roofline``     kernels under what the device reaches
 """
 
 try:
@@ -20,6 +21,7 @@ from fastmlp.plots.confusion import confusion
 from fastmlp.plots.history import history
 from fastmlp.plots.live import Live
 from fastmlp.plots.predictions import predictions
+from fastmlp.plots.roofline import roofline
 from fastmlp.plots.save import save
 
-__all__ = ["Live", "activations", "confusion", "history", "predictions", "save"]
+__all__ = ["Live", "activations", "confusion", "history", "predictions", "roofline", "save"]

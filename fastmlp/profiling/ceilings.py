@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ _COPIES = tuple(
     1 << power for power in (16, 18, 20, 22, 24, 26, 28, 30)
 )  # bytes moved, of which half are read
 _LAUNCHES = 100  # in the CUDA graph of which one empty launch is timed
-_BLOCK = 5e-3  # seconds that one reading takes at the least
+#: Seconds that a reading takes at the least: short on a CPU, so that one in some is not interrupted.
+_BLOCK = {"cuda": 5e-3, "cpu": 5e-4}
+_SIDES = {"cuda": (8192,), "cpu": (512, 1024, 2048)}  # of the matrices
 _SECONDS = 3.0  # that one ceiling may take
 
 
@@ -102,17 +105,16 @@ def device_name(device: torch.device) -> str:
 
 def measure_ceilings(device: str, quick: bool = False) -> Ceilings:
     """Measure them on the current device of a type, "cpu" or "cuda"."""
-    rounds = 5 if quick else 15
+    rounds = 20 if quick else 60
     largest = _COPIES[-1] if device == "cuda" else _COPIES[-2]
     copy = {size: size / _copy(size, device, rounds) for size in _COPIES if size <= largest}
-    side = 8192 if device == "cuda" else 1024 if quick else 2048
     matmul = {
-        str(dtype).removeprefix("torch."): 2 * side**3 / _matmul(side, dtype, device, rounds)
+        str(dtype).removeprefix("torch."): _matmul(dtype, device, rounds)
         for dtype in (torch.float32, torch.bfloat16, *((torch.float16,) if device == "cuda" else ()))
     }
     if device == "cuda":
         with _tf32():
-            matmul["tf32"] = 2 * side**3 / _matmul(side, torch.float32, device, rounds)
+            matmul["tf32"] = _matmul(torch.float32, device, rounds)
     return Ceilings(copy, matmul, _launch(device, rounds))
 
 
@@ -140,7 +142,7 @@ def _best(call: Callable[[], object], device: str, rounds: int) -> float:
         return (time.perf_counter() - start) / calls
 
     block(1)  # fresh memory, a library's first call
-    calls = max(1, min(1000, round(_BLOCK / max(min(block(1) for _ in range(4)), 1e-9))))
+    calls = max(1, min(1000, round(_BLOCK[device] / max(min(block(1) for _ in range(4)), 1e-9))))
     began, best = time.perf_counter(), block(calls)
     for _ in range(rounds - 1):
         if time.perf_counter() - began > _SECONDS:
@@ -154,10 +156,15 @@ def _copy(size: int, device: str, rounds: int) -> float:
     return _best(lambda: target.copy_(source), device, rounds)
 
 
-def _matmul(side: int, dtype: torch.dtype, device: str, rounds: int) -> float:
-    a, b = (torch.randn(side, side, dtype=dtype, device=device) for _ in range(2))
-    out = torch.empty_like(a)
-    return _best(lambda: torch.mm(a, b, out=out), device, rounds)
+def _matmul(dtype: torch.dtype, device: str, rounds: int) -> float:
+    """Operations a second, at the best of the sides."""
+    rates = []
+    for side in _SIDES[device]:
+        a, b = (torch.randn(side, side, dtype=dtype, device=device) for _ in range(2))
+        out = torch.empty_like(a)
+        seconds = _best(partial(torch.mm, a, b, out=out), device, rounds)
+        rates.append(2 * side**3 / seconds)
+    return max(rates)
 
 
 def _launch(device: str, rounds: int) -> float:

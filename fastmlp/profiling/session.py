@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -136,6 +137,12 @@ class profile:  # noqa: N801 - used as a function, as torch.profiler.profile
         if self._memory_path is not None and not self._gpu:
             atomic.write(self._memory_path, [json.dumps(memories.of_events(events)).encode()])
         self._found = Trace(events, self._launches, self._captured)
+        if self._gpu and self._launches and not self._found.on_device:
+            warnings.warn(
+                "no kernel of the GPU was seen, and the host's times stand in the table: another profiler listens "
+                "to it, or its driver lets administrators alone (NVreg_RestrictProfilingToAdminUsers)",
+                stacklevel=2,
+            )
 
     def _torch_profiler(self) -> Any:
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._gpu else [])]

@@ -86,7 +86,8 @@ class Trace:
         for event in complete:
             if event.get("cat") in _DEVICE:
                 self._device[event["args"].get("correlation", -1)].append(event)
-        self._on_device = bool(self._device)
+        #: Whether a GPU's kernels are in it; else the host's ops are the kernels.
+        self.on_device = bool(self._device)
         roots = _nested(host)
         self._layers = _layers_of_sequences(roots)
         kernels = [kernel for root in roots for kernel in self._walk(root, _Place())]
@@ -113,7 +114,7 @@ class Trace:
             return
         if event["cat"] == "user_annotation":
             place = self._annotated(event, place)
-            if place.launched is not None and not self._on_device:  # Triton's interpreter: run as launched
+            if place.launched is not None and not self.on_device:  # Triton's interpreter: run as launched
                 yield _kernel(event, name, place.layer, place.launched.work, place.launched.dtype)
                 return
         else:
@@ -121,7 +122,7 @@ class Trace:
                 place = replace(place, layer=self._layers.get(args["Sequence number"], place.layer))
             if place.op is None and aten.is_kernel(name, args):
                 place = replace(place, op=node)
-                if not self._on_device:
+                if not self.on_device:
                     yield _kernel(event, name, place.layer, *aten.count(name, args))
                     return
         for child in node.children:

@@ -1,7 +1,7 @@
 # What CI runs, by hand: everything works in .venv, which `make install` makes.
 BIN := .venv/bin
 
-.PHONY: install test lint format compile bench report page docs docs-serve package clean
+.PHONY: install test lint format compile bench report page docs docs-serve tutorial package clean
 
 install:
 	python3 -m venv .venv && $(BIN)/pip install -q -e '.[dev]'
@@ -38,6 +38,10 @@ docs:
 
 docs-serve:
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+# The notebooks anew, both languages.
+tutorial:
+	$(BIN)/python docs/tutorial/run.py
 
 # With the setuptools of .venv, so that no network is needed.
 package:

@@ -37,7 +37,7 @@ def page(folders: list[Path], up: str) -> str:
 def _section(report: dict[str, Any], folder: Path, link: str) -> str:
     machine = report["machine"]
     cores = f", {machine['cores']} cores" if machine["kind"] == "cpu" else ""
-    short = tables.readme(report, f"{link}/speedup.svg", link)
+    short = tables.short(report, f"{link}/speedup.svg")
     whole = _with_pictures(_demoted(tables.full(report)), folder, link)
     return f"## {machine['device']}{cores}\n\n{short}\n{whole}"
 

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.readme``: README.md's benchmark section and docs/performance.md, from reports."""
+"""``python -m benchmarks.readme``: the READMEs' picture and table, and docs/performance.md, from reports."""
 
 from __future__ import annotations
 
@@ -12,22 +12,46 @@ from .store import load
 _ROOT = Path(__file__).resolve().parent.parent
 RESULTS = _ROOT / "benchmarks" / "results"
 PAGE = _ROOT / "docs" / "performance.md"
-BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+PICTURE, TABLE = "picture", "benchmarks"
+_CHINESE = {
+    "Every row, every peer and what was missed: ": "所有行、所有对比对象以及未达到的目标：",
+    " of the ": " / ",
+    " targets measured here are met.": " 个在此测量的目标已达到。",
+    "Speed relative to eager PyTorch": "相对于 PyTorch 即时执行（eager）的速度",
+    "vs the fastest other": "比其他最快者",
+    "floor / time": "下限 / 时间",
+    "vs eager": "比 eager",
+    "| work |": "| 任务 |",
+    "| size |": "| 规模 |",
+    "| dtype |": "| 类型 |",
+    "training step (SGD)": "训练步（SGD）",
+    "cross-entropy forward + backward": "交叉熵，前向 + 反向",
+    "epoch, data on the device": "一个迭代周期，数据在设备上",
+    "| inference |": "| 推理 |",
+    ", batch ": "，批量 ",
+    ", 60000 images": "，60000 张图像",
+}
+#: Each README with its words for those of the tables.
+READMES: dict[str, dict[str, str]] = {"README.md": {}, "README.zh-CN.md": _CHINESE}
 
 
 def main(results: Path = typer.Option(RESULTS, help="Holds a folder for each kind of machine.")) -> None:
-    """Put the newest report of each kind of machine between the markers, and all of it on the page."""
-    update(_ROOT / "README.md", section(results))
+    """Put what the reports say between the markers of the READMEs, and all of it on the page."""
+    for name in READMES:
+        path = _ROOT / name
+        path.write_text(updated(path.read_text(), results, READMES[name]))
     PAGE.write_text(performance.page(folders(results), "../benchmarks/results"))
 
 
-def section(results: Path) -> str:
-    """The reports in short; links as README.md needs them."""
-    parts = []
-    for folder in folders(results):
-        relative = f"benchmarks/results/{folder.name}"
-        parts.append(tables.readme(load(folder), f"{relative}/headline.png", relative))
-    return "\n".join(parts)
+def updated(text: str, results: Path, words: dict[str, str]) -> str:
+    """A README with the first report's picture and every report's table, in its own words."""
+    found = folders(results)
+    names = [f"benchmarks/results/{folder.name}" for folder in found]
+    picture = f"![Speed relative to eager PyTorch]({names[0]}/headline.png)\n" if names else ""
+    table = "\n".join(tables.readme(load(folder), name) for folder, name in zip(found, names))
+    for phrase, own in words.items():
+        picture, table = picture.replace(phrase, own), table.replace(phrase, own)
+    return between(between(text, PICTURE, picture), TABLE, table)
 
 
 def folders(results: Path) -> list[Path]:
@@ -36,11 +60,12 @@ def folders(results: Path) -> list[Path]:
     return sorted(found, key=lambda folder: (folder.name[:3] != "gpu", folder.name))
 
 
-def update(path: Path, text: str) -> None:
-    """Replace what stands between the markers."""
-    before, rest = path.read_text().split(BEGIN)
-    _, after = rest.split(END)
-    path.write_text(f"{before}{BEGIN}\n{text}{END}{after}")
+def between(text: str, marker: str, new: str) -> str:
+    """``text`` with ``new`` between its two markers of that name."""
+    begin, end = (f"<!-- {marker}: {which} -->" for which in ("begin", "end"))
+    before, rest = text.split(begin)
+    _, after = rest.split(end)
+    return f"{before}{begin}\n{new}{end}{after}"
 
 
 if __name__ == "__main__":

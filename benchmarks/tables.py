@@ -43,20 +43,33 @@ def full(report: dict[str, Any]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def readme(report: dict[str, Any], picture: str, folder: str) -> str:
-    """The short form: the rows that matter, and where the others are."""
-    rows = [row for row in report["rows"] if row.get("important") and OURS in row["seconds"]]
-    tail = f"Every peer, the sweeps and what is missing: [{folder}/table.md]({folder}/table.md)."
+def short(report: dict[str, Any], picture: str) -> str:
+    """The rows that matter, their picture, and the targets that were missed."""
     timed = [row for row in report["rows"] if row["part"] == "accuracy" and row.get("runs")]
+    met, missed = _verdicts(report)
     parts = [
         machine(report["machine"]),
         f"![speed relative to eager PyTorch]({picture})",
-        _table(HEAD, map(cells, rows)),
+        _table(HEAD, map(cells, _that_matter(report))),
         _accuracy(timed) if timed else "",
-        _verdicts(report),
-        tail,
+        met + (f" Missed: {'; '.join(missed)}." if missed else ""),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def readme(report: dict[str, Any], folder: str) -> str:
+    """Shorter still: the rows that matter, and where the others are."""
+    parts = [
+        machine(report["machine"]),
+        _table(HEAD, map(cells, _that_matter(report))),
+        f"{_verdicts(report)[0]} Every row, every peer and what was missed: "
+        f"[{folder}/table.md]({folder}/table.md).",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _that_matter(report: dict[str, Any]) -> list[Row]:
+    return [row for row in report["rows"] if row.get("important") and OURS in row["seconds"]]
 
 
 def cells(row: Row) -> list[str]:
@@ -124,8 +137,8 @@ def _targets(report: dict[str, Any]) -> str:
     return _table(["on a", "target", "wanted", "measured", "where", ""], found)
 
 
-def _verdicts(report: dict[str, Any]) -> str:
-    """The targets that were missed, and how many were not."""
+def _verdicts(report: dict[str, Any]) -> tuple[str, list[str]]:
+    """How many targets were met, and those that were missed."""
     here = [t for t in targets.evaluate(report) if t["kind"] == report["machine"]["kind"]]
     measured = [t for t in here if t["measured"] is not None]
     missed = [
@@ -133,8 +146,7 @@ def _verdicts(report: dict[str, Any]) -> str:
         for t in measured
         if t["verdict"] == "missed"
     ]
-    names = f" Missed: {'; '.join(missed)}." if missed else ""
-    return f"{len(measured) - len(missed)} of the {len(measured)} targets measured here are met.{names}"
+    return f"{len(measured) - len(missed)} of the {len(measured)} targets measured here are met.", missed
 
 
 def _ceilings(found: dict[str, Any] | None) -> str:

@@ -9,12 +9,13 @@ from benchmarks import performance, readme
 from tests.benchmarks.stored import report
 
 
-def test_the_page_and_the_readme_are_up_to_date() -> None:
+def test_the_page_and_the_readmes_are_up_to_date() -> None:
     """Else: python -m benchmarks.readme."""
     stored = readme.folders(readme.RESULTS)
     assert readme.PAGE.read_text() == performance.page(stored, "../benchmarks/results")
-    text = (readme.PAGE.parents[1] / "README.md").read_text()
-    assert f"{readme.BEGIN}\n{readme.section(readme.RESULTS)}{readme.END}" in text
+    for name, words in readme.READMES.items():
+        text = (readme.PAGE.parents[1] / name).read_text()
+        assert readme.updated(text, readme.RESULTS, words) == text
 
 
 def test_a_page_has_each_machine_its_tables_and_its_pictures(tmp_path: Path) -> None:

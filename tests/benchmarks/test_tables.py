@@ -45,7 +45,7 @@ def test_a_small_nets_plans_stand_beside_its_times() -> None:
 
 
 def test_the_readme_has_the_rows_that_matter() -> None:
-    text = tables.readme(report(), "x/speedup.png", "x")
+    text = tables.short(report(), "x/speedup.png")
     assert "![speed relative to eager PyTorch](x/speedup.png)" in text
     assert "| 2.00× | 0.50× (JAX) | 40% |" in text
     assert "batch 16 " not in text
@@ -139,17 +139,21 @@ def test_an_empty_report_draws_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_the_readme_is_made_from_what_is_stored(tmp_path: Path) -> None:
+def test_the_readmes_are_made_from_what_is_stored(tmp_path: Path) -> None:
     """A GPU's report comes first; nothing outside the markers changes."""
     for name in ("cpu-small", "gpu-large"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "report.json").write_text(json.dumps(report()))
-    text = readme.section(tmp_path)
-    assert text.index("benchmarks/results/gpu-large") < text.index("benchmarks/results/cpu-small")
-    path = tmp_path / "README.md"
-    path.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n")
-    readme.update(path, text)
-    assert path.read_text() == f"before\n{readme.BEGIN}\n{text}{readme.END}\nafter\n"
+    text = "before\n<!-- {0}: begin -->\nold\n<!-- {0}: end -->\nafter\n"
+    blank = text.format(readme.PICTURE) + text.format(readme.TABLE)
+    for words in readme.READMES.values():
+        made = readme.updated(blank, tmp_path, words)
+        assert made.index("gpu-large/headline.png") < made.index("gpu-large/table.md")
+        assert made.index("gpu-large/table.md") < made.index("cpu-small/table.md")
+        assert "cpu-small/headline.png" not in made
+        assert "old" not in made
+        assert readme.between(readme.between(made, readme.PICTURE, "old\n"), readme.TABLE, "old\n") == blank
+        assert readme.updated(made, tmp_path, words) == made
 
 
 def test_a_machines_folder() -> None:

@@ -113,11 +113,16 @@ def _head(a: Arguments) -> tuple[int, int]:
     m, c, k = a["M"], a["C"], a["K"]
     need_input = a["NEED_GRAD"] and a["NEED_INPUT"]
     saved = a["saved_ptr"] if need_input and a["PREVIOUS_ACT"] != "none" else None
-    index = a["index_ptr"]
-    labels = m * (a["t_ptr"].element_size() + (0 if index is None else index.element_size()))
     written = size(a["logits_ptr"], a["dlogits_ptr"], a["dz_ptr"], a["partial_ptr"], a["loss_ptr"])
     read = size(a["h_ptr"], saved, a["w_ptr"], a["b_ptr"], a["cw_ptr"])
-    return 2 * m * c * k * (1 + need_input), labels + read + written
+    return 2 * m * c * k * (1 + need_input), _targets(a, m, c) + read + written
+
+
+def _targets(a: Arguments, m: int, c: int) -> int:
+    """m class indices, or rows of c numbers, and which ones, where they are gathered."""
+    each = c if a["LOSS"] == "mse" else 1
+    index = a["index_ptr"]
+    return m * (each * a["t_ptr"].element_size() + (0 if index is None else index.element_size()))
 
 
 def _stream(a: Arguments) -> tuple[int, int]:
@@ -227,8 +232,8 @@ def _phase(table: Table, a: Arguments, m: int, phase: int) -> tuple[int, int]:
     # What f' of the layer below is computed from: its output, which is the head's X, or another matrix.
     masked = m * k * e * (below.act != "none" and (below.keeps_z or phase >= depth))
     if phase == depth - 1:
-        labels = m * (a["t_ptr"].element_size() + a["index_ptr"].element_size())
-        return 4 * m * n * k, x + weight + size(layer.bias) + masked + m * n * e + m * k * e + labels
+        targets = _targets(a, m, n)
+        return 4 * m * n * k, x + weight + size(layer.bias) + masked + m * n * e + m * k * e + targets
     return 2 * m * n * k, m * n * e + weight + masked + m * k * e
 
 
@@ -239,6 +244,8 @@ _KERNELS: dict[str, Callable[[Arguments], tuple[int, int]]] = {
     "head_kernel": _head,
     "cross_entropy_forward_kernel": _stream,
     "cross_entropy_backward_kernel": _cross_entropy_backward,
+    "mse_forward_kernel": _stream,
+    "mse_backward_kernel": _stream,
     "finish_loss_kernel": _stream,
     "sum_splits_kernel": _stream,
     "dropout_mask_kernel": _stream,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,10 +14,10 @@ from torch import Tensor, nn
 import fastmlp
 from fastmlp import backends, plans, work
 from fastmlp.functional import mlp
-from fastmlp.kernels import cross_entropy
+from fastmlp.kernels import cross_entropy, mse
 from fastmlp.kernels.launch import Launch, num_sms, observe, record_launches
 from fastmlp.kernels.linear_backward import linear_backward
-from fastmlp.profiling.launches import Counted, count, size
+from fastmlp.profiling.launches import _KERNELS, Counted, count, size
 
 WIDTHS, ROWS = (24, 16, 20, 4), 40
 
@@ -70,15 +72,20 @@ def test_a_whole_net_takes_what_its_plan_counts(plan: str, device: str) -> None:
         assert found.bytes == pytest.approx(one.bytes, rel=0.02)
 
 
-def recorded_step(device: str, optimizer: str = "sgd") -> tuple[list[Counted], nn.Module]:
+def recorded_step(
+    device: str, optimizer: str = "sgd", squared: bool = False
+) -> tuple[list[Counted], nn.Module]:
     layers = [f for k, n in itertools.pairwise(WIDTHS) for f in (nn.Linear(k, n), nn.ReLU())]
     net = fastmlp.Sequential(*layers[:-1]).to(device)
     made = {
         "sgd": lambda: torch.optim.SGD(net.parameters(), lr=0.1),
         "adam": lambda: torch.optim.Adam(net.parameters()),
     }
-    step = fastmlp.TrainStep(net, fastmlp.CrossEntropyLoss(), made[optimizer]())
-    x, y = torch.randn(ROWS, WIDTHS[0], device=device), torch.randint(WIDTHS[-1], (ROWS,), device=device)
+    loss = fastmlp.MSELoss() if squared else fastmlp.CrossEntropyLoss()
+    step = fastmlp.TrainStep(net, loss, made[optimizer]())
+    x = torch.randn(ROWS, WIDTHS[0], device=device)
+    y = torch.randn(ROWS, WIDTHS[-1], device=device)
+    y = y if squared else y.argmax(1)
     with record_launches() as launches:
         step(x, y)
         # While the network lives: a launch knows its table alone.
@@ -157,6 +164,41 @@ def test_cross_entropy(device: str) -> None:
     assert backward.bytes == 2 * 16 * 10 * 4 + small
     assert 0 <= forward.bytes - (16 * 10 * 4 + small) < 200  # and the programs' sums
     assert forward.operations == backward.operations == 0
+
+
+def test_the_squared_error(device: str) -> None:
+    x, target = torch.randn(16, 10, device=device), torch.randn(16, 10, device=device)
+    with record_launches() as launches:
+        _, denominator = mse.forward(x, target, None, reduction="mean")
+        mse.backward(torch.ones((), device=device), x, target, None, denominator, reduction="mean")
+    forward, backward = (count(launch).work for launch in launches)
+    assert forward is not None
+    assert backward is not None
+    assert 0 < forward.bytes - 2 * 640 < 50  # the loss, what it is divided by, the programs' sums
+    assert backward.bytes == 3 * 640 + 2 * 4
+
+
+def test_a_step_with_targets_reads_rows_of_them(device: str) -> None:
+    """The head's targets are a matrix then, and nothing else is another."""
+    labels, _ = recorded_step(device)
+    targets, _ = recorded_step(device, squared=True)
+    kinds = [(one.work.operations, one.work.bytes) for one in labels if one.work]
+    others = [(one.work.operations, one.work.bytes) for one in targets if one.work]
+    heads = [i for i, (a, b) in enumerate(zip(kinds, others)) if a != b]
+    assert len(kinds) == len(others) == len(labels)
+    ((operations, moved), (same, more)) = kinds[heads[0]], others[heads[0]]
+    assert len(heads) == 1
+    assert same == operations
+    assert more - moved == ROWS * (4 * WIDTHS[-1] - 8)
+
+
+def test_every_kernel_is_known() -> None:
+    """A new one is to be counted too."""
+    folder = Path(fastmlp.kernels.__path__[0])
+    names = {
+        name for file in folder.glob("*.py") for name in re.findall(r"def (\w+_kernel)\(", file.read_text())
+    }
+    assert names == _KERNELS.keys()
 
 
 def test_a_place_in_memory_counts_once() -> None:

@@ -20,7 +20,7 @@ def place(path: Path, resume: bool) -> Position | None:
         what = f"{path} is of an unfinished run: {found} of {found.epochs}"
         if resume:
             return found
-        if found.epoch == found.epochs:
+        if found.finished:
             return None
     except FileNotFoundError:
         return None

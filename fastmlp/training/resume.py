@@ -37,6 +37,12 @@ class Position(NamedTuple):
     step: int  # done in the one after
     epochs: int  # of the whole run
     steps: int  # an epoch
+    stopped: bool = False  # early, as it got no better
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to do."""
+        return self.stopped or self.epoch == self.epochs
 
     def __str__(self) -> str:
         if self.step:
@@ -188,7 +194,8 @@ class Keeper:
 
     def _position(self) -> Position:
         epochs = len(self._factors) // self._steps
-        return Position(len(self._history.epochs), self._loop.done, epochs, self._steps)
+        stopped = self._history.stopped != ""
+        return Position(len(self._history.epochs), self._loop.done, epochs, self._steps, stopped)
 
     def _done_factors(self, done: Position) -> Tensor:
         return self._factors[: done.epoch * self._steps + done.step]

@@ -57,6 +57,7 @@ def test_resume(device: str, tmp_path: Path) -> None:
     first = run(device, model := net(), patience=3, checkpoint=path, every=100)
     ended = len(first.epochs)
     assert position(path)[:2] == (ended, 0)
+    assert position(path).finished
     load_into(saved := net(), path)
     assert all(torch.equal(p.cpu(), q) for p, q in zip(model.parameters(), saved.parameters()))
     again = run(device, unmoved := net(), patience=3, checkpoint=path, resume=True)

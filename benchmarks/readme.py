@@ -44,8 +44,8 @@ def main(results: Path = typer.Option(RESULTS, help="Holds a folder for each kin
 
 
 def updated(text: str, results: Path, words: dict[str, str]) -> str:
-    """A README with the first report's picture and every report's table, in its own words."""
-    found = folders(results)
+    """A README with the picture and the table of the newest report, in its own words; a GPU's comes first."""
+    found = newest(folders(results))
     names = [f"benchmarks/results/{folder.name}" for folder in found]
     picture = f"![Speed relative to eager PyTorch]({names[0]}/headline.png)\n" if names else ""
     table = "\n".join(tables.readme(load(folder), name) for folder, name in zip(found, names))
@@ -55,9 +55,18 @@ def updated(text: str, results: Path, words: dict[str, str]) -> str:
 
 
 def folders(results: Path) -> list[Path]:
-    """Those with a report: a GPU's first, then a CPU's."""
-    found = (path.parent for path in results.glob("*/report.json"))
-    return sorted(found, key=lambda folder: (folder.name[:3] != "gpu", folder.name))
+    """Those with a report: GPUs' first, then CPUs', each from the newest on."""
+    by_date = sorted(results.glob("*/report.json"), key=lambda path: load(path.parent)["machine"]["date"])
+    return sorted((path.parent for path in reversed(by_date)), key=lambda folder: _kind(folder) != "gpu")
+
+
+def newest(found: list[Path]) -> list[Path]:
+    """The first folder of each kind."""
+    return list({_kind(folder): folder for folder in reversed(found)}.values())[::-1]
+
+
+def _kind(folder: Path) -> str:
+    return folder.name.partition("-")[0]
 
 
 def between(text: str, marker: str, new: str) -> str:

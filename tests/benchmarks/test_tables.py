@@ -140,10 +140,13 @@ def test_an_empty_report_draws_nothing(tmp_path: Path) -> None:
 
 
 def test_the_readmes_are_made_from_what_is_stored(tmp_path: Path) -> None:
-    """A GPU's report comes first; nothing outside the markers changes."""
-    for name in ("cpu-small", "gpu-large"):
+    """A GPU's report comes first, of each kind the newest alone; nothing outside the markers changes."""
+    for name, date in (("cpu-small", "2026-02-02"), ("gpu-large", "2026-01-01"), ("cpu-old", "2025-12-31")):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "report.json").write_text(json.dumps(report()))
+        stored = report()
+        stored["machine"]["date"] = date
+        (tmp_path / name / "report.json").write_text(json.dumps(stored))
+    assert [folder.name for folder in readme.folders(tmp_path)] == ["gpu-large", "cpu-small", "cpu-old"]
     text = "before\n<!-- {0}: begin -->\nold\n<!-- {0}: end -->\nafter\n"
     blank = text.format(readme.PICTURE) + text.format(readme.TABLE)
     for words in readme.READMES.values():
@@ -151,6 +154,7 @@ def test_the_readmes_are_made_from_what_is_stored(tmp_path: Path) -> None:
         assert made.index("gpu-large/headline.png") < made.index("gpu-large/table.md")
         assert made.index("gpu-large/table.md") < made.index("cpu-small/table.md")
         assert "cpu-small/headline.png" not in made
+        assert "cpu-old" not in made
         assert "old" not in made
         assert readme.between(readme.between(made, readme.PICTURE, "old\n"), readme.TABLE, "old\n") == blank
         assert readme.updated(made, tmp_path, words) == made

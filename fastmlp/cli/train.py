@@ -116,12 +116,12 @@ def train(
         distributed.first(record.close, history)
     except OSError as error:
         fail(f"{error.filename or settings.out}: {error.strerror or error}")
-    distributed.stop()
     if history.stopped:
         console.print(f"stopped early: {history.stopped}")
     console.print(_summary(history, len(train_set)) + f"saved to {settings.out}", style="bold")
     if as_json and distributed.rank() == 0:
         emit(_result(history, settings, record))
+    distributed.stop()
 
 
 def _numbers(settings: Settings) -> dict[str, Any]:

@@ -47,13 +47,17 @@ def start(device: torch.device) -> None:
 
 
 def stop() -> None:
-    """Part from the others. Not after a failure: it would wait for them, while torchrun ends them."""
+    """Part from the others, if there are any, and end this process: the last thing that it does.
+
+    Not after a failure: it would wait for them, while torchrun ends them.
+    """
     if size() > 1:
-        dist.destroy_process_group()
+        dist.barrier()  # all that was sent has arrived
+        leave(0)
 
 
 def leave(code: int) -> NoReturn:
-    """End this process at once, where another is gone: gloo's own teardown may abort it instead."""
+    """End this process at once: gloo's threads may abort one that ends in the interpreter's own way."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -69,8 +69,8 @@ class CpuLayer:
     def resize(self, rows: int) -> None:
         """Get ready for batches of ``rows``."""
         work = rows * self.master.numel()
-        wide = self.dtype == torch.float32
-        self._onednn = onednn.PRODUCT is not None and wide and work >= onednn.LEAST_WORK[self.dtype]
+        able = onednn.PRODUCT is not None and onednn.IN_STEPS and self.dtype == torch.float32
+        self._onednn = able and work >= onednn.LEAST_WORK[self.dtype]
         if not self._onednn:  # which returns memory of its own
             self._z, self._dx = self._outputs.take(rows), self._inputs.take(rows)
 

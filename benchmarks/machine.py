@@ -45,7 +45,8 @@ def describe(device: str) -> dict[str, Any]:
 def folder(facts: dict[str, Any]) -> str:
     """Where in ``benchmarks/results`` a report of this kind of machine is kept: ``cpu-amd-epyc-2``."""
     cores = f"-{facts['cores']}" if facts["kind"] == "cpu" else ""
-    name = re.sub(r"[^a-z0-9]+", "-", str(facts["device"]).lower()).strip("-")
+    plain = re.sub(r"\((?:r|tm)\)|\b(?:processor|cpu)\b", "", str(facts["device"]).lower())
+    name = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
     return f"{facts['kind']}-{name}{cores}"
 
 

@@ -87,13 +87,13 @@ def main(
             print(f"step {i:5d}  squared error {loss.item():.5f}")
     after = drawn()
 
-    figure = Figure(figsize=(12, 4 * height / size + 0.45), layout="constrained")
+    figure = Figure(figsize=(12, 4 * height / size + 0.3), layout="constrained")
     titles = ("before", f"after {steps} steps: {psnr(after, wanted):.1f} dB", "the picture")
     for axes, title, shown in zip(figure.subplots(1, 3), titles, (before, after, wanted)):
         axes.imshow(shown.numpy())
         axes.set_title(title)
         axes.axis("off")
-    figure.savefig(out, dpi=100)
+    figure.savefig(out, dpi=100, bbox_inches="tight")
     print(f"{psnr(after, wanted):.1f} dB by {step.engine}, written to {out}")
 
 

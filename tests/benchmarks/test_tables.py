@@ -162,5 +162,7 @@ def test_the_readmes_are_made_from_what_is_stored(tmp_path: Path) -> None:
 
 def test_a_machines_folder() -> None:
     assert folder({"kind": "cpu", "device": "AMD EPYC", "cores": 2}) == "cpu-amd-epyc-2"
+    xeon = {"kind": "cpu", "device": "Intel(R) Xeon(R) Processor", "cores": 2}
+    assert folder(xeon) == "cpu-intel-xeon-2"
     assert folder({"kind": "gpu", "device": "NVIDIA H200", "cores": 16}) == "gpu-nvidia-h200"
     assert describe("cpu")["versions"]["torch"]

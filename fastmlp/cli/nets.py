@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fastmlp
-from fastmlp import activations
+from fastmlp.activations import module_of
 from fastmlp.cli.common import fail
 from fastmlp.cli.options import Settings
 from fastmlp.engine.autograd import precision
@@ -30,7 +30,7 @@ def build(widths: list[int], activation: str) -> fastmlp.Sequential:
     for i in range(len(widths) - 1):
         layers.append(nn.Linear(widths[i], widths[i + 1]))
         if i < len(widths) - 2 and activation != "none":
-            layers.append(_module(activation))
+            layers.append(module_of(activation))
     net = fastmlp.Sequential(*layers)
 
     def init_weights(module: nn.Module) -> None:
@@ -39,10 +39,6 @@ def build(widths: list[int], activation: str) -> fastmlp.Sequential:
 
     net.apply(init_weights)
     return net
-
-
-def _module(activation: str) -> nn.Module:
-    return nn.GELU("tanh") if activation == "gelu_tanh" else activations.TABLE[activation].module()
 
 
 def description(settings: Settings, widths: list[int], classes: list[str], dataset: str) -> dict[str, Any]:

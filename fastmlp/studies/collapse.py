@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fastmlp.studies.exercise import Say, batch_size, run, sets
+from fastmlp.studies.exercise import Say, batch_size, epochs_of, run, sets
 from fastmlp.studies.exercises import mlp
 from fastmlp.studies.study import Study, cell, machine, place
 from fastmlp.training import accuracy
@@ -57,9 +57,7 @@ def collapse(
         DataError: ``data`` is given, and what is there is missing or broken.
     """
     where, batch = place(device), batch_size(small)
-    epochs = (3 if small else 5) if epochs is None else epochs
-    if epochs < 1:
-        raise ValueError(f"epochs: expected at least 1, got {epochs}")
+    epochs = epochs_of(epochs, 5, small)
     train, test = (part.to(where) for part in sets(data, small, say))
     points, arms = (tensor.to(where) for tensor in spirals())
     plane = _plane().to(where)

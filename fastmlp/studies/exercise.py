@@ -121,6 +121,18 @@ def batch_size(small: bool) -> int:
     return 32 if small else 256
 
 
+def epochs_of(asked: int | None, usual: int, small: bool) -> int:
+    """So many epochs as are asked for; else the usual number, or 3 in a small run.
+
+    Raises:
+        ValueError: none is asked for.
+    """
+    epochs = (3 if small else usual) if asked is None else asked
+    if epochs < 1:
+        raise ValueError(f"epochs: expected at least 1, got {epochs}")
+    return epochs
+
+
 def run(net: nn.Module, train: Data, test: Data | None, **options: Any) -> dict[str, Any]:
     """Train ``net`` as `fit` is asked to; by default the learning rate falls to 0 linearly.
 

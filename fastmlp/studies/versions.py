@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fastmlp.modules import Sequential
-from fastmlp.studies.exercise import Say, batch_size, sets
+from fastmlp.studies.exercise import Say, batch_size, epochs_of, sets
 from fastmlp.studies.exercises import mlp
 from fastmlp.studies.scratch import concise, from_scratch, loop
 from fastmlp.studies.study import Study, machine, place
@@ -53,9 +53,7 @@ def versions(
         DataError: ``data`` is given, and what is there is missing or broken.
     """
     where, batch = place(device), batch_size(small)
-    epochs = (3 if small else 10) if epochs is None else epochs
-    if epochs < 1:
-        raise ValueError(f"epochs: expected at least 1, got {epochs}")
+    epochs = epochs_of(epochs, 10, small)
     train, test = (part.to(where) for part in sets(data, small, say))
     torch.manual_seed(seed)
     net = mlp([256], start="std 0.01").to(where)

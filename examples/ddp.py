@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import fastmlp
 from fastmlp.data import load
+from fastmlp.training.distributed import leave
 
 
 def main(
@@ -54,7 +55,8 @@ def main(
             with torch.no_grad():
                 right = (net(test.images / 255).argmax(1) == test.labels).float().mean().item()
             print(f"epoch {epoch:3d}  train loss {mean:.4f}  test accuracy {right:.4f}")
-    dist.destroy_process_group()
+    dist.barrier()  # nothing is under way any more
+    leave(0)  # not by the interpreter's end: gloo's threads may abort a process that is in it
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """One linear layer on a CPU: its products in memory that stays, or oneDNN's where that is faster.
 
-Its products pay as `fastmlp.backends.onednn` says, for the input's gradient too (0.6, 1.0, 1.13, 1.08 and
-1.1 times the speed of ``mm`` in the same order); for the weight's gradient never, and in bfloat16, where
-``addmm`` into a buffer is oneDNN as well, not here.
+Its products pay as `fastmlp.backends.onednn` says, in float32 for the input's gradient too (0.6, 1.0, 1.13,
+1.08 and 1.1 times the speed of ``mm`` in the same order); for the weight's gradient never.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -64,15 +64,19 @@ class CpuLayer:
         self._few = len(self._weight) <= FEW
         outputs, inputs = self.master.shape
         self._outputs, self._inputs = Rows(outputs, dtype, columns=self._few), Rows(inputs, dtype)
-        self._onednn = False
+        self._forward_by_onednn = self._input_grad_by_onednn = False
 
     def resize(self, rows: int) -> None:
         """Get ready for batches of ``rows``."""
         work = rows * self.master.numel()
-        able = onednn.PRODUCT is not None and onednn.IN_STEPS and self.dtype == torch.float32
-        self._onednn = able and work >= onednn.LEAST_WORK[self.dtype]
-        if not self._onednn:  # which returns memory of its own
-            self._z, self._dx = self._outputs.take(rows), self._inputs.take(rows)
+        pays = onednn.PRODUCT is not None and work >= onednn.LEAST_WORK.get(self.dtype, math.inf)
+        columns = self._few and self.dtype == torch.bfloat16  # which are faster than either's rows
+        self._forward_by_onednn = pays and self.dtype == onednn.FORWARD_IN_STEPS and not columns
+        self._input_grad_by_onednn = pays and self.dtype == onednn.INPUT_GRAD_IN_STEPS
+        if not self._forward_by_onednn:  # which returns memory of its own
+            self._z = self._outputs.take(rows)
+        if not self._input_grad_by_onednn:
+            self._dx = self._inputs.take(rows)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The layer's output, and what its activation's derivative needs."""
@@ -88,7 +92,7 @@ class CpuLayer:
         return y, y if act.saves_output else z
 
     def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self._onednn:
+        if self._forward_by_onednn:
             return _product(x, weight, bias)
         z = self._z
         if self._few:
@@ -104,7 +108,7 @@ class CpuLayer:
 
     def input_grad(self, dz: Tensor, previous: Act, saved: Tensor) -> Tensor:
         """The previous layer's dZ: dZ weight, times its f'(``saved``)."""
-        if self._onednn:
+        if self._input_grad_by_onednn:
             dx = _product(dz, self._weight.t(), None)
         else:
             dx = torch.mm(dz, self._weight, out=self._dx)

@@ -77,6 +77,13 @@ def compare(
         assert_as_good_as_torch(a, b, c, "parameter", roundings)
 
 
+def use_library(monkeypatch: pytest.MonkeyPatch, library: str, dtype: torch.dtype) -> None:
+    """Products as with the processor for which this library is chosen."""
+    for name in ("FORWARD_IN_STEPS", "INPUT_GRAD_IN_STEPS"):
+        monkeypatch.setattr(onednn, name, dtype if library == "oneDNN" else None)
+    monkeypatch.setattr(onednn, "LEAST_WORK", {torch.float32: 1, torch.bfloat16: 1})
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("bias", [True, False])
 def test_optimizers(name: str, bias: bool) -> None:
@@ -99,8 +106,7 @@ def test_activations(act: Callable[[], nn.Module]) -> None:
 @pytest.mark.parametrize("library", ["MKL", "oneDNN"])
 def test_shapes(widths: tuple[int, ...], library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One layer, one class, many classes, deep; by either library, whichever this processor would have."""
-    monkeypatch.setattr(onednn, "IN_STEPS", library == "oneDNN")
-    monkeypatch.setattr(onednn, "LEAST_WORK", {torch.float32: 1, torch.bfloat16: 1})
+    use_library(monkeypatch, library, torch.float32)
     data = batches(widths, 3)
     if widths[0] == 784:
         data.append((torch.rand(100, 784), torch.randint(10, (100,))))
@@ -253,8 +259,10 @@ def test_no_rows() -> None:
 
 
 @pytest.mark.parametrize("name", ["sgd", "momentum", "adamw"])
-def test_bfloat16(name: str) -> None:
+@pytest.mark.parametrize("library", ["MKL", "oneDNN"])
+def test_bfloat16(name: str, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As near to float64 as autocast is."""
+    use_library(monkeypatch, library, torch.bfloat16)
     net, twin, (theirs, _), executor = pair(name, torch.bfloat16, (64, 128, 10))
     exact, data, loss = copy.deepcopy(net).double(), batches((64, 128, 10)), nn.CrossEntropyLoss()
     doubles = train(exact, loss, OPTIMIZERS[name](list(exact.parameters())), data)

@@ -50,10 +50,11 @@ INPUT_GRAD_IN_STEPS = None if _INTEL else torch.float32
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def applies(x: Tensor) -> bool:
+def applies(x: object) -> bool:
     """Whether ops on ``x`` are nobody's but ATen's: no gradients, transforms, modes, autocast or traces."""
     return (
         not torch.is_grad_enabled()
+        and isinstance(x, Tensor)
         and type(x) in _PLAIN
         and x.is_cpu
         and not torch.compiler.is_compiling()

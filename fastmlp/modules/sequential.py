@@ -84,10 +84,10 @@ def closed(
 
 def run(children: Iterable[nn.Module], input: Tensor) -> Tensor:
     """The output of ``children``, which may be gone through more than once, one after another."""
+    if onednn.applies(input) and requested() == "auto":
+        return _infer(children, input)
     # Modules may pass on anything, as in torch's; the kernels take tensors.
     if not isinstance(input, Tensor) or choose(_like(children, input)).backend is None:
-        if isinstance(input, Tensor) and requested() == "auto" and onednn.applies(input):
-            return _infer(children, input)
         for child in children:  # nn.Sequential's own loop: nothing is to be planned
             input = child(input)
         return input

@@ -60,7 +60,7 @@ def plan(children: Iterable[nn.Module], opened: tuple[type[nn.Sequential], ...])
                 open_chain.append(layer)
                 fresh = True
                 continue
-            if _is_identity(child):
+            if is_identity(child):
                 continue
             act = from_module(child) if fresh else None
             if act is not None and open_chain is not None and _fits(act, open_chain[-1]):
@@ -114,7 +114,14 @@ def untouched(module: nn.Module) -> bool:
 #: As torch defines them. Some set another on the class, as a way to put LoRA under every layer.
 _FORWARDS: dict[Any, Any] = {
     kind: kind.forward  # type: ignore[attr-defined]
-    for kind in (nn.Linear, nn.Dropout, nn.Flatten, nn.Sequential, *(row.module for row in TABLE.values()))
+    for kind in (
+        nn.Linear,
+        nn.Dropout,
+        nn.Identity,
+        nn.Flatten,
+        nn.Sequential,
+        *(row.module for row in TABLE.values()),
+    )
 }
 
 
@@ -148,10 +155,11 @@ def layer_of(child: nn.Module) -> Layer | None:
 _PLAIN = (nn.Parameter, Tensor)
 
 
-def _is_identity(child: nn.Module) -> bool:
-    if isinstance(child, nn.Dropout):
-        return type(child) is nn.Dropout and (not child.training or child.p == 0)
-    return type(child) is nn.Identity
+def is_identity(child: nn.Module) -> bool:
+    """Whether ``child`` gives the tensor back that it is given, as the dropouts of an MLP mostly do."""
+    if type(child) is nn.Dropout:
+        return (not child.training or child.p == 0) and untouched(child)
+    return type(child) is nn.Identity and untouched(child)
 
 
 def _fits(act: Act, layer: Layer) -> bool:

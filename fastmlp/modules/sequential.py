@@ -15,7 +15,7 @@ from fastmlp.functional.linear import chain
 from fastmlp.functional.quantized import INTEGERS
 from fastmlp.modules.dequantize import Dequantize
 from fastmlp.modules.loss import CrossEntropyLoss, MSELoss
-from fastmlp.modules.plan import Dequantized, layer_of, plan, untouched
+from fastmlp.modules.plan import Dequantized, is_identity, layer_of, plan, untouched
 
 
 class Sequential(nn.Sequential):
@@ -89,7 +89,8 @@ def run(children: Iterable[nn.Module], input: Tensor) -> Tensor:
     # Modules may pass on anything, as in torch's; the kernels take tensors.
     if not isinstance(input, Tensor) or choose(_like(children, input)).backend is None:
         for child in children:  # nn.Sequential's own loop: nothing is to be planned
-            input = child(input)
+            if not (is_identity(child) and isinstance(input, Tensor)):
+                input = child(input)
         return input
     for stage in plan(children, _OPENED):
         input = chain(input, stage) if isinstance(stage, list) else stage(input)
@@ -107,6 +108,8 @@ def _infer(children: Iterable[nn.Module], input: Tensor) -> Tensor:
                 continue
         if fresh and type(child) is nn.ReLU and untouched(child):
             torch.relu_(input)
+            continue
+        if is_identity(child) and isinstance(input, Tensor):
             continue
         input, fresh = child(input), False
     return input

@@ -129,6 +129,29 @@ def test_dropout_does_not_break_the_chain(device: str) -> None:
             assert launches[2].options["PREVIOUS_DROPOUT"] is mode
 
 
+@pytest.mark.parametrize("grad", [True, False])
+def test_on_a_cpu_what_changes_nothing_is_not_called(grad: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dropout that is off: most of a small MLP's. Its hooks are called all the same."""
+    called: list[float] = []
+
+    def dropout(input: Tensor, p: float, training: bool, inplace: bool) -> Tensor:
+        called.append(p)
+        return input
+
+    monkeypatch.setattr(nn.functional, "dropout", dropout)
+    net = fastmlp.Sequential(nn.Linear(5, 7), nn.Dropout(0.0), nn.ReLU(), nn.Dropout(0.5), nn.Linear(7, 3))
+    x = torch.randn(6, 5)
+    expected = net[4](net[0](x).relu())
+    with torch.set_grad_enabled(grad):
+        torch.testing.assert_close(net.eval()(x), expected)
+        assert called == []
+        net.train()(x)
+        assert called == [0.5]
+        net[1].register_forward_hook(lambda *_: None)
+        net.eval()(x)
+    assert called == [0.5, 0.0]
+
+
 class Twice(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x, x

@@ -35,7 +35,9 @@ from .peers import (
 from .timing import Run
 
 A, B = (784, 256, 10), (784, 1024, 1024, 1024, 10)
+TABULAR = (100, 128, 128, 1)
 STEP, INFERENCE = "training step (SGD)", "inference"
+REGRESSION = "regression step (SGD, squared error)"
 CROSS_ENTROPY, HEAD = "cross-entropy forward + backward", "linear + cross-entropy forward + backward"
 LINEAR, LINEAR_BACKWARD = "linear + bias + ReLU forward", "linear + bias + ReLU forward + backward"
 _LR = 1e-3  # small, so that a thousand steps on one batch stay finite
@@ -82,6 +84,7 @@ def cases(device: str) -> Iterator[Case]:
         half = dtype == torch.bfloat16
         yield training_step(A, 256, dtype, modes=tuple(MODES), key=True)
         yield training_step(B, 1024, dtype, modes=tuple(MODES), key=True)
+        yield training_step(TABULAR, 4096, dtype, regression=True)
         for batch in (1, 32, 256, 4096):
             yield inference(A, batch, dtype, key=batch in (1, 256, 4096))
         if half and not gpu:
@@ -123,13 +126,20 @@ def training_step(
     dtype: torch.dtype,
     modes: tuple[str, ...] = (COMPILED,),
     key: bool = False,
+    regression: bool = False,
 ) -> Case:
     """Forward, loss, backward and SGD; float32 parameters, products in ``dtype``."""
-    work = counts.training_step(widths, batch, dtype, torch.float32)
+    work = counts.training_step(widths, batch, dtype, torch.float32, regression)
+    of_ours, of_torchs = (
+        getattr(of, "MSELoss" if regression else "CrossEntropyLoss") for of in (fastmlp, nn)
+    )
 
     def build(device: str) -> dict[str, Factory]:
         x = torch.rand(batch, widths[0], device=device)
-        y = torch.randint(widths[-1], (batch,), device=device)
+        if regression:
+            y = torch.randn(batch, widths[-1], device=device)
+        else:
+            y = torch.randint(widths[-1], (batch,), device=device)
 
         def model() -> nn.Sequential:
             return net(widths).to(device)
@@ -141,13 +151,13 @@ def training_step(
             return lambda: step(x, y)
 
         def ours() -> Callable[[], object]:
-            step = fused_step(model(), dtype)
+            step = fused_step(model(), of_ours(), dtype)
             return lambda: step(x, y)
 
         def modules(wrap: Wrap) -> Callable[[], object]:
-            return eager(wrap, fastmlp.fuse(model()), fastmlp.CrossEntropyLoss())
+            return eager(wrap, fastmlp.fuse(model()), of_ours())
 
-        of_torch = peers.of_torch(lambda wrap: eager(wrap, model(), nn.CrossEntropyLoss()), device, modes)
+        of_torch = peers.of_torch(lambda wrap: eager(wrap, model(), of_torchs()), device, modes)
         found: dict[str, Factory] = {OURS: lambda: Run(ours())}
         if key:
             found[peers.OURS_MODULES] = lambda: Run(modules(lambda function: function))
@@ -157,12 +167,13 @@ def training_step(
         found |= of_torch
         if dtype != torch.float32:
             found[EAGER_FLOAT32] = lambda: Run(
-                eager(lambda function: function, model(), nn.CrossEntropyLoss(), torch.float32)
+                eager(lambda function: function, model(), of_torchs(), torch.float32)
             )
         found[JAX] = lambda: peers.jax_peer(device).training_step(widths, x, y, _LR, dtype, work.operations)
         return {peer: seeded(factory) for peer, factory in found.items()}
 
-    return Case(STEP, f"{name(widths)}, batch {batch}", dtype, work, build, key)
+    group = REGRESSION if regression else STEP
+    return Case(group, f"{name(widths)}, batch {batch}", dtype, work, build, key)
 
 
 def eager_step(
@@ -186,12 +197,14 @@ def eager_step(
     return step
 
 
-def fused_step(model: nn.Sequential, dtype: torch.dtype) -> Callable[[Tensor, Tensor], object]:
+def fused_step(
+    model: nn.Sequential, loss: nn.Module, dtype: torch.dtype
+) -> Callable[[Tensor, Tensor], object]:
     """Our step."""
     if not hasattr(fastmlp, "TrainStep"):
         raise MissingPeerError("this fastmlp has no TrainStep")
     optimizer = torch.optim.SGD(model.parameters(), lr=_LR)
-    return fastmlp.TrainStep(fastmlp.fuse(model), fastmlp.CrossEntropyLoss(), optimizer, dtype=dtype)
+    return fastmlp.TrainStep(fastmlp.fuse(model), loss, optimizer, dtype=dtype)
 
 
 def inference(widths: Sequence[int], batch: int, dtype: torch.dtype, key: bool = False) -> Case:

@@ -65,7 +65,10 @@ def _forward(params: Params, x: jax.Array, dtype: Any) -> jax.Array:
 
 
 def _loss(logits: jax.Array, y: jax.Array) -> jax.Array:
+    """Cross-entropy with labels, the squared error with anything else."""
     logits = logits.astype(jnp.float32)
+    if not jnp.issubdtype(y.dtype, jnp.integer):
+        return jnp.mean((logits - y) ** 2)
     picked = jnp.take_along_axis(logits, y[:, None], axis=1)[:, 0]
     return jnp.mean(jax.nn.logsumexp(logits, axis=1) - picked)
 
@@ -147,7 +150,7 @@ def training_step(
 ) -> Run:
     """SGD steps on one batch, several of them in a ``lax.scan``."""
     device, kind = x.device.type, _dtype(dtype)
-    inputs, labels = _put(x, device), _put(y.int(), device)
+    inputs, labels = _put(x, device), _put(y if y.is_floating_point() else y.int(), device)
     count = max(1, min(_MOST_STEPS, _OPERATIONS // operations))
 
     def steps(params: Params, inputs: jax.Array, labels: jax.Array) -> tuple[Params, jax.Array]:

@@ -17,7 +17,7 @@ from fastmlp import choice, devices, functional, plans
 from fastmlp import work as counts
 
 from . import peers
-from .cases import Case, net, seeded
+from .cases import TABULAR, Case, net, seeded
 from .peers import JAX, OURS, OURS_PLANS, TCNN, Factory, MissingPeerError
 from .timing import Run
 
@@ -29,7 +29,7 @@ NETS = {
     "radiance field": ((32, 64, 64, 64, 64, 4), 1 << 18),
     "distance field": ((3, *[256] * 8, 1), 1 << 16),
     "policy": ((24, 64, 64, 8), 1 << 8),
-    "tabular": ((100, 128, 128, 1), 1 << 12),
+    "tabular": (TABULAR, 1 << 12),
 }
 _FUSED_WIDTHS = (16, 32, 64, 128)  # of tiny-cuda-nn's fully fused kernel
 _EXAMPLES = 60_000
@@ -183,7 +183,7 @@ def quantized(shape: tuple[int, int, int], dtype: torch.dtype) -> Case:
             return nn.Linear(k, n).to(device, dtype), nn.ReLU()
 
         def ours() -> Callable[[], object]:
-            model = fastmlp.Sequential(getattr(fastmlp, _DEQUANTIZE)(1 / 255, 0.0), *layers())
+            model = fastmlp.Sequential(getattr(fastmlp, _DEQUANTIZE)(1 / 255), *layers())
             return run(model, lambda: data.index_select(0, index), lambda function: function)
 
         def of_torch(wrap: peers.Wrap) -> Callable[[], object]:

@@ -99,9 +99,16 @@ def inference(widths: Sequence[int], batch: int, dtype: torch.dtype) -> Work:
 
 
 def training_step(
-    widths: Sequence[int], batch: int, dtype: torch.dtype, input_dtype: torch.dtype | None = None
+    widths: Sequence[int],
+    batch: int,
+    dtype: torch.dtype,
+    input_dtype: torch.dtype | None = None,
+    regression: bool = False,
 ) -> Work:
-    """Forward, loss, backward and SGD. Parameters are float32, activations in ``dtype``."""
+    """Forward, loss, backward and SGD. Parameters are float32, activations in ``dtype``.
+
+    A target is a label, with ``regression`` a float32 for each output.
+    """
     e, pairs = dtype.itemsize, list(itertools.pairwise(widths))
     products = [2 * batch * k * n for k, n in pairs]
     # Each layer: forward, dW, dX; the first one's dX is never needed.
@@ -112,7 +119,7 @@ def training_step(
     first = (widths[0] * widths[1] + widths[1]) * _FLOAT32
     moved = (
         2 * source  # read by the first layer's forward and by its dW
-        + batch * _LABEL
+        + batch * (_FLOAT32 * widths[-1] if regression else _LABEL)
         # An activation is written, read by the next layer, by that layer's dW and for f'.
         + 4 * hidden
         # dZ is written, read for dW and for the dX below it (nothing is below the first).

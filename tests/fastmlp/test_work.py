@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from fastmlp import work as counts
@@ -60,3 +62,9 @@ def test_a_head_does_not_write_its_logits() -> None:
     rows, features, classes = 4096, 64, 128256
     logits = counts.cross_entropy(rows, classes, _BF16).bytes
     assert counts.linear_cross_entropy(rows, features, classes, _BF16).bytes < logits / 10
+
+
+def test_a_regression_reads_a_float_for_each_output() -> None:
+    step, other = (counts.training_step((8, 8, 5), 4, _FP32, regression=r) for r in (False, True))
+    assert other.bytes - step.bytes == 4 * (5 * 4 - 8)
+    assert replace(other, bytes=0) == replace(step, bytes=0)

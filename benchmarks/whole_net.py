@@ -33,7 +33,6 @@ NETS = {
 }
 _FUSED_WIDTHS = (16, 32, 64, 128)  # of tiny-cuda-nn's fully fused kernel
 _EXAMPLES = 60_000
-_DEQUANTIZE = "Dequantize"
 
 
 def cases(device: str, seconds: float) -> Iterator[Case]:
@@ -46,8 +45,7 @@ def cases(device: str, seconds: float) -> Iterator[Case]:
             for training in (False, True)
         ]
         found.append(dropout((4096, 1024, 1024), dtype))
-        if hasattr(fastmlp, _DEQUANTIZE):
-            found.append(quantized((256, 784, 256), dtype))
+        found.append(quantized((256, 784, 256), dtype))
         yield from (case for case in found if gpu or _cpu_seconds(case) < seconds)
 
 
@@ -183,7 +181,7 @@ def quantized(shape: tuple[int, int, int], dtype: torch.dtype) -> Case:
             return nn.Linear(k, n).to(device, dtype), nn.ReLU()
 
         def ours() -> Callable[[], object]:
-            model = fastmlp.Sequential(getattr(fastmlp, _DEQUANTIZE)(1 / 255), *layers())
+            model = fastmlp.Sequential(fastmlp.Dequantize(1 / 255), *layers())
             return run(model, lambda: data.index_select(0, index), lambda function: function)
 
         def of_torch(wrap: peers.Wrap) -> Callable[[], object]:

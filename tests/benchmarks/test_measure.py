@@ -69,7 +69,8 @@ def test_inputs_that_cannot_be_made_are_an_error() -> None:
 def test_cases_cover_the_issue() -> None:
     groups = {case.group for case in cases.cases("cpu")}
     assert groups == {
-        cases.STEP, cases.INFERENCE, cases.CROSS_ENTROPY, cases.HEAD, cases.LINEAR, cases.LINEAR_BACKWARD,
+        cases.STEP, cases.REGRESSION, cases.INFERENCE, cases.CROSS_ENTROPY, cases.HEAD, cases.LINEAR,
+        cases.LINEAR_BACKWARD,
     }  # fmt: skip
     names = [str(case) for device in ("cpu", "cuda") for case in cases.cases(device)]
     assert "linear + bias + ReLU forward, 8192 x 8192 -> 8192, bfloat16" in names
@@ -82,6 +83,7 @@ def test_cases_cover_the_issue() -> None:
     [
         lambda: cases.training_step((6, 5, 4), 8, torch.float32),
         lambda: cases.training_step((6, 5, 4), 8, torch.bfloat16),
+        lambda: cases.training_step((6, 5, 4), 8, torch.float32, regression=True),
         lambda: cases.inference((6, 5, 4), 8, torch.float32),
         lambda: cases.cross_entropy(8, 5, torch.float32),
         lambda: cases.linear_cross_entropy(8, 6, 5, torch.float32),

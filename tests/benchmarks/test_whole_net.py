@@ -51,17 +51,6 @@ def test_all_do_the_same_work() -> None:
 
 
 def test_bytes_of_a_first_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before there is a Dequantize none is measured; a module that scales is what is asked for."""
-
-    class Dequantize(nn.Module):
-        def __init__(self, scale: float, shift: float) -> None:
-            super().__init__()
-            self.scale, self.shift = scale, shift
-
-        def forward(self, input: torch.Tensor) -> torch.Tensor:
-            return input.float() * self.scale + self.shift
-
-    monkeypatch.setattr(whole_net.fastmlp, "Dequantize", Dequantize, raising=False)
     monkeypatch.setattr(whole_net, "_EXAMPLES", 50)
     case = whole_net.quantized((8, 6, 5), _FP32)
     factories = case.on("cpu")
@@ -69,8 +58,6 @@ def test_bytes_of_a_first_layer(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(a, b)
     assert case.work.bytes == 2 * (8 * 6 + 8 * 8) + 2 * 4 * (5 * 6 + 5) + 3 * 4 * 8 * 5
     assert whole_net.QUANTIZED in {case.group for case in whole_net.cases("cuda", 0.0)}
-    monkeypatch.setattr(whole_net, "_DEQUANTIZE", "NotThere")
-    assert whole_net.QUANTIZED not in {case.group for case in whole_net.cases("cuda", 0.0)}
 
 
 def test_the_issues_sizes_are_measured_on_a_gpu() -> None:

@@ -26,7 +26,7 @@ from fastmlp.backends.base import (
     Scale,
     SquaredError,
 )
-from fastmlp.backends.pages import fresh_like
+from fastmlp.backends.pages import large_like
 from fastmlp.backends.philox import keep_mask
 
 
@@ -170,7 +170,7 @@ class TorchBackend(Backend):
         total = factor.sum() if options.reduction == "mean" else None
         # A mean over no rows is NaN, and has a gradient of 0.
         scale = factor if total is None else torch.where(kept, factor / total, 0.0)
-        losses, grad = torch.empty_like(factor), fresh_like(logits)
+        losses, grad = torch.empty_like(factor), large_like(logits)
         for rows in _chunks(logits):
             losses[rows], p = softmax_loss(logits[rows], index[rows], grad[rows])
             column = scale[rows, None]

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from fastmlp.backends import pages
+
 from .timing import Run, synchronize
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -21,6 +23,7 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 def peak(factory: Callable[[], Run], device: str) -> int | None:
     """Bytes that building the run and calling it twice take; None where that cannot be known."""
     gc.collect()
+    pages.release()  # what earlier calls left for this one counts as well
     if device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

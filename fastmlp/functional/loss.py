@@ -79,9 +79,9 @@ def cross_entropy(
             z_loss=z_loss,
             inplace=inplace,
         )
-    for tensor, name in ((input, "input"), (target, "target")):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name}: expected a Tensor, got {type(tensor).__name__}")
+    if not (isinstance(input, Tensor) and isinstance(target, Tensor)):
+        wrong, name = (target, "target") if isinstance(input, Tensor) else (input, "input")
+        raise TypeError(f"{name}: expected a Tensor, got {type(wrong).__name__}")
     if z_loss == 0 and input.numel() < _CPU_ELEMENTS and backends.choose(input).backend is None:
         plain = size_average is None and reduce is None and label_smoothing == 0
         if plain and _is_tall(input, target):

@@ -8,6 +8,7 @@ import torch
 from benchmarks import memory
 from benchmarks.floors import Ceilings
 from benchmarks.timing import Run
+from fastmlp.backends import pages
 from fastmlp.work import Work
 
 _CEILINGS = Ceilings(copy={100: 50.0, 1000: 10.0}, matmul={"float32": 4.0}, launch=0.5)
@@ -36,3 +37,12 @@ def test_peak_memory_is_what_a_run_takes() -> None:
     if found is None:
         pytest.skip("no /proc/self/clear_refs here")
     assert 120 << 20 < found < 320 << 20
+
+
+def test_peak_memory_counts_what_was_kept_for_it() -> None:
+    like = torch.empty(64 << 20, dtype=torch.uint8)
+    peaks = [memory.peak(lambda: Run(lambda: pages.large_like(like).fill_(1)), "cpu") for _ in range(2)]
+    pages.release()
+    if None in peaks:
+        pytest.skip("no /proc/self/clear_refs here")
+    assert all(60 << 20 < peak < 100 << 20 for peak in peaks if peak is not None)

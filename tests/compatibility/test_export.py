@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import fastmlp
+from tests.processes import output_of
 
 GROUP = "torch.compile and export"
 _BATCH = Dim("batch", min=1, max=4096)
@@ -95,9 +94,7 @@ def test_aot_inductor(device: str, tmp_path: Path) -> None:
     x = images(33, device)
     torch.save(x, tmp_path / "x.pt")
     torch.save(net(x).detach(), tmp_path / "y.pt")
-    arguments = [package, str(tmp_path / "x.pt"), str(tmp_path / "y.pt")]
-    done = subprocess.run([sys.executable, "-c", _RUNS_ALONE, *arguments], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    output_of(_RUNS_ALONE, package, str(tmp_path / "x.pt"), str(tmp_path / "y.pt"), timeout=600)
 
 
 @pytest.mark.feature(GROUP, "ONNX with a dynamic batch, run by onnxruntime", dtype="float32", kernels=False)

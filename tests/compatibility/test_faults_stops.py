@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +13,7 @@ import fastmlp
 from fastmlp import cli, data
 from fastmlp.training import Epoch, History, OutOfMemoryError, TrainingError, fit, load_into, position
 from tests.commands import synthetic
+from tests.processes import output_of
 
 
 class Fails(nn.Module):
@@ -183,17 +181,9 @@ def test_out_of_memory_in_the_update(device: str) -> None:
 )
 def test_real_out_of_memory() -> None:
     """A process of 300 MB more than it has after a small batch; a big one's activations are 2 GB."""
-    done = subprocess.run(
-        [sys.executable, "-c", _HUNGRY],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("out of memory in epoch 1 at batch size 250000 ([enforce fail at")
-    assert done.stdout.strip().endswith("True True")
+    printed = output_of(_HUNGRY, OMP_NUM_THREADS="1")
+    assert printed.startswith("out of memory in epoch 1 at batch size 250000 ([enforce fail at")
+    assert printed.strip().endswith("True True")
 
 
 _HUNGRY = """

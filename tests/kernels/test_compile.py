@@ -22,6 +22,7 @@ from fastmlp.kernels.cases import MATRIX_PROBLEMS, cases
 from fastmlp.kernels.compile import Row, align
 from fastmlp.kernels.optimizers import RULES
 from fastmlp.kernels.resources import ARCHITECTURES, Resources
+from tests.processes import output_of
 
 GOOD = Row(
     "sm_90",
@@ -211,10 +212,7 @@ for module in pkgutil.iter_modules(fastmlp.kernels.__path__):
             kernels.add(name)
 print(json.dumps([sorted(kernels), sorted({row.kernel for row, _ in tasks("sm_90")})]))
 """
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    kernels, compiled = json.loads(done.stdout)
+    kernels, compiled = json.loads(output_of(code, timeout=600, without=["TRITON_INTERPRET"]))
     assert kernels == compiled
     assert "linear_backward_kernel" in kernels
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -16,6 +13,7 @@ import triton.language as tl
 
 from fastmlp.kernels import launch as door
 from fastmlp.kernels.launch import launch, observe, record_launches
+from tests.processes import output_of
 
 
 @triton.jit
@@ -91,11 +89,8 @@ def natively(code: str, specialized: Sequence[str] = ()) -> dict[str, Any]:
 
     ``specialized``: arguments that are to be taken out of the kernels' ``do_not_specialize``.
     """
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-c", f"SPECIALIZED = {list(specialized)}\n{PRELUDE}{code}"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    whole = f"SPECIALIZED = {list(specialized)}\n{PRELUDE}{code}"
+    return json.loads(output_of(whole, timeout=600, without=["TRITON_INTERPRET"]).splitlines()[-1])
 
 
 def test_dry_run_launches_nothing_and_restores_the_driver() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import pytest
@@ -13,44 +12,27 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
 
 from fastmlp import backends
-from fastmlp.activations import NAMES, NONE, TABLE, Act
+from fastmlp.activations import NAMES
 from fastmlp.backends.base import LossOptions
-from fastmlp.functional import Layer, chain, chain_cross_entropy, cross_entropy
+from fastmlp.functional import chain, chain_cross_entropy, cross_entropy
 from fastmlp.kernels.launch import dry_run, record_launches
-from tests.numerics import assert_as_good_as_torch
-
-
-def classifier(
-    widths: tuple[int, ...], name: str, dtype: torch.dtype, device: str
-) -> tuple[list[Layer], list[Tensor]]:
-    """Layers with a PReLU's or no parameters, and all their leaves."""
-    torch.manual_seed(1)
-    layers = []
-    for i, (k, n) in enumerate(itertools.pairwise(widths)):
-        w = (torch.randn(n, k) / k**0.5).to(device, dtype).requires_grad_()
-        b = torch.randn(n).to(device, dtype).requires_grad_()
-        slope = torch.full((1,), 0.25, device=device, dtype=dtype, requires_grad=True)
-        act = Act(TABLE[name], 0.1 if name == "leaky_relu" else 0.0, slope if name == "prelu" else None)
-        layers.append(Layer(w, b, NONE if i == len(widths) - 2 else act))
-    return layers, [t for w, b, a, *_ in layers for t in (w, b, a.weight) if t is not None]
+from tests.chains import Results, assert_closed, chain_of, differentiated
 
 
 def results(
-    backend: str, widths: tuple[int, ...], name: str, dtype: torch.dtype, device: str, **options: Any
-) -> tuple[list[Tensor], list[str]]:
-    layers, leaves = classifier(widths, name, dtype, device)
+    backend: str, widths: tuple[int, ...], name: str, device: str, wide: bool = False, **options: Any
+) -> Results:
+    layers, leaves = chain_of(widths, name, device, wide=wide)
+    dtype = torch.float64 if wide else torch.float32
     torch.manual_seed(2)
     x = torch.randn(77, widths[0]).to(device, dtype).requires_grad_()
     t = torch.randint(widths[-1], (77,)).to(device)
     t[::5] = -100
     weight = torch.rand(widths[-1]).to(device, dtype)
     with backends.use(backend), record_launches() as launches:
-        loss, logits = chain_cross_entropy(x, layers, t, weight, LossOptions(**options), with_logits=True)
-        upstream = torch.tensor(1.5, device=device, dtype=loss.dtype)
-        grads = torch.autograd.grad(loss, [*leaves, x], upstream)
-    assert logits is not None
-    assert not logits.requires_grad
-    return [loss, logits, *grads], [one.name for one in launches]
+        closed = chain_cross_entropy(x, layers, t, weight, LossOptions(**options), with_logits=True)
+        found = differentiated(*closed, [*leaves, x])
+    return found, [one.name for one in launches]
 
 
 @pytest.mark.usefixtures("poisoned")
@@ -59,15 +41,10 @@ def results(
 def test_classifier(name: str, widths: tuple[int, ...], device: str) -> None:
     """Loss, logits and every gradient, scaled by an upstream of 1.5."""
     options = {"label_smoothing": 0.1, "z_loss": 1e-2} if name in ("gelu", "relu") else {}
-    ours, names = results("triton", widths, name, torch.float32, device, **options)
-    theirs, _ = results("torch", widths, name, torch.float32, device, **options)
-    exact, _ = results("torch", widths, name, torch.float64, device, **options)
-    depth = len(widths) - 1
-    assert names.count("head_kernel") == 1
-    assert names.count("linear_act_kernel") == depth - 1
-    assert names.count("linear_backward_kernel") == depth
-    for i, (a, b, c) in enumerate(zip(ours, theirs, exact)):
-        assert_as_good_as_torch(a, b, c, f"tensor {i}", roundings=2 * depth + 2)
+    ours = results("triton", widths, name, device, **options)
+    theirs = results("torch", widths, name, device, **options)
+    exact = results("torch", widths, name, device, wide=True, **options)
+    assert_closed(ours, theirs, exact, len(widths) - 1)
 
 
 class CountOps(TorchDispatchMode):
@@ -101,7 +78,7 @@ def test_launches_of_a_textbook_step(device: str) -> None:
 
     `.backward()` adds torch's own fill of the upstream gradient, and nothing else: seven and six.
     """
-    layers, leaves = classifier((784, 256, 10), "relu", torch.float32, device)
+    layers, leaves = chain_of((784, 256, 10), "relu", device)
     x, t = torch.rand(256, 784, device=device), torch.randint(10, (256,), device=device)
 
     def modular_step() -> None:
@@ -140,7 +117,7 @@ def test_launches_of_a_textbook_step(device: str) -> None:
 
 
 def test_second_backward(device: str) -> None:
-    layers, leaves = classifier((9, 8, 4), "tanh", torch.float32, device)
+    layers, leaves = chain_of((9, 8, 4), "tanh", device)
     x, t = torch.randn(11, 9, device=device), torch.randint(4, (11,), device=device)
     with backends.use("triton"):
         loss, _ = chain_cross_entropy(x, layers, t)
@@ -153,7 +130,7 @@ def test_double_backward(device: str) -> None:
     """A gradient penalty through loss and net equals the one through torch's ops."""
 
     def penalty(backend: str) -> tuple[Tensor, ...]:
-        layers, leaves = classifier((9, 8, 4), "gelu", torch.float32, device)
+        layers, leaves = chain_of((9, 8, 4), "gelu", device)
         torch.manual_seed(3)
         x = torch.randn(11, 9).to(device).requires_grad_()
         t = torch.randint(4, (11,)).to(device)
@@ -182,7 +159,7 @@ def test_double_backward_of_the_loss(reduction: str, device: str) -> None:
 
 def test_frozen_stem(device: str) -> None:
     """Only the last layer trains: neither dZ nor anything below it is computed."""
-    layers, leaves = classifier((9, 8, 4), "relu", torch.float32, device)
+    layers, leaves = chain_of((9, 8, 4), "relu", device)
     for leaf in leaves[:2]:
         leaf.requires_grad_(False)
     x, t = torch.randn(11, 9, device=device), torch.randint(4, (11,), device=device)
@@ -199,7 +176,7 @@ def test_frozen_stem(device: str) -> None:
 @pytest.mark.parametrize("widths", [(9, 4), (9, 8, 4)])
 def test_no_row_counts(widths: tuple[int, ...], device: str) -> None:
     """The mean over no rows is NaN and its gradient 0, as torch's."""
-    layers, leaves = classifier(widths, "relu", torch.float32, device)
+    layers, leaves = chain_of(widths, "relu", device)
     x = torch.randn(11, 9, device=device, requires_grad=True)
     t = torch.full((11,), -100, device=device)
     for name in ("triton", "torch"):

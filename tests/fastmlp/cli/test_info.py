@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -14,6 +13,7 @@ import torch
 import fastmlp
 from fastmlp import backends
 from tests.commands import run, run_json
+from tests.processes import output_of
 
 
 def test_info_prints_what_a_net_costs() -> None:
@@ -82,9 +82,7 @@ def test_a_triton_that_is_too_old_is_said(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_triton_that_is_missing_is_said() -> None:
     """In a process that never had it."""
     code = 'import sys; sys.modules["triton"] = None; from fastmlp.cli import app; app(["info", "--json"])'
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)["versions"]["triton"]
+    said = json.loads(output_of(code))["versions"]["triton"]
     assert ": Triton cannot be imported (import of triton halted" in said
     assert "so GPUs run torch's own ops; PyTorch's CUDA build brings a Triton that fits" in said
 

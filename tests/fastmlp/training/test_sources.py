@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import fastmlp
 from fastmlp.training import History, TrainingError, evaluate, fit, inputs, load
+from tests.processes import output_of
 
 ROWS, TEST = 83, 30
 
@@ -259,16 +257,8 @@ def test_bad_batches(device: str) -> None:
 
 def test_a_file_larger_than_memory(tmp_path: Path) -> None:
     """A sparse file of 256 MiB, of which 16 MiB may stay mapped: the process grows by little more."""
-    done = subprocess.run(
-        [sys.executable, "-c", _LARGE, str(tmp_path / "x.npy")],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        cwd=Path(__file__).parents[3],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 96
+    printed = output_of(_LARGE, str(tmp_path / "x.npy"), timeout=300, OMP_NUM_THREADS="1")
+    assert float(printed) < 96
 
 
 _LARGE = """

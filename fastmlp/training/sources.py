@@ -122,23 +122,26 @@ class Arrays(Source):
         return ahead(self._gathered(size, order, start), self.device, self._dtype)
 
     def _gathered(self, size: int, order: Tensor | None, start: int) -> Iterator[Pair]:
-        touched, row = 0, sum(t[0].numel() * t.element_size() + _AROUND for t in (self.x, self.y))
+        row = sum(t[0].numel() * t.element_size() + _AROUND for t in (self.x, self.y))
+        most, mapped = max(1, _MAPPED // row), 0  # rows, of one batch or of several
         for begin in range(start * size, len(self.y), size):
             end = min(begin + size, len(self.y))
             rows = torch.arange(begin, end) if order is None else order[begin:end]
-            yield self._rows(self.x, rows), self._rows(self.y, rows)
-            touched += len(rows) * row
-            if touched > _MAPPED:
-                touched = 0
-                self._give_back()
+            batch, done = (self._empty(self.x, len(rows)), self._empty(self.y, len(rows))), 0
+            while done < len(rows):
+                if mapped == most:
+                    mapped = 0
+                    self._give_back()
+                part = slice(done, done + most - mapped)
+                for tensor, out in zip((self.x, self.y), batch):
+                    torch.index_select(tensor, 0, rows[part], out=out[part])
+                mapped, done = mapped + len(rows[part]), done + len(rows[part])
+            yield batch
         self._give_back()
 
-    def _rows(self, tensor: Tensor, rows: Tensor) -> Tensor:
-        """A copy of these rows, pinned where it goes on to a GPU."""
-        out = torch.empty(
-            len(rows), *tensor.shape[1:], dtype=tensor.dtype, pin_memory=self.device.type == "cuda"
-        )
-        return torch.index_select(tensor, 0, rows, out=out)
+    def _empty(self, tensor: Tensor, rows: int) -> Tensor:
+        """For so many rows, pinned where they go on to a GPU."""
+        return torch.empty(rows, *tensor.shape[1:], dtype=tensor.dtype, pin_memory=self.device.type == "cuda")
 
     def _give_back(self) -> None:
         """Unmap the pages that were read, else they count as this process' memory. The system keeps them."""

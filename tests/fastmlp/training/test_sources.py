@@ -256,9 +256,9 @@ def test_bad_batches(device: str) -> None:
 
 
 def test_a_file_larger_than_memory(tmp_path: Path) -> None:
-    """A sparse file of 256 MiB, of which 16 MiB may stay mapped: the process grows by little more."""
+    """A sparse file of 256 MiB, of which 16 MiB may be mapped: the process grows by that and some batches."""
     printed = output_of(_LARGE, str(tmp_path / "x.npy"), timeout=300, OMP_NUM_THREADS="1")
-    assert float(printed) < 96
+    assert float(printed) < 64
 
 
 _LARGE = """

@@ -79,9 +79,7 @@ def cross_entropy(
             z_loss=z_loss,
             inplace=inplace,
         )
-    if not (isinstance(input, Tensor) and isinstance(target, Tensor)):
-        wrong, name = (target, "target") if isinstance(input, Tensor) else (input, "input")
-        raise TypeError(f"{name}: expected a Tensor, got {type(wrong).__name__}")
+    check_tensors(input, target)
     if z_loss == 0 and input.numel() < _CPU_ELEMENTS and backends.choose(input).backend is None:
         plain = size_average is None and reduce is None and label_smoothing == 0
         if plain and _is_tall(input, target):
@@ -131,6 +129,13 @@ def left_to_torch(target: Tensor, rank: int, weight: Tensor | None, options: Los
         return False
     refused = rank > 2 or (weight is not None and options.label_smoothing > 0 and options.reduction == "mean")
     return options.label_smoothing == 1 or (target.dtype == torch.uint8 and refused)
+
+
+def check_tensors(input: object, target: object) -> None:
+    """Raise a TypeError that names which of a loss' arguments is no tensor."""
+    if not (isinstance(input, Tensor) and isinstance(target, Tensor)):
+        name, wrong = ("target", target) if isinstance(input, Tensor) else ("input", input)
+        raise TypeError(f"{name}: expected a Tensor, got {type(wrong).__name__}")
 
 
 def widened(tensor: Tensor) -> Tensor:

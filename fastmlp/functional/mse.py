@@ -12,7 +12,7 @@ from fastmlp import backends
 from fastmlp.autograd.mse import MeanSquaredError, reference
 from fastmlp.backends import Traced
 from fastmlp.backends.base import SquaredError
-from fastmlp.functional.loss import widened
+from fastmlp.functional.loss import check_tensors, widened
 from fastmlp.functional.traced import is_stand_in
 
 
@@ -48,9 +48,7 @@ def mse_loss(
     if is_stand_in(input):
         others = (size_average, reduce, reduction, weight)
         return handle_torch_function(mse_loss, (input,), input, target, *others)
-    for tensor, name in ((input, "input"), (target, "target")):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name}: expected a Tensor, got {type(tensor).__name__}")
+    check_tensors(input, target)
     if size_average is not None or reduce is not None:
         reduction = _Reduction.legacy_get_string(size_average, reduce)
     options = SquaredError(reduction)

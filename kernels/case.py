@@ -63,4 +63,4 @@ def vector(size: int, dtype: torch.dtype, device: str) -> Tensor:
 
 def scalar(device: str) -> Tensor:
     """One."""
-    return torch.ones((), device=device)
+    return torch.ones((), device=device, dtype=torch.float32)

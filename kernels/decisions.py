@@ -122,7 +122,7 @@ def machine(index: int = 0) -> Machine:
     """GPU ``index``, or what stands in for it where there is none."""
     if not torch.cuda.is_available():
         return Machine("no GPU", "interpret" if INTERPRETED else "none", num_sms(0))
-    arch = arch_of(torch.empty(0, device=torch.device("cuda", index)))
+    arch = arch_of(torch.empty(0, device=torch.device("cuda", index), dtype=torch.float32))
     return Machine(torch.cuda.get_device_name(index), arch, num_sms(index))
 
 

@@ -349,7 +349,9 @@ def linear_backward(
             dslope = torch.empty(n, device=x.device, dtype=torch.float32)
         splits, rows_per_split = split_batch(m, weight_tiles, tile.BLOCK_K, num_sms(x.device.index or 0))
         # Always float32 and always there, so that the number of splits never changes the kernel.
-        workspace = torch.empty((splits if splits > 1 else 0, n * k + 2 * n), device=x.device)
+        workspace = torch.empty(
+            (splits if splits > 1 else 0, n * k + 2 * n), device=x.device, dtype=torch.float32
+        )
     scalars = scale or (None, None)
     launch(
         linear_backward_kernel,

@@ -138,8 +138,8 @@ def class_tile(dtype: torch.dtype, device: str = "meta", *, probabilities: bool 
         target = torch.empty(rows, classes, 1, dtype=dtype, device=device).fill_(1 / classes)
     else:
         target = torch.zeros(rows, 1, dtype=torch.int64, device=device)
-    stats = torch.ones(3, rows, device=device)
-    upstream = torch.ones((), device=device).expand(rows, 1)
+    stats = torch.ones(3, rows, device=device, dtype=torch.float32)
+    upstream = torch.ones((), device=device, dtype=torch.float32).expand(rows, 1)
     options: dict[str, Any] = {"reduction": "none", "ignore_index": -100, "label_smoothing": 0.0}
     return lambda: ce.backward(
         upstream, logits, target, None, stats, None, logits, first=width, classes=classes, **options

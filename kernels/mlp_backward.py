@@ -379,7 +379,9 @@ def _parameter_gradients(
     flat = torch.empty(size, device=x.device, dtype=weights[0].dtype)
     dslopes = torch.empty(slopes, device=x.device, dtype=torch.float32)
     # Always there, so that the number of splits never changes the kernel.
-    workspace = torch.empty((splits if splits > 1 else 0, size + slopes), device=x.device)
+    workspace = torch.empty(
+        (splits if splits > 1 else 0, size + slopes), device=x.device, dtype=torch.float32
+    )
     _, _, slope_weights, slope = net.arguments()
     constants = net.constants()
     launch(

@@ -187,8 +187,8 @@ def problem(
         batch,
         random(examples, widths[-1]) if loss == "mse" else labels,
         torch.arange(examples, device=device),
-        torch.ones(3 * batch, device=device),
-        torch.zeros(cdiv(examples, batch), 1, HYPERS.value, device=device),
+        torch.ones(3 * batch, device=device, dtype=torch.float32),
+        torch.zeros(cdiv(examples, batch), 1, HYPERS.value, device=device, dtype=torch.float32),
         torch.zeros((), dtype=torch.int64, device=device),
         (random(widths[0]), random(widths[0])) if affine else None,
     )

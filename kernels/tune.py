@@ -275,7 +275,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("TRITON_INTERPRET is set: times would be the interpreter's; unset it")
     if not torch.cuda.is_available():
         parser.error("torch sees no GPU, and tiles are measured: run this on the machine that will train")
-    arch = arch_of(torch.empty(0, device="cuda"))
+    arch = arch_of(torch.empty(0, device="cuda", dtype=torch.float32))
     todo = problems(arguments.family, arguments.dtype, arguments.shape, arch, "cuda")
     for key, trials in tune(todo, _benchmark):
         print(report(key, trials, todo[key]), flush=True)

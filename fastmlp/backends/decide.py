@@ -43,7 +43,7 @@ def problem(op: str, dtype: str, shape: Shape, device: str) -> Run:
     m, n, k = shape
 
     def random(*sizes: int, dtype: torch.dtype = compute) -> torch.Tensor:
-        return torch.randn(sizes, device=device).to(dtype)
+        return torch.randn(sizes, device=device, dtype=torch.float32).to(dtype)
 
     backend, x = TritonBackend(), random(m, k)
     weight, bias = random(n, k, dtype=storage).mul_(k**-0.5), random(n, dtype=storage)

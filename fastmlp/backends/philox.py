@@ -37,5 +37,5 @@ def keep_mask(p: float, seed: Tensor, site: int, rows: int, features: int) -> Te
     quads = torch.arange(-(-features // 4), device=seed.device)[None, :]
     words = philox(seed, (quads, row & _WORD, row >> 32, torch.full_like(row, site)))
     uniform = (torch.stack(words, -1) >> 8).float() * 2.0**-24
-    threshold = torch.full((), p, device=seed.device)  # in float32, where a Python number has more digits
+    threshold = torch.full((), p, device=seed.device, dtype=torch.float32)  # a Python number has more digits
     return (uniform >= threshold).flatten(1)[:, :features]

@@ -130,7 +130,7 @@ class TorchBackend(Backend):
         if options.z_loss:
             loss = loss + options.z_loss * lse.square()
         loss = torch.where(kept, loss, 0.0)
-        denominator = kept.sum() if options.reduction == "mean" else torch.ones(())
+        denominator = kept.sum() if options.reduction == "mean" else loss.new_ones(())
         if options.reduction != "none":
             return loss.sum() / denominator, lse, denominator
         return loss[:, None], lse, denominator

@@ -145,7 +145,7 @@ def predictions(
     _save(figure, path, console)
     if as_json:
         mistakes = (predicted != test.labels).nonzero()[:, 0]
-        listed = mistakes if wrong else torch.arange(len(predicted))
+        listed = mistakes if wrong else torch.arange(len(predicted), device="cpu")
         examples = [
             {"example": i, "label": test.classes[test.labels[i]], "predicted": test.classes[predicted[i]]}
             for i in listed[: rows * columns].tolist()

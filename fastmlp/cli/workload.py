@@ -94,5 +94,7 @@ def training(
     made = optimizers.make(optimizers.resolved(Settings(optimizer=optimizer)), net.train())
     generator = torch.Generator(where).manual_seed(0)
     loop = choose.loop(engine.value, choose.Job(net, loss, made, x, y, batch, generator, dtype))
-    factors = torch.full((steps,), 1e-3, dtype=torch.float64)  # of random data nothing is to be learned
+    factors = torch.full(
+        (steps,), 1e-3, dtype=torch.float64, device="cpu"
+    )  # of random data nothing is to be learned
     return Workload(lambda: loop.epoch(factors), steps, loop.name, where)

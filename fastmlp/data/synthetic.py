@@ -27,10 +27,10 @@ def synthetic(seed: int = 0, train: int = 60_000, test: int = 10_000) -> tuple[I
     prototypes = _field(10 * _STYLES, _PROTOTYPE, generator)
 
     def draw(count: int) -> Images:
-        labels = torch.randperm(count, generator=generator) % 10
-        style = torch.randint(_STYLES, (count,), generator=generator)
-        images = torch.empty(count, 28, 28, dtype=torch.uint8)
-        for rows in torch.arange(count).split(5000):
+        labels = torch.randperm(count, generator=generator, device="cpu") % 10
+        style = torch.randint(_STYLES, (count,), generator=generator, device="cpu")
+        images = torch.empty(count, 28, 28, dtype=torch.uint8, device="cpu")
+        for rows in torch.arange(count, device="cpu").split(5000):
             noise = _field(len(rows), _NOISE, generator)
             shade = _GREY + prototypes[labels[rows] * _STYLES + style[rows]] + noise
             images[rows] = shade.clamp_(0, 255).to(torch.uint8)
@@ -45,5 +45,5 @@ def _field(count: int, strength: int, generator: torch.Generator) -> Tensor:
     Whole numbers, and weights that are multiples of 1/64: every float here is exact, so no machine's
     vector unit rounds it in a way of its own.
     """
-    coarse = torch.randint(-strength, strength + 1, (count, 1, 7, 7), generator=generator)
+    coarse = torch.randint(-strength, strength + 1, (count, 1, 7, 7), generator=generator, device="cpu")
     return F.interpolate(coarse.float(), (28, 28), mode="bilinear")[:, 0]

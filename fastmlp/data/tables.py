@@ -57,7 +57,7 @@ def diabetes(seed: int = 0) -> tuple[Samples, Samples]:
 
 
 def _split(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed), device="cpu")
     first = int(_TRAIN * count)
     return order[:first], order[first:]
 

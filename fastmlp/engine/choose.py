@@ -196,7 +196,7 @@ def _key(names: list[str], found: Network, job: Job) -> str:
 
 def _time(loop: Loop, examples: int, batch: int) -> float:
     """Seconds an epoch: the median of five, after one that compiles."""
-    factors = torch.ones(-(-examples // batch), dtype=torch.float64)
+    factors = torch.ones(-(-examples // batch), dtype=torch.float64, device="cpu")
     loop.epoch(factors)
     times = []
     for _ in range(5):

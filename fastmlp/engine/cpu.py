@@ -51,7 +51,7 @@ class CpuExecutor(Executor):
         own = network.layers[0].weight.dtype
         if dtype not in (own, torch.bfloat16):
             raise ValueError(f"dtype: expected {own} as the parameters, or torch.bfloat16, got {dtype}")
-        self.sums = torch.zeros(2, dtype=torch.float64)
+        self.sums = torch.zeros(2, dtype=torch.float64, device="cpu")
         self._losses, self._right = self.sums.unbind()
         self._network, self._optimizer, self._dtype, self._own = network, optimizer, dtype, own
         self._layers = [CpuLayer(layer, dtype) for layer in network.layers]
@@ -106,7 +106,7 @@ class CpuExecutor(Executor):
         for layer in self._layers:
             layer.resize(rows)
         self._p, self._dz, self._wide = (m.take(rows) for m in self._head_memory)
-        self._minus_ones = torch.tensor(-1.0, dtype=self._own).expand(1, rows)
+        self._minus_ones = torch.tensor(-1.0, dtype=self._own, device="cpu").expand(1, rows)
 
     def _batch(self, x: Tensor, y: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
         """The batch: (B, features) of the products' dtype, contiguous, and its labels."""

@@ -33,7 +33,7 @@ class Rows:
     """Memory for as many rows as there ever were; fewer take the front of it."""
 
     def __init__(self, features: int, dtype: torch.dtype, *, columns: bool = False) -> None:
-        self._memory = torch.empty(0, features, dtype=dtype)
+        self._memory = torch.empty(0, features, dtype=dtype, device="cpu")
         self._columns = columns
         self._rows, self._front = 0, self._memory
 
@@ -42,7 +42,7 @@ class Rows:
         if rows != self._rows:
             features = self._memory.shape[1]
             if len(self._memory) < rows:
-                self._memory = torch.empty(rows, features, dtype=self._memory.dtype)
+                self._memory = self._memory.new_empty(rows, features)
             front = self._memory[:rows]
             self._rows, self._front = rows, front.view(features, rows).t() if self._columns else front
         return self._front
@@ -60,7 +60,7 @@ class CpuLayer:
             self._weight = torch.empty_like(self.master, dtype=dtype)
             self._weight_grad = torch.empty_like(self._weight)
             self._bias = None if self._bias is None else torch.empty_like(self._bias, dtype=dtype)
-        self._bias_grad = torch.empty(len(self._weight), dtype=dtype)
+        self._bias_grad = self._weight.new_empty(len(self._weight))
         self._few = len(self._weight) <= FEW
         outputs, inputs = self.master.shape
         self._outputs, self._inputs = Rows(outputs, dtype, columns=self._few), Rows(inputs, dtype)

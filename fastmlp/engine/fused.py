@@ -116,7 +116,8 @@ class FusedExecutor(Executor):
 
         x (N, K) and ``rows`` as in `step`, hypers (groups, HYPERS) on the device.
         """
-        into = Accumulators(torch.empty((), device=self.device), self.sums, self.counters)
+        loss = torch.empty((), device=self.device, dtype=torch.float32)
+        into = Accumulators(loss, self.sums, self.counters)
         scale = self.scale(x)
         shift = self.network.shift
         train_step(self.memory, self.task, x, y, rows, scale, self.partial, hypers, into, self.tile, shift)
@@ -131,7 +132,7 @@ class FusedExecutor(Executor):
             offset = steps - start if adam else 0
             if known == settings and 0 <= offset < len(chunk):
                 return chunk[offset]
-        chunk = self.rule.rows(torch.ones(_ROWS_AHEAD if adam else 1, dtype=torch.float64))
+        chunk = self.rule.rows(torch.ones(_ROWS_AHEAD if adam else 1, dtype=torch.float64, device="cpu"))
         self._chunk = settings, steps, to_device(chunk, self.device)
         return self._chunk[2][0]
 
@@ -192,7 +193,9 @@ class FusedExecutor(Executor):
             )
         tile = self.tile
         self.memory: Table = table(layers, tile.BLOCK_M, tile.BLOCK_N, tile.BLOCK_K)
-        self.partial = torch.empty(3 * self.task.programs(self.memory, rows), device=self.device)
+        self.partial = torch.empty(
+            3 * self.task.programs(self.memory, rows), device=self.device, dtype=torch.float32
+        )
         self.counters = torch.zeros(self.memory.tiles, device=self.device, dtype=torch.int32)
         self._rows = rows
 

@@ -39,7 +39,7 @@ class PersistentLoop(WholeLoop):
     ) -> None:
         super().__init__(executor, x, y, batch, generator)
         self._barrier = torch.zeros((), device=y.device, dtype=torch.int64)
-        self._loss = torch.zeros((), device=y.device)
+        self._loss = torch.zeros((), device=y.device, dtype=torch.float32)
 
     def _run(self, new: bool) -> None:
         executor = self.executor

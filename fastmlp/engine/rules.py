@@ -64,7 +64,9 @@ class Rule:
             factors: (steps,) float64, what each step's learning rates are multiplied by.
         """
         steps = len(factors)
-        table = torch.zeros(steps, len(self.optimizer.param_groups), HYPERS, dtype=torch.float64)
+        table = torch.zeros(
+            steps, len(self.optimizer.param_groups), HYPERS, dtype=torch.float64, device="cpu"
+        )
         for i, group in enumerate(self.optimizer.param_groups):
             lr = factors * group["lr"]
             if self.kind == "adam":
@@ -115,7 +117,7 @@ def _adam_state(parameter: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
 
 def _adam_rows(table: Tensor, lr: Tensor, group: dict[str, Any], done: int) -> None:
     beta1, beta2 = group["betas"]
-    t = torch.arange(done + 1, done + len(lr) + 1, dtype=torch.float64)
+    t = torch.arange(done + 1, done + len(lr) + 1, dtype=torch.float64, device="cpu")
     decoupled = group["decoupled_weight_decay"]
     table[:, 0] = lr / (1 - beta1**t)
     table[:, 1] = 0.0 if decoupled else group["weight_decay"]

@@ -18,7 +18,7 @@ class Schedule:
     """The optimizer's numbers of every step of an epoch, on the device: a new schedule is a new table."""
 
     def __init__(self, steps: int, groups: int, width: int, device: torch.device) -> None:
-        self.rows = torch.zeros(steps, groups, width, device=device)
+        self.rows = torch.zeros(steps, groups, width, device=device, dtype=torch.float32)
         self._known: Tensor | None = None
 
     def set(self, rows: Tensor) -> None:
@@ -41,7 +41,7 @@ class WholeLoop(Loop):
         self.y, self.batch = y, min(batch, len(y))
         self.steps = cdiv(len(y), self.batch)
         self.order = torch.arange(len(y), device=y.device)
-        first = executor.rule.rows(torch.ones(1, dtype=torch.float64))
+        first = executor.rule.rows(torch.ones(1, dtype=torch.float64, device="cpu"))
         self.schedule = Schedule(self.steps, first.shape[1], first.shape[2], y.device)
 
     def epoch(self, factors: Tensor, on_batch: Callable[[int], None] | None = None) -> tuple[float, float]:

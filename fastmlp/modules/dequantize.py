@@ -44,7 +44,9 @@ class Dequantize(nn.Module):
         if not dtype.is_floating_point:
             raise TypeError(f"dtype: expected a floating dtype, got {dtype}")
         for name, number in (("scale", scale), ("shift", shift)):
-            buffer = None if number is None else torch.as_tensor(number).detach().to(device, dtype, copy=True)
+            if number is not None and not isinstance(number, Tensor):
+                number = torch.as_tensor(number, device=device, dtype=dtype)
+            buffer = None if number is None else number.detach().to(device, dtype, copy=True)
             if buffer is not None and buffer.dim() > 1:
                 raise ValueError(f"{name}: expected a number or (features,), got {tuple(buffer.shape)}")
             self.register_buffer(name, buffer)

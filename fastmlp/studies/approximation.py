@@ -106,5 +106,5 @@ def _draw(study: Study) -> Figure:
     """Some fits, and the error over the width."""
     from fastmlp.plots.fits import fits  # matplotlib is needed by pictures alone
 
-    x = torch.linspace(-1, 1, 2 * _POINTS + 1)[1::2]
+    x = torch.linspace(-1, 1, 2 * _POINTS + 1, device="cpu")[1::2]
     return fits(x.tolist(), target(x).tolist(), study.rows, title=study.question, note=study.caption())

@@ -101,9 +101,10 @@ def collapse(
 def spirals() -> tuple[Tensor, Tensor]:
     """Three arms that wind about each other: points (600, 2) float32 in [-1, 1], and which arm, int64."""
     generator = torch.Generator().manual_seed(0)
-    arm = torch.arange(_ARMS).repeat_interleave(_POINTS)
-    radius = torch.linspace(0.08, 1, _POINTS).repeat(_ARMS)
-    angle = 2 * math.pi * (arm / _ARMS + 0.75 * radius) + 0.15 * torch.randn(len(arm), generator=generator)
+    arm = torch.arange(_ARMS, device="cpu").repeat_interleave(_POINTS)
+    radius = torch.linspace(0.08, 1, _POINTS, device="cpu").repeat(_ARMS)
+    noise = 0.15 * torch.randn(len(arm), generator=generator, device="cpu")
+    angle = 2 * math.pi * (arm / _ARMS + 0.75 * radius) + noise
     return torch.stack([radius * angle.cos(), radius * angle.sin()], 1), arm
 
 
@@ -147,6 +148,6 @@ def _row(data: str, name: str, net: nn.Sequential, x: Tensor, right: float) -> d
 
 def _plane() -> Tensor:
     """A grid over the square that holds the spirals, (side², 2)."""
-    side = torch.linspace(-1.15, 1.15, _SIDE)
+    side = torch.linspace(-1.15, 1.15, _SIDE, device="cpu")
     y, x = torch.meshgrid(side, side, indexing="ij")
     return torch.stack([x, y], -1).flatten(0, 1)

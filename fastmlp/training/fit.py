@@ -140,7 +140,11 @@ def fit(
     steps = source.steps(batch)
     if steps is None and schedule not in (None, "constant"):
         raise ValueError(f"schedule: expected None for data of unknown length, got {schedule!r}")
-    factors = schedules.factors(schedule, epochs * steps) if steps is not None else torch.ones(0)
+    factors = (
+        schedules.factors(schedule, epochs * steps)
+        if steps is not None
+        else torch.ones(0, device="cpu", dtype=torch.float64)
+    )
     if ranks is not None:
         _check_same(ranks, source, tested, epochs=epochs, batch_size=batch, seed=seed, patience=patience or 0)
     facts = {} if checkpoint is None else _facts(source, tested, clip_norm, patience, min_delta)

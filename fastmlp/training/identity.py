@@ -36,7 +36,7 @@ def describe(run: Run, engine: str) -> dict[str, Any]:
     names = {id(p): name for name, p in run.model.named_parameters()}
     names |= {id(p): f"loss.{name}" for name, p in run.loss.named_parameters()}
     groups = run.optimizer.param_groups
-    weight = next(run.model.parameters(), torch.empty(0, device=run.device))
+    weight = next(run.model.parameters(), torch.empty(0, device=run.device, dtype=torch.float32))
     choice = backends.choose(weight)
     found = {
         "net": _structure(run.model),

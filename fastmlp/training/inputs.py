@@ -111,7 +111,7 @@ def _items(data: Any, name: str, device: torch.device, dtype: torch.dtype) -> Re
         raise ValueError(
             f"{name}: expected examples whose target is a number, a tensor or an array, got {kind_of(y)}"
         )
-    size = torch.as_tensor(x).nbytes + torch.as_tensor(y).nbytes
+    size = _on_host(x).nbytes + _on_host(y).nbytes
     fixed = all(_same(a, b) for look in looks[1:] for a, b in zip(looks[0], look))
     items = Items(name, device, data, dtype, fixed)
     if not fixed or len(data) * size > RESIDENT:
@@ -120,7 +120,9 @@ def _items(data: Any, name: str, device: torch.device, dtype: torch.dtype) -> Re
     done = 0
     for batch in items.read(_CHUNK):
         parts = [t.to(dtype) if t.is_floating_point() else t for t in batch]
-        whole = whole or [torch.empty(len(data), *part.shape[1:], dtype=part.dtype) for part in parts]
+        whole = whole or [
+            torch.empty(len(data), *part.shape[1:], dtype=part.dtype, device="cpu") for part in parts
+        ]
         for everything, part in zip(whole, parts):
             everything[done : done + len(part)] = part
         done += len(parts[0])
@@ -157,4 +159,9 @@ def _is_shared_map(value: Any) -> bool:
 
 
 def _same(one: Any, other: Any) -> bool:
-    return torch.equal(torch.as_tensor(one), torch.as_tensor(other))
+    return torch.equal(_on_host(one), _on_host(other))
+
+
+def _on_host(value: Any) -> Tensor:
+    """A tensor as it is; a number or an array where it is, whatever the default device."""
+    return value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")

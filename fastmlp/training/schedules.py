@@ -29,9 +29,9 @@ def factors(schedule: Schedule, steps: int) -> Tensor:
     Raises:
         ValueError: an unknown name, or a factor that is not finite.
     """
-    progress = torch.arange(steps, dtype=torch.float64) / max(steps, 1)
+    progress = torch.arange(steps, dtype=torch.float64, device="cpu") / max(steps, 1)
     if schedule is None or schedule == "constant":
-        return torch.ones(steps, dtype=torch.float64)
+        return torch.ones(steps, dtype=torch.float64, device="cpu")
     if schedule == "linear":
         return 1 - progress
     if schedule == "cosine":
@@ -40,7 +40,7 @@ def factors(schedule: Schedule, steps: int) -> Tensor:
         return _one_cycle(steps)
     if not callable(schedule):
         raise ValueError(f"schedule: expected one of {', '.join(NAMES)} or a function, got {schedule!r}")
-    found = torch.tensor([float(schedule(p)) for p in progress.tolist()], dtype=torch.float64)
+    found = torch.tensor([float(schedule(p)) for p in progress.tolist()], dtype=torch.float64, device="cpu")
     if not bool(found.isfinite().all()):
         raise ValueError(f"schedule: expected finite factors, got {found[~found.isfinite()][0].item()}")
     return found
@@ -48,7 +48,7 @@ def factors(schedule: Schedule, steps: int) -> Tensor:
 
 def _one_cycle(steps: int) -> Tensor:
     top, end = _WARM_UP * steps - 1, steps - 1
-    step = torch.arange(steps, dtype=torch.float64)
+    step = torch.arange(steps, dtype=torch.float64, device="cpu")
     up = _cosine(_FIRST, 1.0, step / top) if top > 0 else torch.ones_like(step)
     down = _cosine(1.0, _LAST, (step - top) / max(end - top, 1))
     return torch.where(step <= top, up, down)

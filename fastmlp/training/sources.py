@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from fastmlp.data import batches
 from fastmlp.training.identity import digest
@@ -126,7 +126,7 @@ class Arrays(Source):
         most, mapped = max(1, _MAPPED // row), 0  # rows, of one batch or of several
         for begin in range(start * size, len(self.y), size):
             end = min(begin + size, len(self.y))
-            rows = torch.arange(begin, end) if order is None else order[begin:end]
+            rows = torch.arange(begin, end, device="cpu") if order is None else order[begin:end]
             batch, done = (self._empty(self.x, len(rows)), self._empty(self.y, len(rows))), 0
             while done < len(rows):
                 if mapped == most:
@@ -141,7 +141,8 @@ class Arrays(Source):
 
     def _empty(self, tensor: Tensor, rows: int) -> Tensor:
         """For so many rows, pinned where they go on to a GPU."""
-        return torch.empty(rows, *tensor.shape[1:], dtype=tensor.dtype, pin_memory=self.device.type == "cuda")
+        pinned = self.device.type == "cuda"
+        return torch.empty(rows, *tensor.shape[1:], dtype=tensor.dtype, pin_memory=pinned, device="cpu")
 
     def _give_back(self) -> None:
         """Unmap the pages that were read, else they count as this process' memory. The system keeps them."""
@@ -181,7 +182,9 @@ class Items(Source):
 
     def example(self) -> Pair:
         """See `Source.example`."""
-        return next(ahead(self.read(1, torch.zeros(1, dtype=torch.int64)), self.device, self._dtype))
+        return next(
+            ahead(self.read(1, torch.zeros(1, dtype=torch.int64, device="cpu")), self.device, self._dtype)
+        )
 
     def batches(self, size: int, order: Tensor | None = None, start: int = 0) -> Iterator[Pair]:
         """See `Source.batches`."""
@@ -189,11 +192,15 @@ class Items(Source):
 
     def read(self, size: int, order: Tensor | None = None, start: int = 0) -> Iterator[Pair]:
         """`batches`, on the host."""
-        order = torch.arange(self.count or 0) if order is None else order
-        rows = [part.tolist() for part in order.split(size)[start:]]
-        # A generator of its own: a loader draws a seed even where it needs none.
-        loader = DataLoader(self._dataset, batch_sampler=rows, generator=torch.Generator())
-        return map(lambda batch: checked(batch, self.name, self._targets), loader)
+        order = torch.arange(self.count or 0, device="cpu") if order is None else order
+        # Not by a DataLoader: it draws a seed where it needs none, on the default device.
+        several = getattr(self._dataset, "__getitems__", None)
+        for part in order.split(size)[start:]:
+            rows = part.tolist()
+            examples = [self._dataset[row] for row in rows] if several is None else several(rows)
+            with torch.device("cpu"):
+                batch = default_collate(examples)
+            yield checked(batch, self.name, self._targets)
 
     def require(self, targets: Targets) -> None:
         """See `Source.require`."""
@@ -203,7 +210,7 @@ class Items(Source):
         """See `Source.facts`: some examples' content."""
         if not self._fixed:
             return None
-        some = torch.arange(0, self.count or 0, max((self.count or 0) // _ITEMS, 1))
+        some = torch.arange(0, self.count or 0, max((self.count or 0) // _ITEMS, 1), device="cpu")
         ((x, y),) = self.read(len(some), some)
         kind = f"{self.count} of {tuple(x.shape[1:])} {x.dtype} from a {type(self._dataset).__name__}"
         return {"data": kind, "data's content": digest(x, y)}

@@ -31,7 +31,7 @@ class StreamLoop(StepLoop):
         batch: int,
         generator: torch.Generator,
     ) -> None:
-        none = torch.empty(0, device=source.device)  # x and y are the batch at hand
+        none = torch.empty(0, device=source.device, dtype=torch.float32)  # x and y are the batch at hand
         super().__init__(executor, optimizer, none, none, batch, generator)
         self._source = source
         #: Examples of the epoch so far.

@@ -62,7 +62,7 @@ class Launch(NamedTuple):
     programs: int = 0  # 0: as many as the device takes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """The launches of a forward and, in training, of its backward."""
 
@@ -87,6 +87,10 @@ class Plan:
             self.footprint,
             sum(one.cached for one in found),
         )
+
+    def __repr__(self) -> str:
+        launches = f"{len(self.forward)} + {len(self.backward)} launches"
+        return f"<Plan: {launches}, {self.kept:,} bytes kept for the backward>"
 
     def floor(self, device: Device, kind: str) -> float:
         """Seconds at the least: launches follow one another, each as long as its slowest stream."""

@@ -21,6 +21,7 @@ _SHARED = {
     "compiling": "backends",
     "devices": "backends",
     "errors": "backends",
+    "markup": "backends",
     "plans": "backends",
     "ranges": "backends",
     "work": "backends",

@@ -1,7 +1,8 @@
-"""The progress of a training: live on a terminal, a line an epoch anywhere."""
+"""The progress of a training: live on a terminal, a line an epoch anywhere, a notebook too."""
 
 from __future__ import annotations
 
+import os
 import warnings
 from dataclasses import replace
 from types import TracebackType
@@ -43,7 +44,7 @@ class Live:
         if console.width < 100:  # the numbers are what matters
             del columns[1]
         self._console = console
-        self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._progress = Progress(*columns, console=console, transient=True, disable=not redraws(console))
         past = done.epoch * count + done.step * batch_size if done else 0
         self._task = self._progress.add_task("", total=count * epochs, completed=past, last="", rate=None)
 
@@ -71,6 +72,21 @@ class Live:
     ) -> None:
         self._progress.__exit__(kind, error, trace)
         self._warnings.__exit__(kind, error, trace)
+
+
+def redraws(console: Console) -> bool:
+    """Whether a line that is written can be drawn anew: on a terminal that knows how, and no notebook's."""
+    return console.is_interactive and console.file.isatty() and not _from_notebook()
+
+
+def _from_notebook() -> bool:
+    """Whether a Jupyter kernel started this, as a notebook's ``!fastmlp`` does.
+
+    That gives it a terminal, but what is written there goes to a cell, where codes that move the cursor are
+    shown or pile up. The first name is set by whoever starts a kernel, the others by ipykernel itself.
+    """
+    told = os.environ.get
+    return "JPY_PARENT_PID" in os.environ or (told("TERM"), told("CLICOLOR_FORCE")) == ("xterm-color", "1")
 
 
 class _Epoch(ProgressColumn):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Images:
     """A labelled image set, whole on one device: a quarter of what float32 would take.
 
@@ -30,6 +30,10 @@ class Images:
             raise ValueError(
                 f"labels: expected ({len(self.images)},), one an image, got {tuple(self.labels.shape)}"
             )
+
+    def __repr__(self) -> str:
+        shape = " x ".join(map(str, self.images.shape))
+        return f"<Images: {self.name}, {shape}, {len(self.classes)} classes, on {self.images.device}>"
 
     def __len__(self) -> int:
         return len(self.images)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Samples:
     """A data set of plain features: for regression, or with labels for classification.
 
@@ -29,6 +29,9 @@ class Samples:
                 f"y: expected ({len(self.x)}, outputs) floating, or labels ({len(self.x)},) torch.int64, "
                 f"got {_kind(self.y)}"
             )
+
+    def __repr__(self) -> str:
+        return f"<Samples: {self.name}, x {_kind(self.x)}, y {_kind(self.y)}, on {self.x.device}>"
 
     def __len__(self) -> int:
         return len(self.x)

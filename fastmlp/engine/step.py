@@ -63,6 +63,10 @@ class TrainStep:
         """
         return self._of(x).step(x, y, count=False)
 
+    def __repr__(self) -> str:
+        parts = ", ".join(type(part).__name__ for part in (self.model, self.loss, self.optimizer))
+        return f"<TrainStep: {parts}, {str(self.dtype).removeprefix('torch.')}; engine: {self.engine}>"
+
     @property
     def engine(self) -> str:
         """What runs the steps, and why where it is autograd; known after the first one."""

@@ -2,7 +2,7 @@
 
 from fastmlp.modules.cost import Cost, cost
 from fastmlp.modules.dequantize import Dequantize
-from fastmlp.modules.fuse import fuse
+from fastmlp.modules.fuse import FuseReport, fuse
 from fastmlp.modules.linear_act import LinearAct
 from fastmlp.modules.linear_cross_entropy import LinearCrossEntropyLoss
 from fastmlp.modules.loss import CrossEntropyLoss, MSELoss
@@ -14,6 +14,7 @@ __all__ = [
     "Cost",
     "CrossEntropyLoss",
     "Dequantize",
+    "FuseReport",
     "LinearAct",
     "LinearCrossEntropyLoss",
     "MSELoss",

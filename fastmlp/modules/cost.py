@@ -9,7 +9,7 @@ from numbers import Integral
 import torch
 from torch import nn
 
-from fastmlp import choice, plans
+from fastmlp import choice, markup, plans
 from fastmlp.activations import from_module, resolve
 from fastmlp.devices import Device, find, operand_kind
 from fastmlp.functional.layer import Layer
@@ -32,9 +32,9 @@ class Choice:
     why: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Cost:
-    """What `cost` found; ``str`` of it is a table."""
+    """What `cost` found; ``str`` of it is a table, and so is what a notebook shows."""
 
     batch: int
     dtype: torch.dtype
@@ -78,6 +78,14 @@ class Cost:
         dtype = str(self.dtype).removeprefix("torch.")
         passes = "forward + backward" if self.training else "inference"
         return f"{passes}, batch {self.batch}, {dtype} ({self.kind}) on {self.device.name}"
+
+    def __repr__(self) -> str:
+        floors = ", ".join(f"{name} {_time(self.seconds(name))}" for name in self.plans)
+        return f"<Cost: {self.title}: {floors}>"
+
+    def _repr_html_(self) -> str:
+        head, *lines = self.rows()
+        return markup.table(self.title, head, lines, self.notes())
 
     def __str__(self) -> str:
         rows = self.rows()

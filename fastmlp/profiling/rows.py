@@ -104,10 +104,10 @@ def table(found: list[Row], sort: str = "time", limit: int | None = 20, width: i
         from rich.table import Table
     except ImportError as error:
         raise ImportError(f"a table needs rich ({error}): pip install 'fastmlp[train]'") from error
-    head, *lines = _fitting(_lines(found, sort, limit), width)
+    head, *lines = _fitting(texts(found, sort, limit), width)
     made = Table(box=None, pad_edge=False, padding=(0, len(_GAP), 0, 0), header_style="bold")
     for title in head:
-        made.add_column(title, justify="left" if title in _TEXTS else "right", no_wrap=True)
+        made.add_column(title, justify="left" if title in TEXTS else "right", no_wrap=True)
     for line in lines:
         made.add_row(*line)
     return made
@@ -115,10 +115,10 @@ def table(found: list[Row], sort: str = "time", limit: int | None = 20, width: i
 
 def text(found: list[Row], sort: str = "time", limit: int | None = 20, width: int | None = None) -> str:
     """The same as plain text."""
-    lines = _fitting(_lines(found, sort, limit), width)
+    lines = _fitting(texts(found, sort, limit), width)
     columns = zip(*lines)
     padded = [
-        [cell.ljust(size) if column[0] in _TEXTS else cell.rjust(size) for cell in column]
+        [cell.ljust(size) if column[0] in TEXTS else cell.rjust(size) for cell in column]
         for column in columns
         for size in [max(map(len, column))]
     ]
@@ -126,9 +126,10 @@ def text(found: list[Row], sort: str = "time", limit: int | None = 20, width: in
 
 
 _GAP = "  "
-_TEXTS = ("kernel", "layer")
+#: The columns that are no numbers, the first ones.
+TEXTS = ("kernel", "layer")
 _HEAD = (
-    *(*_TEXTS, "time", "share", "launches", "mean", "bytes", "FLOP"),
+    *(*TEXTS, "time", "share", "launches", "mean", "bytes", "FLOP"),
     *("of copy", "of peak", "floor", "floor/time"),
 )
 #: What a narrow terminal does without: it follows from others, or is less of a hint.
@@ -151,7 +152,8 @@ def _fitting(lines: list[tuple[str, ...]], width: int | None) -> list[tuple[str,
     return list(zip(*columns.values()))
 
 
-def _lines(found: list[Row], sort: str, limit: int | None) -> list[tuple[str, ...]]:
+def texts(found: list[Row], sort: str = "time", limit: int | None = 20) -> list[tuple[str, ...]]:
+    """The table's head, and then its rows, as texts."""
     if sort not in SORTS:
         raise ValueError(f"sort: expected one of {', '.join(SORTS)}, got {sort!r}")
     if limit is not None and limit < 1:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity
 
-from fastmlp import backends
+from fastmlp import backends, markup
 from fastmlp.profiling import memory as memories
 from fastmlp.profiling import rows as tables
 from fastmlp.profiling.ceilings import Ceilings, ceilings_of
@@ -233,6 +233,21 @@ class profile:  # noqa: N801 - used as a function, as torch.profiler.profile
             "ceilings": self.ceilings.json(),
             "rows": [row.to_json() for row in self.rows],
         }
+
+    def __repr__(self) -> str:
+        # Not the rows: those may have to measure what the device reaches.
+        if self._found is None:
+            return "<fastmlp.profile: nothing is profiled yet>"
+        return (
+            f"<fastmlp.profile: {len(self._found.kernels):,} kernels in {tables.duration(self.seconds)}, "
+            f"{tables.duration(self.busy)} of it busy>"
+        )
+
+    def _repr_html_(self) -> str | None:
+        if self._found is None:
+            return None
+        head, *lines = tables.texts(self.rows)
+        return markup.table(repr(self).strip("<>"), head, lines, texts=len(tables.TEXTS))
 
     def __str__(self) -> str:
         """The table as text; see `table`."""

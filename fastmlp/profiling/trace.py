@@ -95,6 +95,9 @@ class Trace:
             kernels += [self._ran(event, _Place()) for event in left]
         self.kernels = sorted(kernels, key=lambda kernel: kernel.start)
 
+    def __repr__(self) -> str:
+        return f"<Trace: {len(self.kernels):,} kernels in {self.seconds:.3g} s>"
+
     @property
     def busy(self) -> float:
         """Seconds in which a kernel ran; several at a time count once."""

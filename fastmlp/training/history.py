@@ -8,7 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fastmlp import markup
 from fastmlp.training import atomic
+
+_NAMES = ("train loss", "train accuracy", "test loss", "test accuracy")
+_MOST = 12  # rows of a notebook's table
 
 
 class TrainingError(RuntimeError):
@@ -27,20 +31,22 @@ class Epoch:
     examples_per_second: float
     test_loss: float | None = None  # after the epoch, by the run's loss: mean over the examples
 
+    def numbers(self) -> dict[str, float]:
+        """What there is to tell, by its name."""
+        found = {name: getattr(self, name.replace(" ", "_")) for name in _NAMES}
+        return {name: value for name, value in found.items() if value is not None}
+
     def __str__(self) -> str:
-        numbers = {
-            "train loss": self.train_loss,
-            "train accuracy": self.train_accuracy,
-            "test loss": self.test_loss,
-            "test accuracy": self.test_accuracy,
-        }
-        told = "".join(f"{name} {value:.4f}  " for name, value in numbers.items() if value is not None)
+        told = "".join(f"{name} {value:.4f}  " for name, value in self.numbers().items())
         return f"epoch {self.number:3d}  {told}{self.examples_per_second:,.0f} examples/s"
 
 
-@dataclass
+@dataclass(repr=False)
 class History:
-    """Every epoch, those before a resume too, and how they came about."""
+    """Every epoch, those before a resume too, and how they came about.
+
+    ``str`` of it is a line for each epoch; a notebook shows the curves and a table.
+    """
 
     epochs: list[Epoch] = field(default_factory=list)
     seconds: float = 0.0  # that all of it took
@@ -55,6 +61,38 @@ class History:
         It only tells: the net holds what the last epoch made of it.
         """
         return best(self.epochs)
+
+    @property
+    def title(self) -> str:
+        """What it came to, in a line: the numbers are the last epoch's."""
+        count = len(self.epochs)
+        parts = [f"{count} epoch{'s' * (count != 1)} in {self.seconds:.3g} s"]
+        if self.epochs:
+            parts += [f"{name} {_cell(value)}" for name, value in self.epochs[-1].numbers().items()]
+        if self.engine:
+            parts.append(f"engine {self.engine}{f' ({self.reason})' if self.reason else ''}")
+        if self.stopped:
+            parts.append(f"stopped: {self.stopped}")
+        return ", ".join(parts)
+
+    def __repr__(self) -> str:
+        return f"<History: {self.title}>"
+
+    def __str__(self) -> str:
+        return "\n".join([self.title, *map(str, self.epochs)])
+
+    def _repr_html_(self) -> str:
+        told, best = [epoch.numbers() for epoch in self.epochs], self.best
+        names = [name for name in _NAMES if any(name in one for one in told)]
+        rows = [
+            (f"{epoch.number}{' (best)' * (epoch is best)}", *(_cell(one.get(name)) for name in names))
+            for epoch, one in zip(self.epochs, told)
+        ]
+        if len(rows) > _MOST:  # the first, the best and the last ones
+            early = [row for row in rows[: 1 - _MOST] if row is rows[0] or "best" in row[0]]
+            rows = [*early, ("…", *[""] * len(names)), *rows[1 - _MOST :]]
+        losses = {name: [one.get(name) for one in told] for name in ("train loss", "test loss")}
+        return markup.curves(losses) + markup.table(self.title, ("epoch", *names), rows)
 
     def to_json(self) -> str:
         """All of it as a JSON object; a test loss that is not finite is null there."""
@@ -84,6 +122,10 @@ class History:
             OSError: the file cannot be written.
         """
         atomic.write(Path(path), [self.to_json().encode()])
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
 
 
 def best(epochs: list[Epoch], min_delta: float = 0.0) -> Epoch | None:

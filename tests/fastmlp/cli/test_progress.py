@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -13,8 +14,26 @@ from fastmlp.cli.progress import Live
 from fastmlp.training import Epoch, Position
 
 
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def _no_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the tests run in."""
+    for name in ("JPY_PARENT_PID", "CLICOLOR_FORCE"):
+        monkeypatch.delenv(name, raising=False)
+
+
 def terminal(width: int, live: bool = True) -> Console:
-    return Console(file=io.StringIO(), force_terminal=live, width=width, color_system=None, soft_wrap=True)
+    return Console(
+        file=Screen() if live else io.StringIO(),
+        force_terminal=live,
+        width=width,
+        color_system=None,
+        soft_wrap=True,
+    )
 
 
 def shown(live: Live, width: int) -> str:
@@ -72,3 +91,28 @@ def test_where_it_goes_on() -> None:
     with Live(terminal(100), 100, 4, Position(2, 3, 4, 10), 10) as live:
         assert "epoch 3/4" in shown(live, 100)
         assert " 30/100" in shown(live, 100)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"JPY_PARENT_PID": "1"}, {"TERM": "xterm-color", "CLICOLOR_FORCE": "1"}, {"TERM": "dumb"}],
+    ids=["a notebook", "ipykernel", "dumb"],
+)
+def test_no_cursor_is_moved(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a notebook ``!fastmlp train`` has a terminal, and its cell shows what is written to it as it is."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    console = terminal(100)
+    with Live(console, 10, 1, None, 5) as live:
+        live.on_batch(10)
+        live.on_epoch(EPOCH)
+    assert console.file.getvalue() == f"{replace(EPOCH, test_loss=None)}\n"  # type: ignore[attr-defined]
+
+
+def test_colours_that_are_asked_for_are_no_terminal() -> None:
+    """``FORCE_COLOR=1``, as ipykernel sets it, makes rich take a pipe for one."""
+    pipe = Console(file=io.StringIO(), width=100, _environ={"FORCE_COLOR": "1"})
+    assert pipe.is_terminal
+    with Live(pipe, 10, 1, None, 5) as live:
+        live.on_batch(10)
+    assert pipe.file.getvalue() == ""  # type: ignore[attr-defined]

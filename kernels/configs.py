@@ -297,9 +297,9 @@ def read_cache() -> dict[Key, Tile]:
     """The tuned tiles; empty where nothing was tuned, and, with a warning, where the file is damaged."""
     try:
         return {
-            tuple(key.split("/")): tile_type(key.split("/")[0])(**tile)
+            tuple(key.split("/")): tile_type(key.split("/")[0])(**tile)  # type: ignore[misc]
             for key, tile in cache_files.read(_FILE).items()
-        }  # type: ignore[misc]
+        }
     except TypeError as error:
         warnings.warn(f"{cache_file()}: ignored, not a file of tiles ({error}); delete it", stacklevel=2)
         return {}

@@ -132,6 +132,7 @@ class TritonBackend(Backend):
         asked["precision"] = precision
         asked["previous_act"], asked["previous_slope"] = previous_act.name, previous_act.slope
         if way == TMA:
+            assert isinstance(x, Tensor)
             return LinearGrads(*linear_backward_tma(grad, x, weight, **asked))
         values, source = _source(x)
         asked |= {"act": act.name, "saved": saved, "slope": act.slope, "slope_weight": act.weight}
@@ -256,7 +257,7 @@ class TritonBackend(Backend):
         loss_dtype: torch.dtype,
     ) -> HeadResult:
         """See `Backend.head`."""
-        result = head(
+        loss, denominator, *gradients = head(
             h,
             weight,
             bias,
@@ -274,7 +275,9 @@ class TritonBackend(Backend):
             loss=options.loss,
             **options._asdict(),
         )
-        return HeadResult(*result)
+        assert loss is not None  # as no sums were asked for
+        assert denominator is not None
+        return HeadResult(loss, denominator, *gradients)
 
     def mlp(
         self,

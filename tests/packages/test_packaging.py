@@ -8,80 +8,18 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tarfile
-import venv
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from email.parser import Parser
-from importlib import metadata
 from pathlib import Path
 
 import pytest
-from packaging.requirements import Requirement
 
 import fastmlp
-from tests.once import once
-
-ROOT = Path(__file__).resolve().parent.parent
-#: What torch asks for and a CPU build of it comes without, and what it asks for only optionally.
-LEFT_OUT = {"triton", "numpy"}
-#: Of the extra "train", without what the command line imports only where it is used.
-COMMAND_LINE = ("numpy", "rich", "safetensors", "tomli-w", "typer")
-
-
-def run(command: Iterable[str | Path], cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run it with no GPU, and nothing of this process' environment that could help it."""
-    kept = {
-        k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "TRITON", "FASTMLP", "PYTEST"))
-    }
-    return subprocess.run(
-        list(map(str, command)),
-        cwd=cwd,
-        env=kept | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "COLUMNS": "200"} | environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
-def build(folder: Path) -> None:
-    """The wheel and the sdist of a clean copy of the tree; and in "again" the wheel of the sdist."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    source = folder / "source"
-    for name in filter(None, listed.stdout.split("\0")):
-        if (ROOT / name).is_file():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, source / name)
-    tool = [sys.executable, "-m", "build", "--no-isolation"]  # with this environment's setuptools: no network
-    for command in ([*tool, "--sdist", "--wheel", "--outdir", folder], [*tool, "--outdir", folder / "again"]):
-        done = run([*command, source], folder)
-        assert done.returncode == 0, done.stdout + done.stderr
-
-
-@pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return once(tmp_path_factory, "packages", build)
-
-
-@pytest.fixture(scope="session")
-def wheel(built: Path) -> Path:
-    (path,) = built.glob("*.whl")
-    return path
-
-
-@pytest.fixture(scope="session")
-def sdist(built: Path) -> Path:
-    (path,) = built.glob("*.tar.gz")
-    return path
+from tests.installs import ROOT, listed, run
 
 
 def contents(path: Path) -> dict[str, bytes]:
@@ -89,18 +27,11 @@ def contents(path: Path) -> dict[str, bytes]:
         return {name: file.read(name) for name in file.namelist()}
 
 
-def tracked(*folders: str) -> set[str]:
-    listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard", *folders], cwd=ROOT, capture_output=True
-    )
-    return {name for name in listed.stdout.decode().splitlines() if (ROOT / name).is_file()}
-
-
 def test_the_wheel_has_all_of_the_package_and_nothing_else(wheel: Path) -> None:
     installed = {
         re.sub(r"^(kernels|benchmarks)/", r"fastmlp/\1/", name)
-        for name in tracked("fastmlp", "kernels", "benchmarks")
-        if not name.startswith("benchmarks/results/")
+        for name in listed("fastmlp", "kernels", "benchmarks")
+        if (ROOT / name).is_file() and not name.startswith("benchmarks/results/")
     }
     names = {name for name in contents(wheel) if ".dist-info/" not in name}
     assert names == installed
@@ -122,7 +53,9 @@ def test_the_sdist_builds_the_same_wheel(built: Path, wheel: Path, sdist: Path) 
     assert first == second
     with tarfile.open(sdist) as file:
         names = {name.partition("/")[2] for name in file.getnames()}
-    assert {"LICENSE", "README.md", "pyproject.toml", "kernels/decisions.json", "fastmlp/py.typed"} <= names
+    assert {"LICENSE", "README.md", "pyproject.toml", "src/fastmlp/kernels/decisions.json"} <= names
+    code = [name.removeprefix("src/") for name in names if name.endswith(".py") and name != "setup.py"]
+    assert sorted(code) == sorted(name for name in first if name.endswith(".py"))  # each file once
     assert not any(name.startswith(("tests", "docs", "benchmarks/results", "examples")) for name in names)
 
 
@@ -140,60 +73,6 @@ def test_the_metadata(wheel: Path, sdist: Path) -> None:
     assert needed == ["torch>=2.9"]
     checked = run([sys.executable, "-m", "twine", "check", "--strict", wheel, sdist], wheel.parent)
     assert checked.returncode == 0, checked.stdout
-
-
-def closure(*names: str) -> set[str]:
-    """Distributions that these need, themselves included."""
-    found: set[str] = set()
-    waiting = list(names)
-    while waiting:
-        name = waiting.pop().lower().replace("_", "-")
-        if name in found:
-            continue
-        found.add(name)
-        wanted = map(Requirement, metadata.requires(name) or ())
-        waiting += [w.name for w in wanted if w.marker is None or w.marker.evaluate({"extra": ""})]
-    return found
-
-
-def link(names: Iterable[str], folder: Path) -> None:
-    """Make what these distributions install visible in ``folder``, whatever else lies beside it."""
-    for name in names:
-        distribution = metadata.distribution(name)
-        tops = {
-            file.parts[0] for file in distribution.files or () if file.parts[0] not in ("..", "__pycache__")
-        }
-        for top in tops:
-            place = folder / top
-            if not place.exists():
-                place.symlink_to(Path(str(distribution.locate_file(top))).resolve())
-
-
-@pytest.fixture(scope="session")
-def bare(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Path:
-    """A Python that has the wheel, torch without Triton, and what torch needs."""
-
-    def make(folder: Path) -> None:
-        venv.create(folder, with_pip=False)
-        python = folder / "bin" / "python"
-        pip = [sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-index", "--no-deps"]
-        installed = run([*pip, wheel], folder)
-        assert installed.returncode == 0, installed.stderr
-        (site,) = (folder / "lib").glob("python*/site-packages")
-        link(closure("torch") - LEFT_OUT, site)
-
-    return once(tmp_path_factory, "bare", make) / "bin"
-
-
-@pytest.fixture(scope="session")
-def command_line(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """For PYTHONPATH: what the command line needs besides."""
-
-    def make(folder: Path) -> None:
-        folder.mkdir()
-        link(closure(*COMMAND_LINE), folder)
-
-    return str(once(tmp_path_factory, "command-line", make))
 
 
 TORCH_ALONE = """

@@ -20,7 +20,7 @@ import fastmlp
 from fastmlp.cli import bench, eval, info, plot, predict, profile, roofline, train
 from fastmlp.cli.common import errors
 
-EXAMPLE = """Example: fastmlp train --dataset digits && fastmlp eval runs/mlp.safetensors
+EXAMPLE = """Example: fastmlp train --dataset digits && fastmlp eval runs/digits-1.safetensors
 
 Exit status: 0 done; 1 failed, with one line on stderr; 2 wrong usage; 130 Ctrl-C, 143 SIGTERM.
 

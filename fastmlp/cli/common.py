@@ -13,7 +13,7 @@ import torch
 import typer
 from rich.console import Console
 
-from fastmlp.training import atomic, distributed
+from fastmlp.training import atomic, checkpoint, distributed
 
 # No markup: a path or a message may hold brackets.
 _console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
@@ -43,6 +43,11 @@ class Dataset(str, Enum):
     digits = "digits"
     diabetes = "diabetes"
     synthetic = "synthetic"
+
+
+def count_of(number: int, what: str) -> str:
+    """``1 epoch``, ``2 epochs``."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def names_of(kind: type[Enum]) -> str:
@@ -83,12 +88,18 @@ def one_of(names: tuple[str, ...], text: str, option: str) -> None:
         fail(f"{option} {text}: expected one of {', '.join(names)}{meant}", 2)
 
 
-def writable(path: Path, option: str) -> None:
-    """Say before the work that what comes of it cannot be saved."""
+def writable(path: Path, option: str, over_nets: bool = False) -> None:
+    """Say before the work that what comes of it cannot be saved, or would take a trained net's place."""
     try:
+        if not path.name:  # of "", "." and "/"
+            raise IsADirectoryError
         atomic.prepare(path)
+        if not over_nets and path.is_file() and checkpoint.is_one(path):
+            fail(f"{option} {path}: a trained net is there; expected another name")
+    except IsADirectoryError:
+        fail(f"{option} {path}: a directory")
     except OSError as error:
-        fail(f"{option} {path}: {'a directory' if path.is_dir() else error.strerror or error}")
+        fail(f"{option} {path}: {error.strerror or error}")
 
 
 def device_of(text: str) -> torch.device:

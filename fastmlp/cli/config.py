@@ -21,6 +21,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+_HEAD = "# fastmlp "  # that a record begins with
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
 
 
@@ -71,6 +72,16 @@ def _kind(hint: Any) -> type:
     return kind if kind in _KINDS else str
 
 
+def is_record(path: Path) -> bool:
+    """Whether `write` wrote it; an empty file counts, see `fastmlp.cli.runs`.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        return file.read(len(_HEAD)) in (b"", _HEAD.encode())
+
+
 def write(path: Path, settings: Settings) -> None:
     """Record a run: ``fastmlp train --config path`` is the same one.
 
@@ -82,7 +93,7 @@ def write(path: Path, settings: Settings) -> None:
     processes = distributed.size()
     command = "fastmlp" if processes == 1 else f"torchrun --nproc-per-node={processes} -m fastmlp"
     head = (
-        f"# fastmlp {fastmlp.__version__}, torch {torch.__version__}\n"
-        f"# the same run: {command} train --config {path}\n"
+        f"{_HEAD}{fastmlp.__version__}, torch {torch.__version__}\n"
+        f"# the same run: {command} train --config {path} --out FILE\n"
     )
     atomic.write(path, (head.encode(), tomli_w.dumps(settings.plain()).encode()))

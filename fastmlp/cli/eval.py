@@ -25,7 +25,7 @@ from fastmlp.cli.common import (
 )
 from fastmlp.cli.scores import Score, confusion, mean_squared_error, r2, scores
 
-EXAMPLE = "Example: fastmlp eval runs/mlp.safetensors"
+EXAMPLE = "Example: fastmlp eval runs/fashion-mnist-1.safetensors"
 
 
 def evaluate(

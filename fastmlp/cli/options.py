@@ -128,7 +128,10 @@ class Settings:
         bool, _runs("--compile", help="The net by torch.compile, and its steps by autograd.")
     ] = False
 
-    out: Annotated[Path, _leaves(metavar="FILE", help="The trained net.")] = Path("runs/mlp.safetensors")
+    out: Annotated[
+        Path | None,
+        _leaves(metavar="FILE", help="The trained net; default: runs/DATASET-N.safetensors, the next N."),
+    ] = None
     history: Annotated[
         Path | None,
         _leaves(metavar="FILE", help="Every epoch, as JSON; default: --out's name with .history.json."),

@@ -91,7 +91,7 @@ def activations(
 
 @app.command(
     "curve",
-    epilog="Example: fastmlp plot curve runs/mlp.history.json runs/wider.history.json --out curves.svg",
+    epilog="Example: fastmlp plot curve runs/digits-1.history.json runs/digits-2.history.json --out a.svg",
 )
 def curve(
     histories: list[Path] = typer.Argument(
@@ -120,7 +120,9 @@ def curve(
         emit({"picture": str(path), "runs": numbers})
 
 
-@app.command("predictions", epilog="Example: fastmlp plot predictions runs/mlp.safetensors --wrong")
+@app.command(
+    "predictions", epilog="Example: fastmlp plot predictions runs/fashion-mnist-1.safetensors --wrong"
+)
 def predictions(
     net: Path = _NET,
     wrong: bool = typer.Option(False, "--wrong", help="Only those that are wrong."),
@@ -153,7 +155,9 @@ def predictions(
         emit({"picture": str(path), "examples": len(predicted), "wrong": len(mistakes), "shown": examples})
 
 
-@app.command("confusion", epilog="Example: fastmlp plot confusion runs/mlp.safetensors --out confusion.pdf")
+@app.command(
+    "confusion", epilog="Example: fastmlp plot confusion runs/fashion-mnist-1.safetensors --out confusion.pdf"
+)
 def confusion(
     net: Path = _NET,
     dataset: Dataset | None = _DATASET,

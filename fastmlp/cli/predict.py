@@ -26,9 +26,9 @@ from fastmlp.cli.common import (
 from fastmlp.cli.predictions import Examples, classified, csv_of, regressed, table_of
 from fastmlp.training import atomic
 
-EXAMPLE = """Example: fastmlp predict runs/mlp.safetensors --index 0,5,9
+EXAMPLE = """Example: fastmlp predict runs/fashion-mnist-1.safetensors --index 0,5,9
 
-fastmlp predict runs/mlp.safetensors --image boot.png --invert --json"""
+fastmlp predict runs/fashion-mnist-1.safetensors --image boot.png --invert --json"""
 
 _SET, _OWN = "Of the test set", "Of yours"
 

@@ -2,38 +2,51 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fastmlp.cli import config
-from fastmlp.cli.common import fail, writable
+from torch import nn
+
+from fastmlp.cli import config, resuming
+from fastmlp.cli.common import fail, warn, writable
 from fastmlp.cli.options import Settings
-from fastmlp.training import Epoch, History, distributed, schedules
+from fastmlp.cli.runs import beside, vacant
+from fastmlp.training import Epoch, History, distributed, save, schedules
 
 
 class Record:
     """The files of a run, written by the first process alone, and none before the first step is done.
 
     ``paths`` has where: "net", "config", "history", and where there are such "checkpoint", "tensorboard".
+
+    Args:
+        settings: the run's.
+        out: where its net goes.
+        overwrite: whether that may replace another.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        out = settings.out
-        self._settings = settings
+    def __init__(self, settings: Settings, out: Path, overwrite: bool) -> None:
+        self.settings = replace(settings, out=out)
+        self._overwrite = overwrite
         self._board: TensorBoard | None = None
         self._begun = distributed.rank() > 0
         self.paths: dict[str, Path] = {
             "net": out,
-            "config": out.with_suffix(".toml"),
-            "history": settings.history or out.with_suffix(".history.json"),
+            "config": beside(out, ".toml"),
+            "history": settings.history or beside(out, ".history.json"),
         }
         if distributed.size() == 1:
-            self.paths["checkpoint"] = settings.checkpoint or out.with_suffix(".ckpt.safetensors")
+            self.paths["checkpoint"] = settings.checkpoint or beside(out, ".ckpt.safetensors")
         if settings.tensorboard:
             self.paths["tensorboard"] = settings.tensorboard
 
-    def check(self) -> None:
-        """Say before the training what cannot be written, or two that are one file."""
+    def check(self, resumed: bool) -> None:
+        """Say before the training what cannot be written, two that are one file, or what would be lost.
+
+        Args:
+            resumed: whether the run goes on from its checkpoint, so that its net may be there already.
+        """
         options = {"net": "--out", "config": "--out's .toml", "tensorboard": "--tensorboard"}
         seen: dict[Path, str] = {}
         for name, path in self.paths.items():
@@ -43,9 +56,19 @@ class Record:
             seen[path] = option
         for path, option in seen.items():
             if option != "--tensorboard":
-                writable(path, option)
-        if self._settings.tensorboard:
-            check_tensorboard(self._settings.tensorboard)
+                writable(path, option, over_nets=option in ("--out", "--checkpoint"))
+        net, recorded = self.paths["net"], self.paths["config"]
+        if resumed and resuming.is_of(self.paths["history"], self.paths["checkpoint"]):
+            self._overwrite = True
+        if not self._overwrite and net.is_file():
+            fail(f"--out {net}: it is there already; another name keeps it, --overwrite replaces it")
+        if not self._overwrite and recorded.is_file() and not config.is_record(recorded):
+            fail(f"--out {net}: its options go to {recorded}, which holds others; expected another name")
+        history = self.settings.history
+        if not self._overwrite and history is not None and history.is_file():
+            fail(f"--history {history}: it is there already; another name keeps it, --overwrite replaces it")
+        if self.settings.tensorboard:
+            check_tensorboard(self.settings.tensorboard)
 
     def begin(self, epochs: int, steps: int) -> None:
         """Of the first call: write the options, and open the logs.
@@ -58,10 +81,10 @@ class Record:
             return
         self._begun = True
         try:
-            config.write(self.paths["config"], self._settings)
-            if self._settings.tensorboard:
-                plain = self._settings.plain()
-                self._board = TensorBoard(self._settings.tensorboard, plain, epochs, steps)
+            config.write(self.paths["config"], self.settings)
+            if self.settings.tensorboard:
+                plain = self.settings.plain()
+                self._board = TensorBoard(self.settings.tensorboard, plain, epochs, steps)
         except OSError as error:
             fail(f"{error.filename or self.paths['config']}: {error.strerror or error}")
 
@@ -70,15 +93,21 @@ class Record:
         if self._board is not None:
             self._board.on_epoch(epoch)
 
-    def close(self, history: History) -> None:
-        """Write the history.
+    def close(self, net: nn.Module, about: dict[str, Any], history: History) -> Path:
+        """Write the net and the history; the net's path is another where one came there meanwhile.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: they cannot be written.
         """
         if self._board is not None:
             self._board.close()
+        out = self.paths["net"]
+        if not self._overwrite and out.is_file():
+            self.paths["net"] = vacant(out)
+            warn(f"{out}: another run has put its net there meanwhile")
+        save(net, self.paths["net"], about)
         history.save(self.paths["history"])
+        return self.paths["net"]
 
 
 class TensorBoard:

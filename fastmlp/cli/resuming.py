@@ -2,33 +2,55 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 from fastmlp.cli.common import fail, warn
-from fastmlp.training import Position, position
+from fastmlp.cli.runs import vacant
+from fastmlp.training import Position, checkpoint, position
 
 
-def place(path: Path, resume: bool) -> Position | None:
-    """How far the run is that ``path`` is a checkpoint of and that is to go on; None for a new one.
+def place(path: Path) -> Position | None:
+    """How far the run is that ``path`` is a checkpoint of; None where there is none yet."""
+    try:
+        return position(path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        fail(f"--checkpoint {path}: {error.strerror or error}")
+    except ValueError as error:
+        fail(f"--checkpoint {error}")
 
-    An unfinished run's that nobody asks to go on with is put aside, as --resume may be forgotten; and so is
-    anything else.
+
+def put_aside(path: Path) -> None:
+    """Make room for a new run's checkpoint.
+
+    A finished run's is replaced. An unfinished one's is kept under another name, as --resume may have been
+    forgotten; and so is anything else.
     """
     try:
         found = position(path)
-        what = f"{path} is of an unfinished run: {found} of {found.epochs}"
-        if resume:
-            return found
         if found.finished:
-            return None
+            return
+        what = f"{path} is of an unfinished run: {found} of {found.epochs}"
     except FileNotFoundError:
-        return None
+        return
     except (OSError, ValueError) as error:
-        if resume:
-            fail(f"--checkpoint {error}")
         what = str(error)
-    aside = path.with_name(f"{path.name}.previous")
+    aside = vacant(path.with_name(f"{path.name}.previous"))
     os.replace(path, aside)
     warn(f"{what}; moved to {aside}")
-    return None
+
+
+def is_of(history: Path, kept: Path) -> bool:
+    """Whether the run whose checkpoint is ``kept`` goes on from the one that left ``history``.
+
+    Its epochs begin with those, down to the seconds that each of them took.
+    """
+    try:
+        before = json.loads(history.read_text())["epochs"]
+        now = checkpoint.read(kept)[1]["epochs"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return bool(before) and now[: len(before)] == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,17 +11,18 @@ from typing import Any
 
 import torch
 import typer
+from rich.console import Console
 from torch import nn
 
 from fastmlp import activations, backends
-from fastmlp.cli import nets, optimizers, resuming, sets, stops
-from fastmlp.cli.common import JSON_HELP, device_of, emit, fail, one_of, start, widths_of
+from fastmlp.cli import nets, optimizers, resuming, runs, sets, stops
+from fastmlp.cli.common import JSON_HELP, count_of, device_of, emit, fail, one_of, start, widths_of
 from fastmlp.cli.config import read
 from fastmlp.cli.options import Engine, Settings, spread
 from fastmlp.cli.progress import Live
 from fastmlp.cli.record import Record
 from fastmlp.data import DataError
-from fastmlp.training import Epoch, History, distributed, fit, save
+from fastmlp.training import Epoch, History, distributed, fit
 
 EXAMPLE = "Example: fastmlp train --hidden 512,256 --activation gelu --optimizer adam --schedule cosine"
 
@@ -39,26 +41,50 @@ def train(
     changed: list[str] = typer.Option(
         [], metavar="NAME", help="With --resume: what may differ from then, as lr or schedule; repeatable."
     ),
+    overwrite: bool = typer.Option(
+        False, "--overwrite", help="A net that is at --out already may be replaced."
+    ),
     as_json: bool = typer.Option(False, "--json", help=JSON_HELP),
 ) -> None:
     """Train an MLP: by default the book's 784-256-10 on Fashion-MNIST.
 
     Ctrl-C ends the step, saves a checkpoint and leaves with status 130; the same command with --resume goes
-    on. A second Ctrl-C leaves at once.
+    on. A second Ctrl-C leaves at once. A net that is there is not replaced without --overwrite.
 
     torchrun --nproc-per-node=2 -m fastmlp train shares the work among processes: docs/distributed.md.
     """
     console = start(as_json)
-    processes = distributed.size()
-    if processes > 1 and (settings.checkpoint is not None or resume):
+    if distributed.size() > 1 and (settings.checkpoint is not None or resume):
         fail("--checkpoint, --resume: a run in several processes keeps no checkpoint", 2)
+    if changed and not resume:
+        fail(f"--changed {changed[0]}: it is of --resume, which is not given", 2)
+    if overwrite and settings.out is None:
+        fail("--overwrite: it is of --out, which is not given; a run without takes a name that is free", 2)
     where = device_of(settings.device)
-    settings, hidden = _checked(settings, where), widths_of(settings.hidden)
-    record = Record(settings)
-    kept = record.paths.get("checkpoint")
+    settings = _checked(settings, where)
     distributed.start(where)
-    distributed.first(record.check)
-    done = None if kept is None else resuming.place(kept, resume)
+    with runs.named(settings, resume, changed) as out:
+        record = Record(settings, out, overwrite)
+        history = _train(settings, record, where, resume, changed, console)
+    if as_json and distributed.rank() == 0:
+        emit(_result(history, record))
+    distributed.stop()
+
+
+def _train(
+    settings: Settings,
+    record: Record,
+    where: torch.device,
+    resume: bool,
+    changed: Collection[str],
+    console: Console,
+) -> History:
+    """The run itself, and what it leaves."""
+    hidden, kept = widths_of(settings.hidden), record.paths.get("checkpoint")
+    done = resuming.place(kept) if kept is not None and resume else None
+    distributed.first(record.check, done is not None)
+    if kept is not None and not resume:
+        resuming.put_aside(kept)
     try:
         train_set, test_set = distributed.first(sets.both, settings.dataset, settings.data, settings.subset)
     except DataError as error:
@@ -67,7 +93,7 @@ def train(
     widths = [train_set.features, *hidden, sets.outputs_of(train_set)]
     about = nets.description(settings, widths, classes, train_set.name)
     torch.manual_seed(settings.seed)
-    with stops.said(kept or settings.out):
+    with stops.said(kept or record.paths["net"]):
         net = nets.build(widths, settings.activation).to(where)
         try:
             choice = backends.choose(next(net.parameters()))
@@ -77,11 +103,11 @@ def train(
             f"{nets.title(about)}, {train_set.name}, {len(train_set):,} examples, "
             f"batch {settings.batch_size}, {optimizers.said(settings)}, {settings.dtype.value}, "
             f"{where} ({choice.reason})"
-            + (f", {processes} processes, no checkpoints" if processes > 1 else "")
+            + (f", {distributed.size()} processes, no checkpoints" if kept is None else "")
         )
         if resume:
             console.print(
-                f"going on after {done}" if done else f"no checkpoint at {kept} yet: from the start"
+                f"{kept}: going on after {done}" if done else f"no checkpoint at {kept} yet: from the start"
             )
         live = Live(console, len(train_set), settings.epochs, done, settings.batch_size)
         begin = partial(record.begin, done.epoch if done else 0, -(-len(train_set) // settings.batch_size))
@@ -112,16 +138,13 @@ def train(
             )
     begin()  # of a run that had no step left
     try:
-        distributed.first(save, net, settings.out, about)
-        distributed.first(record.close, history)
+        out = distributed.first(record.close, net, about, history)
     except OSError as error:
-        fail(f"{error.filename or settings.out}: {error.strerror or error}")
+        fail(f"{error.filename or record.paths['net']}: {error.strerror or error}")
     if history.stopped:
         console.print(f"stopped early: {history.stopped}")
-    console.print(_summary(history, len(train_set)) + f"saved to {settings.out}", style="bold")
-    if as_json and distributed.rank() == 0:
-        emit(_result(history, settings, record))
-    distributed.stop()
+    console.print(_summary(history, len(train_set)) + f"saved to {out}", style="bold")
+    return history
 
 
 def _numbers(settings: Settings) -> dict[str, Any]:
@@ -157,7 +180,7 @@ def _summary(history: History, count: int) -> str:
     """How it went, in a line."""
     rate = count * len(history.epochs) / history.seconds if history.seconds else 0.0
     found = (
-        f"{len(history.epochs)} epochs in {history.seconds:.2f} s "
+        f"{count_of(len(history.epochs), 'epoch')} in {history.seconds:.2f} s "
         f"({rate:,.0f} examples/s with the tests, engine {history.engine}), "
     )
     last = history.epochs[-1] if history.epochs else None
@@ -166,10 +189,10 @@ def _summary(history: History, count: int) -> str:
     return f"{found}test loss {last.test_loss:.4f}, " if last and last.test_loss is not None else found
 
 
-def _result(history: History, settings: Settings, record: Record) -> dict[str, Any]:
+def _result(history: History, record: Record) -> dict[str, Any]:
     """What --json prints."""
     return {
-        "config": settings.plain(),
+        "config": record.settings.plain(),
         **json.loads(history.to_json()),
         "accuracy": history.epochs[-1].test_accuracy if history.epochs else None,
         "paths": {name: str(path) for name, path in record.paths.items()},

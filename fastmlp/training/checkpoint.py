@@ -140,6 +140,16 @@ def read(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, json.loads(header["__metadata__"]["fastmlp"])
 
 
+def is_one(path: Path) -> bool:
+    """Whether `write` wrote it, by how it begins; it may be damaged.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        return _CHECKSUM.search(file.read(256)) is not None
+
+
 def _header_end(data: bytes) -> int:
     return 8 + int.from_bytes(data[:8], "little")
 

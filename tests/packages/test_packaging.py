@@ -173,7 +173,7 @@ def test_a_torchvision_that_does_not_load_is_said(bare: Path, tmp_path: Path, co
     assert FAILURE in done.stderr
     assert "synthetic set instead" in done.stderr
     assert (tmp_path / "net.safetensors").exists()
-    asked = train(bare, tmp_path, paths, "--data", str(tmp_path))
+    asked = train(bare, tmp_path, paths, "--data", str(tmp_path), "--overwrite")
     assert asked.returncode == 1
     assert asked.stderr == f"error: {FAILURE}\n"
     assert "operator torchvision::nms" in info(bare, tmp_path, *paths.values())

@@ -33,7 +33,7 @@ def test_a_run_again_from_its_own_file(tmp_path: Path) -> None:
     assert again.exit_code == 0, again.output
     assert out.read_bytes() == first
     assert recorded.read_text() == text
-    assert text.splitlines()[1] == f"# the same run: fastmlp train --config {recorded}"
+    assert text.splitlines()[1] == f"# the same run: fastmlp train --config {recorded} --out FILE"
     found = tomllib.loads(text)
     assert found == {
         "dataset": "digits", "subset": 300, "hidden": "8", "activation": "silu", "epochs": 2,
@@ -48,7 +48,7 @@ def test_every_option_can_be_set(tmp_path: Path) -> None:
     settings = Settings(
         data=Path("a"), dataset=Dataset.digits, subset=1, lr=0.5, momentum=0.25, weight_decay=0.125, clip=3.0,
         optimizer=Optimizer.momentum, patience=1, history=Path("h"), tensorboard=Path("t"),
-        checkpoint=Path("c"), device="cpu", compile=True,
+        checkpoint=Path("c"), device="cpu", compile=True, out=Path("o"),
     )  # fmt: skip
     write(tmp_path / "all.toml", settings)
     assert len(tomllib.loads((tmp_path / "all.toml").read_text())) == len(Settings.__dataclass_fields__)

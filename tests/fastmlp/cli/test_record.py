@@ -63,7 +63,7 @@ def test_tensorboard(tmp_path: Path) -> None:
     content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     for word in (b"batch-size", b"schedule", b"digits"):
         assert word in content
-    run(*BASE, "--epochs", 1, *options)
+    run(*BASE, "--epochs", 1, *options, "--overwrite")
     assert [step for step, _ in scalars(tmp_path / "tb")["lr"]] == [1]
 
 
@@ -99,7 +99,7 @@ def test_paths_that_cannot_be(tmp_path: Path) -> None:
 
 def test_a_run_that_is_refused_leaves_what_is_there(tmp_path: Path) -> None:
     """An engine that cannot, a checkpoint of another run: the recorded options are the old ones."""
-    base = (*BASE, "--epochs", 1, "--out", tmp_path / "net")
+    base = (*BASE, "--epochs", 1, "--out", tmp_path / "net", "--overwrite")
     run(*base)
     recorded = (tmp_path / "net.toml").read_text()
     assert run(*base, "--engine", "graph", "--lr", 0.5).exit_code == 2

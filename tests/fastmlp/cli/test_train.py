@@ -109,7 +109,7 @@ def test_errors_are_one_line(arguments: list[str], code: int, message: str, tmp_
 def test_what_a_checkpoint_replaces(tmp_path: Path) -> None:
     """A finished run's; an unfinished one's, or what is no checkpoint, is put aside."""
     kept, aside = tmp_path / "run", tmp_path / "run.previous"
-    base = ["train", "--dataset", "synthetic", "--device", "cpu", "--hidden", "8"]
+    base = ["train", "--dataset", "synthetic", "--device", "cpu", "--hidden", "8", "--overwrite"]
     base += ["--out", str(tmp_path / "net"), "--checkpoint", str(kept), "--epochs"]
     assert run(*base, "1").exit_code == 0
     assert run(*base, "1").exit_code == 0
@@ -146,7 +146,7 @@ def test_a_full_disk_is_a_line_an_epoch(tmp_path: Path, monkeypatch: pytest.Monk
     for number in (2, 3):
         assert f"checkpoint {kept} of the end of epoch {number}: {said}{kept}, is of" in result.output
     aside = f"{kept} is of an unfinished run: the end of epoch 1 of 3; moved to {kept}.previous"
-    assert aside in run(*base, "--out", str(tmp_path / "net")).output
+    assert aside in run(*base, "--out", str(tmp_path / "net"), "--overwrite").output
 
 
 def test_missing_data_is_an_error(tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_early_stopping(tmp_path: Path) -> None:
     found = run_json(*base, *options)
     assert len(found["epochs"]) == 3
     assert "the test loss has not improved for 2 epochs since epoch 1" in found["stopped"]
-    again = run(*base, *options)
+    again = run(*base, *options, "--overwrite")
     assert "unfinished" not in again.output  # the first run's checkpoint is no reason to worry
     lines = again.output.splitlines()
     assert lines[-2] == f"stopped early: {found['stopped']}"
@@ -233,6 +233,7 @@ def test_early_stopping(tmp_path: Path) -> None:
 def test_clipping(tmp_path: Path) -> None:
     """So tight that nothing is learned."""
     base = ("train", "--dataset", "digits", "--device", "cpu", "--epochs", 1, "--out", tmp_path / "net")
+    base += ("--overwrite",)
     tight, free = run_json(*base, "--clip", 1e-9), run_json(*base)
     assert tight["epochs"][0]["train_loss"] > free["epochs"][0]["train_loss"]
     assert tight["engine"] == "eager"
@@ -243,6 +244,7 @@ def test_clipping(tmp_path: Path) -> None:
 def test_subset(tmp_path: Path) -> None:
     """The first examples, of the test set in proportion: 1437 and 360."""
     base = ("train", "--dataset", "digits", "--device", "cpu", "--epochs", 1, "--out", tmp_path / "net")
+    base += ("--overwrite",)
     result = run(*base, "--subset", 144)
     assert "digits, 144 examples" in result.output
     train, test = sets.both(Dataset.digits, None, 144)
@@ -276,5 +278,5 @@ def test_json(tmp_path: Path) -> None:
     assert len(result.stderr.splitlines()) == 4
     assert result.stderr.splitlines()[-1].startswith("2 epochs in ")
     assert {"config", "epochs", "seconds", "engine", "accuracy", "stopped", "paths"} <= {*found}
-    failed = run(*base, "--json", "--lr", 1e30)
+    failed = run(*base, "--json", "--lr", 1e30, "--overwrite")
     assert (failed.exit_code, failed.stdout) == (1, "")

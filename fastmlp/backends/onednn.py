@@ -35,14 +35,14 @@ def _find() -> Callable[..., Tensor] | None:
     return getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 
-#: (x, weight, bias, "none", [], "") to x weightᵀ + bias in fresh memory; None where torch has no such op.
+#: (x, weight, bias, "none", [], "") to x weightᵀ + bias in fresh memory; None where torch has no such op. It
+#: reads a bias as if it were contiguous, past its end where it is not, and refuses a weight of odd strides.
 PRODUCT = _find()
 _INTEL = "intel" in processor().lower()
-#: From this many multiplications on it is the faster one.
-LEAST_WORK = {
-    torch.float32: 1 << (29 if _INTEL else 23),
-    torch.bfloat16: 1 << (16 if _INTEL else 27),
-}
+#: From this many multiplications on it is the faster one, in the dtypes that it takes on this processor.
+LEAST_WORK = {torch.float32: 1 << (29 if _INTEL else 23)}
+if PRODUCT is not None and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    LEAST_WORK[torch.bfloat16] = 1 << (16 if _INTEL else 27)
 #: In which dtype it also is where the result of the other goes into memory that is there already: for the
 #: forward's product, and for the input's gradient (in bfloat16 0.9 to 1.05 times ``mm``'s speed on the Xeon).
 FORWARD_IN_STEPS = torch.bfloat16 if _INTEL else torch.float32
@@ -77,7 +77,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         and x.shape[0] * weight.numel() >= least
         and weight.shape[1:] == x.shape[1:]
         and _fits(weight, x)
-        and (bias is None or (bias.shape == weight.shape[:1] and _fits(bias, x)))
+        and (weight.is_contiguous() or weight.t().is_contiguous())
+        and (bias is None or (bias.shape == weight.shape[:1] and _fits(bias, x) and bias.is_contiguous()))
         and x.layout is torch.strided
         and torch._C._get_mkldnn_enabled()
     ):
@@ -86,4 +87,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _fits(tensor: Tensor, x: Tensor) -> bool:
-    return tensor.dtype == x.dtype and tensor.is_cpu and tensor.layout is torch.strided
+    return (
+        tensor.dtype == x.dtype
+        and type(tensor) in _PLAIN
+        and tensor.is_cpu
+        and tensor.layout is torch.strided
+    )

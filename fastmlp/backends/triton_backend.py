@@ -345,7 +345,8 @@ def _source(x: Tensor | Quantized) -> tuple[Tensor, dict[str, Any]]:
     """The matrix that the kernels read, and how X is had from it."""
     if isinstance(x, Tensor):
         return x, {}
-    return x.values, {"index": x.index, "x_scale": x.scale, "x_shift": x.shift}
+    index = None if x.index is None else x.index.contiguous()
+    return x.values, {"index": index, "x_scale": x.scale, "x_shift": x.shift}
 
 
 def _precision(dtype: torch.dtype) -> str:

@@ -73,8 +73,9 @@ class FusedExecutor(Executor):
     def step(self, x: Tensor, y: Tensor, rows: Tensor | None = None, *, count: bool = True) -> Tensor:
         """See `Executor.step`. 2L - 1 launches, which count in any case."""
         x = check_batch(self.network, x, y, rows, self.dtype)
+        rows = None if rows is None else rows.contiguous()
         self.prepare(len(x) if rows is None else len(rows))
-        loss = self.launch(x, y, rows, self._next_row())
+        loss = self.launch(x.resolve_neg(), y.resolve_neg(), rows, self._next_row())
         self.stepped(1)
         return loss
 

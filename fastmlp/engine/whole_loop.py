@@ -37,8 +37,8 @@ class WholeLoop(Loop):
         self, executor: FusedExecutor, x: Tensor, y: Tensor, batch: int, generator: torch.Generator
     ) -> None:
         self.executor, self.generator = executor, generator
-        self.x = check_batch(executor.network, x, y, None, executor.dtype)
-        self.y, self.batch = y, min(batch, len(y))
+        self.x = check_batch(executor.network, x, y, None, executor.dtype).resolve_neg()
+        self.y, self.batch = y.resolve_neg(), min(batch, len(y))
         self.steps = cdiv(len(y), self.batch)
         self.order = torch.arange(len(y), device=y.device)
         first = executor.rule.rows(torch.ones(1, dtype=torch.float64, device="cpu"))

@@ -52,7 +52,8 @@ def test_random_run(name: str, dtype: torch.dtype, seed: int, device: str) -> No
     engine = executor(ours, dtype)
     for batch in (rng.choice([64, 97]), rng.choice([1, 33, 128]), 64):
         rows = torch.randperm(150, device=device)[:batch] if rng.random() < 0.7 else None
-        rows = rows if rows is None else torch.cat([rows[:-1], rows.new_zeros(1)])  # label 0: not ignored
+        if rows is not None:  # label 0: not ignored; a column of others, which lies apart
+            rows = torch.stack([torch.cat([rows[:-1], rows.new_zeros(1)]), rows.flip(0)], 1)[:, 0]
         batch_x, batch_y = (x, y) if rows is None else (x[rows], y[rows])
         value = engine.step(x, y, rows)
         want = theirs.step(batch_x, batch_y, dtype)

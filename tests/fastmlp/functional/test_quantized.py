@@ -128,6 +128,19 @@ def test_leading_dimensions_and_empty_batches(device: str) -> None:
     assert mlp(Quantized(values[0], index=none), [w]).shape == (0, 5)
 
 
+def test_an_index_that_lies_apart(device: str) -> None:
+    """Every second entry of another, backwards or forwards; and one entry for all rows."""
+    values = torch.randint(256, (30, 20), dtype=torch.uint8, device=device)
+    order = torch.randperm(30, device=device)
+    for index in (order[::2], torch.stack([order, order.flip(0)], 1)[:, 1], order[:1].expand(7)):
+        (made,) = layers([20, 5], torch.float32, device)
+        x = values[index].float() / 255
+        y = chain(Quantized(values, 1 / 255, index=index), [made])
+        torch.testing.assert_close(y, F.linear(x, made.weight, made.bias), rtol=1e-4, atol=1e-5)
+        (grad,) = torch.autograd.grad(y.sum(), made.weight)
+        torch.testing.assert_close(grad, x.sum(0).expand(5, 20), rtol=1e-4, atol=1e-5)
+
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 Q = torch.zeros(6, 5, dtype=torch.uint8, device=DEVICE)
 W = torch.randn(4, 5, device=DEVICE)

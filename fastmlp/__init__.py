@@ -4,7 +4,7 @@
 GPU they run fused Triton kernels, on a CPU plain torch.
 """
 
-from fastmlp import data, functional
+from fastmlp import backends, data, functional, training
 from fastmlp.engine import TrainStep
 from fastmlp.modules import (
     MLP,
@@ -16,11 +16,13 @@ from fastmlp.modules import (
     LinearCrossEntropyLoss,
     MSELoss,
     Sequential,
-    cost,
-    fuse,
 )
+
+# Each from its own module, whose name it has: mypy takes `from fastmlp.training import fit` for that module.
+from fastmlp.modules.cost import cost
+from fastmlp.modules.fuse import fuse
 from fastmlp.profiling import profile
-from fastmlp.training import fit
+from fastmlp.training.fit import fit
 
 __version__ = "0.1.0"
 __all__ = [
@@ -34,10 +36,12 @@ __all__ = [
     "MSELoss",
     "Sequential",
     "TrainStep",
+    "backends",
     "cost",
     "data",
     "fit",
     "functional",
     "fuse",
     "profile",
+    "training",
 ]

@@ -65,6 +65,21 @@ def test_the_check_sees_imports() -> None:
     assert "backends" in imported(_ROOT / "fastmlp" / "functional" / "linear.py")
 
 
+def from_imports(path: Path) -> list[tuple[str, str]]:
+    """(module, name) of each `from module import name`."""
+    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+    return [(node.module or "", alias.name) for node in nodes for alias in node.names]
+
+
+@pytest.mark.parametrize("path", _FILES, ids=lambda p: str(p.relative_to(_ROOT)))
+def test_a_function_named_as_its_module_is_imported_from_there(path: Path) -> None:
+    """Of `from fastmlp.training import fit` within the package mypy may take the module fit.py."""
+    for module, name in from_imports(path):
+        package = _ROOT.joinpath(*module.split("."), "__init__.py")
+        if module.startswith("fastmlp") and package.exists():
+            assert (f"{module}.{name}", name) not in from_imports(package), f"from {module}.{name}, please"
+
+
 def test_importing_does_not_import_the_compiler() -> None:
     """Which takes longer than all the rest, torch apart."""
     code = "import sys, fastmlp; sys.exit('torch._dynamo' in sys.modules)"

@@ -31,4 +31,16 @@ STUDIES: dict[str, Callable[..., Study]] = {
     "collapse": collapse,
     "approximation": approximation,
 }
-__all__ = ["STUDIES", "Study", *STUDIES]
+__all__ = [
+    "STUDIES",
+    "Study",
+    "activation",
+    "alignment",
+    "approximation",
+    "collapse",
+    "depth",
+    "initialization",
+    "learning_rate",
+    "versions",
+    "width",
+]

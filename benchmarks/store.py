@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fastmlp import atomic
+
 from .machine import same
 from .measure import Row
 
@@ -62,9 +64,7 @@ class Store:
         self.report["left_out"] = [
             name for name in self.report["left_out"] if self.get(*name.split(": ", 1)) is None
         ]
-        draft = self._path.with_suffix(".json.new")
-        draft.write_text(json.dumps(self.report, indent=1) + "\n")
-        draft.replace(self._path)
+        atomic.write(self._path, [json.dumps(self.report, indent=1).encode(), b"\n"])
 
 
 def load(out: Path) -> dict[str, Any]:

@@ -7,12 +7,12 @@ them in a cache file, which wins over the table.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -294,23 +294,35 @@ def cache_file() -> Path:
 
 
 def read_cache() -> dict[Key, Tile]:
-    """The tuned tiles; empty where nothing was tuned, and, with a warning, where the file is damaged."""
-    try:
-        return {
-            tuple(key.split("/")): tile_type(key.split("/")[0])(**tile)  # type: ignore[misc]
-            for key, tile in cache_files.read(_FILE).items()
-        }
-    except TypeError as error:
-        warnings.warn(f"{cache_file()}: ignored, not a file of tiles ({error}); delete it", stacklevel=2)
-        return {}
+    """The tuned tiles of the cache file; without those, and with a warning, that are damaged."""
+    return _parsed(cache_files.read(_FILE))
 
 
 def write_cache(tiles: dict[Key, Tile]) -> Path:
     """Add ``tiles`` to the cache file, atomically, and use them from now on in this process."""
-    merged = read_cache() | tiles
-    path = cache_files.write(_FILE, {"/".join(key): asdict(tile) for key, tile in merged.items()})
+    path = cache_files.update(
+        _FILE, lambda kept: {"/".join(key): asdict(tile) for key, tile in (_parsed(kept) | tiles).items()}
+    )
     _lookup.cache_clear()
     return path
+
+
+def _parsed(entries: dict[str, Any]) -> dict[Key, Tile]:
+    found = cache_files.parsed(entries, _parse, "a tile", cache_file())
+    return {tuple(key.split("/")): tile for key, tile in found.items()}  # type: ignore[misc]
+
+
+def _parse(key: str, entry: Any) -> Tile:
+    family, _, _, _ = key.split("/")
+    tile = tile_type(family)(**entry)
+    sizes = asdict(tile)
+    if not isinstance(sizes.pop("WARP_SPECIALIZE", False), bool):
+        raise TypeError("WARP_SPECIALIZE is neither true nor false")
+    for name, value in sizes.items():
+        power = type(value) is int and (name in ("GROUP_M", "num_stages") or value & (value - 1) == 0)
+        if not (power and (0 if name == "BLOCK_N" else 1) <= value <= 1024):  # the head's BLOCK_N is 0
+            raise ValueError(f"{name} is {value!r}")
+    return tile
 
 
 _FILE = "tiles.json"

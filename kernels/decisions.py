@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -52,12 +51,15 @@ class Row:
     command: str
 
     def __post_init__(self) -> None:
+        texts = self.device, self.arch, self.date, self.command, *self.versions.values()
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("device, arch, versions, date or command are no texts")
         sizes = all(isinstance(size, int) and size > 0 for size in (self.m, self.n, self.k))
         known = self.op in OPS and self.dtype in DTYPES and set(self.seconds) <= set(CONTENDERS)
         if not (sizes and known and self.seconds):
             raise ValueError("an unknown op, dtype or contender, a size below 1, or no times")
         for times in self.seconds.values():
-            if not (len(times) == 3 and 0 < times[0] <= times[1] <= times[2] < math.inf):
+            if not (len(times) == 3 and 0 < float(times[0]) <= times[1] <= float(times[2]) < math.inf):
                 raise ValueError(f"seconds: expected the quartiles, first to third, got {times}")
 
     @property
@@ -185,8 +187,8 @@ def explain(machine: Machine, op: str, dtype: str, m: int, n: int, k: int) -> st
 @cache
 def _table() -> list[tuple[bool, Row]]:
     """Every row, and whether this machine's user measured it."""
-    shipped = json.loads(_SHIPPED.read_text())
-    return [(False, row) for row in _parsed(shipped, _SHIPPED)] + [(True, row) for row in read()]
+    shipped = _parsed(json.loads(_SHIPPED.read_text()), _SHIPPED)
+    return [(False, row) for row in shipped] + [(True, row) for row in read()]
 
 
 def path() -> Path:
@@ -201,8 +203,10 @@ def read() -> list[Row]:
 
 def write(rows: Iterable[Row]) -> Path:
     """Add ``rows`` to the cache file, in the place of older ones of their key, and use them from now on."""
-    kept = {row.key: row for row in (*read(), *rows)}
-    file = cache_files.write(_FILE, {key: asdict(row) for key, row in kept.items()})
+    new = list(rows)
+    file = cache_files.update(
+        _FILE, lambda kept: {row.key: asdict(row) for row in (*_parsed(kept, path()), *new)}
+    )
     forget()
     return file
 
@@ -214,13 +218,7 @@ def forget() -> None:
 
 
 def _parsed(entries: dict[str, Any], file: Path) -> list[Row]:
-    rows = []
-    for key, entry in entries.items():
-        try:
-            rows.append(Row(**entry))
-        except (TypeError, ValueError) as error:
-            warnings.warn(f"{file}: ignored {key!r}, not a measurement ({error}); delete it", stacklevel=2)
-    return rows
+    return list(cache_files.parsed(entries, lambda _, entry: Row(**entry), "a measurement", file).values())
 
 
 _FILE = "decisions.json"

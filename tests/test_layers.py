@@ -15,9 +15,10 @@ _LAYERS = [
     *("cli", "benchmarks", "studies", "plots", "profiling", "training", "engine", "modules", "functional"),
     *("ops", "autograd", "backends", "kernels"),
 ]
-#: What every layer may use: the table of activations, what work costs, and (above the modules) data.
+#: What every layer may use, down to the one named: files, the table of activations, what work costs, data.
 _SHARED = {
     "activations": "backends",
+    "atomic": "kernels",
     "compiling": "backends",
     "devices": "backends",
     "errors": "backends",

@@ -171,7 +171,7 @@ def _narrowed(report: Report, only: Sequence[str], match: str) -> Report:
 
 def _keep(report: Report, stored: Path, out: Path) -> None:
     """Put report.json beside the page, unless it is the very one that is shown."""
-    from fastmlp.training import atomic
+    from fastmlp import atomic
 
     file = out / "report.json"
     if file.exists():

@@ -13,7 +13,8 @@ import torch
 import typer
 from rich.console import Console
 
-from fastmlp.training import atomic, checkpoint, distributed
+from fastmlp import atomic
+from fastmlp.training import checkpoint, distributed
 
 # No markup: a path or a message may hold brackets.
 _console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)

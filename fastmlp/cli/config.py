@@ -12,9 +12,10 @@ import torch
 import typer
 
 import fastmlp
+from fastmlp import atomic
 from fastmlp.cli.common import fail
 from fastmlp.cli.options import Settings
-from fastmlp.training import atomic, distributed
+from fastmlp.training import distributed
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 import typer
 
+from fastmlp import atomic
 from fastmlp.cli import inputs, nets, sets
 from fastmlp.cli.common import (
     DATA_HELP,
@@ -24,7 +25,6 @@ from fastmlp.cli.common import (
     writable,
 )
 from fastmlp.cli.predictions import Examples, classified, csv_of, regressed, table_of
-from fastmlp.training import atomic
 
 EXAMPLE = """Example: fastmlp predict runs/fashion-mnist-1.safetensors --index 0,5,9
 

@@ -13,6 +13,8 @@ from fastmlp.training import Position, checkpoint, position
 
 def place(path: Path) -> Position | None:
     """How far the run is that ``path`` is a checkpoint of; None where there is none yet."""
+    if os.path.exists(path) and not os.path.isfile(path):  # nothing is kept in a device or a pipe
+        return None
     try:
         return position(path)
     except FileNotFoundError:
@@ -27,8 +29,10 @@ def put_aside(path: Path) -> None:
     """Make room for a new run's checkpoint.
 
     A finished run's is replaced. An unfinished one's is kept under another name, as --resume may have been
-    forgotten; and so is anything else.
+    forgotten; and so is anything else that is a file.
     """
+    if not os.path.isfile(path):  # a device stays where it is
+        return
     try:
         found = position(path)
         if found.finished:

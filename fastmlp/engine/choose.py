@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import statistics
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -158,9 +159,9 @@ def _measured(names: list[str], found: Network, job: Job) -> str:
     from fastmlp.kernels import cache
 
     key = _key(names, found, job)
-    known = cache.read("engines.json").get(key, {}).get("fastest")
-    if known in names:
-        return known
+    kept = cache.parsed(cache.read(_FILE), _fastest, "an engine", cache.path(_FILE))
+    if kept.get(key) in names:
+        return kept[key]
     seconds = {}
     for name in names:
         copied = copy.deepcopy((job.model, job.loss, job.optimizer))
@@ -170,8 +171,18 @@ def _measured(names: list[str], found: Network, job: Job) -> str:
         scratch = torch.Generator(job.x.device).manual_seed(0)
         seconds[name] = _time(make(job.x, job.y, job.batch, scratch), len(job.y), job.batch)
     fastest = min(seconds, key=lambda name: seconds[name])
-    cache.add("engines.json", {key: {"fastest": fastest, "seconds": seconds}})
+    with contextlib.suppress(OSError):  # it is measured again next time
+        cache.add(_FILE, {key: {"fastest": fastest, "seconds": seconds}})
     return fastest
+
+
+def _fastest(_key: str, entry: Any) -> str:
+    if not isinstance(entry["fastest"], str):
+        raise TypeError(f"fastest is {entry['fastest']!r}")
+    return entry["fastest"]
+
+
+_FILE = "engines.json"
 
 
 def _key(names: list[str], found: Network, job: Job) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from fastmlp import atomic
 from fastmlp.plots.style import SETTINGS
-from fastmlp.training import atomic
 
 #: What a file's suffix may be.
 KINDS = ("png", "svg", "pdf")

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from fastmlp import atomic
 from fastmlp.profiling.trace import HOST, LAYER, WHOLE, Event
-from fastmlp.training import atomic
 
 _MOST = 1_000_000  # allocations that a snapshot remembers
 

@@ -2,7 +2,6 @@
 
 ``schedules``    learning rates over a run
 ``history``      what training gives
-``atomic``       files that are there whole or not at all
 ``tree``         nested state as JSON beside tensors
 ``checkpoint``   a net as a safetensors file
 ``identity``     which run is it?

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from fastmlp.training import atomic
+from fastmlp import atomic
 from fastmlp.training.tree import unflatten
 
 _ZEROS = "0" * 64

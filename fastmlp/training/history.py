@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastmlp import markup
-from fastmlp.training import atomic
+from fastmlp import atomic, markup
 
 _NAMES = ("train loss", "train accuracy", "test loss", "test accuracy")
 _MOST = 12  # rows of a notebook's table

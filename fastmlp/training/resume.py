@@ -13,9 +13,10 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
+from fastmlp import atomic
 from fastmlp.engine import Loop
 from fastmlp.engine.step_loop import StepLoop
-from fastmlp.training import atomic, checkpoint, identity
+from fastmlp.training import checkpoint, identity
 from fastmlp.training.history import Epoch, History, TrainingError
 from fastmlp.training.identity import Run
 from fastmlp.training.interrupt import Interrupted, Signals
@@ -90,7 +91,7 @@ class Keeper:
         self.signals = Signals()
         self._saved: Position | None = None  # what the file holds of this run
         atomic.prepare(path)
-        self._found = _read(path) if resume and path.exists() else None
+        self._found = _read(path) if resume and path.is_file() else None
         if resume and self._found is None:
             warnings.warn(f"{path}: no checkpoint to go on from; this run starts anew", stacklevel=3)
 

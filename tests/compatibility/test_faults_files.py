@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 import fastmlp
+from fastmlp import atomic
 from fastmlp.training import (
     CheckpointWarning,
     Epoch,
     History,
-    atomic,
     checkpoint,
     fit,
     load,

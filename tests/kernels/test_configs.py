@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 
 import pytest
@@ -109,7 +110,8 @@ def test_the_cache_keeps_what_it_had(cache_file: Path) -> None:
     configs.write_cache({KEY: TILE})
     configs.write_cache({other: Tile(64, 64, 32)})
     assert configs.read_cache() == {KEY: TILE, other: Tile(64, 64, 32)}
-    assert [path.name for path in cache_file.parent.iterdir()] == ["tiles.json"], "a temporary file is left"
+    left = sorted(path.name for path in cache_file.parent.iterdir())
+    assert left == ["tiles.json", "tiles.json.lock"], "a temporary file is left"
 
 
 def test_a_tuned_tile_of_another_gpu_is_not_used() -> None:
@@ -125,7 +127,20 @@ def test_a_tuned_tile_of_another_gpu_is_not_used() -> None:
         )
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1, 2]", '{"a/b/c/d": 3}', '{"a/b/c/d": {"BLOCK_Q": 1}}', "\x00"])
+_SIZES = '"BLOCK_M": 64, "BLOCK_N": 64'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{", "[1, 2]", '{"a/b/c/d": 3}', '{"a/b/c/d": {"BLOCK_Q": 1}}', "\x00", "[" * 100_000),
+        *(f'{{"linear/sm_90/half": {{{_SIZES}, "BLOCK_K": 32}}}}', f'{{"{"/".join(KEY)}": [64, 64, 64]}}'),
+        *(
+            f'{{"{"/".join(KEY)}": {{{_SIZES}, "BLOCK_K": {k}}}}}'
+            for k in ('"64"', "48", "-64", "0", "64.0", 1 << 40)
+        ),
+    ],
+)
 def test_a_damaged_cache_is_ignored_aloud(text: str, cache_file: Path) -> None:
     cache_file.parent.mkdir()
     cache_file.write_text(text)
@@ -134,6 +149,14 @@ def test_a_damaged_cache_is_ignored_aloud(text: str, cache_file: Path) -> None:
     with pytest.warns(UserWarning, match="tiles.json: ignored"):
         configs.write_cache({KEY: TILE})
     assert configs.read_cache() == {KEY: TILE}
+
+
+def test_a_damaged_tile_is_ignored_alone(cache_file: Path) -> None:
+    configs.write_cache({KEY: TILE})
+    kept = json.loads(cache_file.read_text())
+    cache_file.write_text(json.dumps(kept | {"linear/sm_80/half/narrow": {"BLOCK_M": 64}}))
+    with pytest.warns(UserWarning, match="tiles.json: ignored 'linear/sm_80/half/narrow', not a tile"):
+        assert configs.lookup("linear", "sm_90", "half", 256, 784) == TILE
 
 
 def test_override_wins_and_ends() -> None:

@@ -142,6 +142,12 @@ BAD = {
     "infinite": asdict(ROW) | {"seconds": {"tma": [1.0, 2.0, float("inf")]}},
     "size": asdict(ROW) | {"m": 0},
     "text": "fast",
+    "list": [],
+    "contenders": asdict(ROW) | {"seconds": ["tma"]},
+    "times": asdict(ROW) | {"seconds": {"tma": {"a": 1.0, "b": 2.0, "c": 3.0}}},
+    "overflow": asdict(ROW) | {"seconds": {"tma": [1, 2, 10**400]}},
+    "versions": asdict(ROW) | {"versions": ["2.14.1"]},
+    "device": asdict(ROW) | {"device": 1},
 }
 
 

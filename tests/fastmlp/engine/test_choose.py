@@ -63,6 +63,10 @@ class Sleeper(Loop):
         return 0.0, 0.0
 
 
+def read_only(*_: object) -> None:
+    raise OSError("Read-only file system")
+
+
 def test_measured_once_and_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     """On copies: the parameters and the generator stay as they were."""
     monkeypatch.setenv("FASTMLP_CACHE_DIR", str(tmp_path))
@@ -95,6 +99,14 @@ def test_measured_once_and_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path:
     made.clear()
     assert choose.loop("auto", choose.Job(*arguments, torch.float32)).name == "persistent"
     assert [loop.name for loop in made] == ["persistent"]  # nothing is measured again
+    (key,) = cache.read("engines.json")
+    for damaged in ([1], "graph", {"fastest": ["graph"]}, {}):
+        cache.add("engines.json", {key: damaged})
+        with pytest.warns(UserWarning, match=r"engines\.json: ignored .*, not an engine"):
+            assert choose.loop("auto", choose.Job(*arguments, torch.float32)).name == "persistent"
+    cache.path("engines.json").unlink()
+    monkeypatch.setattr(cache, "add", read_only)
+    assert choose.loop("auto", choose.Job(*arguments, torch.float32)).name == "persistent"
     assert choose.loop("graph", choose.Job(*arguments, torch.float32)).name == "graph"
 
 

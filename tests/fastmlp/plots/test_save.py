@@ -11,9 +11,8 @@ import matplotlib
 import pytest
 from PIL import Image
 
-from fastmlp import plots
+from fastmlp import atomic, plots
 from fastmlp.plots import style
-from fastmlp.training import atomic
 
 
 def picture() -> style.Picture:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 
 import fastmlp
 from fastmlp import backends
-from fastmlp.training import History, checkpoint, fit
+from fastmlp.training import History, checkpoint, fit, position
 from fastmlp.training.tree import flatten, unflatten
 
 
@@ -74,6 +76,18 @@ def test_more_epochs_of_a_finished_run(tmp_path: Path) -> None:
 def test_no_checkpoint_yet(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="no checkpoint to go on from; this run starts anew"):
         run(tmp_path / "run", resume=True)
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    """Is written to, and there is nothing in it to go on from."""
+    os.mkfifo(path := tmp_path / "run")
+    with ThreadPoolExecutor() as pool:
+        reader = pool.submit(path.read_bytes)
+        with pytest.warns(UserWarning, match="no checkpoint to go on from"):
+            run(path, epochs=1, resume=True)
+        (tmp_path / "copy").write_bytes(reader.result())
+    assert path.is_fifo()
+    assert position(tmp_path / "copy").epoch == 1
 
 
 def test_a_changed_rate_and_schedule(tmp_path: Path) -> None:

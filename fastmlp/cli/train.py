@@ -22,7 +22,8 @@ from fastmlp.cli.options import Engine, Settings, spread
 from fastmlp.cli.progress import Live
 from fastmlp.cli.record import Record
 from fastmlp.data import DataError
-from fastmlp.training import Epoch, History, distributed, fit
+from fastmlp.training import Epoch, History, distributed
+from fastmlp.training.fit import fit
 
 EXAMPLE = "Example: fastmlp train --hidden 512,256 --activation gelu --optimizer adam --schedule cosine"
 

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from fastmlp.data import Images, load, synthetic
+from fastmlp.data import Images, load
+from fastmlp.data.synthetic import synthetic
 from fastmlp.studies.study import Study, cell, machine, place
-from fastmlp.training import Epoch, TrainingError, fit
+from fastmlp.training import Epoch, TrainingError
+from fastmlp.training.fit import fit
 from fastmlp.training.inputs import Data
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from fastmlp.studies.exercise import Say, batch_size, epochs_of, sets
 from fastmlp.studies.exercises import mlp
 from fastmlp.studies.scratch import concise, from_scratch, loop
 from fastmlp.studies.study import Study, machine, place
-from fastmlp.training import History, fit
+from fastmlp.training import History
+from fastmlp.training.fit import fit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

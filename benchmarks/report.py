@@ -7,6 +7,7 @@ same machine and commit stays: ``--only``, ``--match`` and ``--budget`` split a 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import subprocess
 import sys
@@ -35,6 +36,9 @@ from .supervisor import BROKEN, supervise
 _ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("tests", "cases", "epochs", "accuracy", "sweeps")
 _PATIENCE = 240.0  # seconds; the longest that one row may compile
+_PIXEL = torch.zeros(1, dtype=torch.uint8)
+#: As many images as Fashion-MNIST has, before they are read.
+_UNREAD = Images(_PIXEL.expand(60_000, 28, 28), _PIXEL.long().expand(60_000), ("",), "Fashion-MNIST")
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -135,22 +139,29 @@ class Session:
         """Every part that is asked for; the exit code."""
         if "tests" in parts and self._device == "cuda" and not self._quick:
             self._row("tests", "tests", self._tests)
-        self._ceilings = self._measure_ceilings() if set(parts) - {"tests", "accuracy"} else None
         if "cases" in parts:
             seconds = sweeps.limits(self._device, self._quick).seconds
             small_nets = whole_net.cases(self._device, seconds)
             self._cases("cases", itertools.chain(cases.cases(self._device), small_nets))
-        if {"epochs", "accuracy"} & set(parts):
+        from_data = [part for part in ("epochs", "accuracy") if part in parts and self._is_asked(part)]
+        if from_data:
             train, test = load(data, console.print)
-            if "epochs" in parts:
+            if "epochs" in from_data:
                 self._cases("epochs", epochs.cases(train, self._device, data))
-            if "accuracy" in parts:
+            if "accuracy" in from_data:
                 self._accuracy(train, test)
         if "sweeps" in parts:
             for sweep in sweeps.SWEEPS:
                 self._sweep(sweep)
         self._store.save()
         return int(self._failed)
+
+    def _is_asked(self, part: str) -> bool:
+        """Whether a row that needs data has the words that are looked for, known before there is any."""
+        keys = [f"{accuracy.GROUP}: {recipe.name}" for recipe in accuracy.RECIPES]
+        if part == "epochs":
+            keys = [str(case) for case in epochs.cases(_UNREAD, self._device, None)]
+        return any(self._match in key for key in keys)
 
     def _row(self, part: str, key: str, make: Callable[[], Row]) -> Row | None:
         """Measure a row unless it is there, or there is no time left."""
@@ -181,7 +192,8 @@ class Session:
             console.print(f"{error}\ngoing on in a fresh process", markup=False)
             sys.exit(BROKEN)
 
-    def _measure_ceilings(self) -> Ceilings:
+    @functools.cached_property
+    def _ceilings(self) -> Ceilings:
         ceilings = measure_ceilings(self._device, self._quick)
         self._store.report["ceilings"] = ceilings.json()
         self._store.save()
@@ -194,7 +206,6 @@ class Session:
                 self._row(part, str(case), partial(self._measure, case, effort, case.memory))
 
     def _measure(self, case: Case, effort: Effort, with_memory: bool = False) -> Row:
-        assert self._ceilings is not None
         return measure(case, self._device, self._ceilings, effort, with_memory)
 
     def _sweep(self, sweep: sweeps.Sweep) -> None:

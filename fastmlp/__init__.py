@@ -4,6 +4,9 @@
 GPU they run fused Triton kernels, on a CPU plain torch.
 """
 
+from fastmlp import starting  # noqa: F401 - before torch, whose import takes seconds
+
+# isort: split
 from fastmlp import backends, data, functional, training
 from fastmlp.engine import TrainStep
 from fastmlp.modules import (

@@ -14,11 +14,12 @@ try:
 except ImportError as error:  # pragma: no cover
     sys.exit(f"fastmlp: the command line needs more ({error}): pip install 'fastmlp[train]'")
 
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 import fastmlp
+from fastmlp import starting
 from fastmlp.cli import bench, eval, info, plot, predict, profile, roofline, train
-from fastmlp.cli.common import errors
+from fastmlp.cli.common import errors, plain, what_failed
 
 EXAMPLE = """Example: fastmlp train --dataset digits && fastmlp eval runs/digits-1.safetensors
 
@@ -34,19 +35,38 @@ class _OneLine(TyperGroup):
     """Wrong usage is one line on stderr, as every error is; no arguments at all ask for help."""
 
     def main(self, args: Sequence[str] | None = None, **options: Any) -> Any:  # type: ignore[override]
+        starting.done()
         args = sys.argv[1:] if args is None else args
         try:
             code = super().main(args or ["--help"], **{**options, "standalone_mode": False})
         except _UsageError as error:
             context = getattr(error, "ctx", None)
             about = f" (see {context.command_path} --help)" if context else ""
-            message = " ".join(error.format_message().split()).rstrip(".")  # type: ignore[attr-defined]
+            message = plain(error.format_message())  # type: ignore[attr-defined]
             errors.print(f"error: {message}{about}", style="red")
             code = 2
         except typer.Abort:
             errors.print("error: interrupted", style="red")
             code = 130
+        except Exception as error:
+            failure = what_failed(error)
+            if failure is None:
+                raise
+            errors.print(f"error: {failure}", style="red")
+            code = 1
         sys.exit(code)
+
+
+class _Command(TyperCommand):
+    """Whole numbers have 64 bits: what is more fails in many ways further down."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        rest = super().parse_args(ctx, args)
+        for option in self.params:
+            value = ctx.params.get(option.name)
+            if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+                raise typer.BadParameter(f"expected a number of 64 bits, got {value}", ctx, option)
+        return rest
 
 
 app = typer.Typer(
@@ -82,3 +102,5 @@ app.command("profile", epilog=profile.EXAMPLE)(profile.profile)
 plot.app.command("roofline", epilog=roofline.EXAMPLE)(roofline.roofline)
 app.add_typer(plot.app, name="plot", epilog=plot.EXAMPLE)
 app.command("info", epilog=info.EXAMPLE)(info.info)
+for _command in (*app.registered_commands, *plot.app.registered_commands):
+    _command.cls = _Command

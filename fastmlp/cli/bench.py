@@ -100,7 +100,7 @@ def bench(
         }  # fmt: skip
         report, code = _measured(html, full, options)
     if not report["rows"]:
-        fail("there is no such row")
+        fail(f"--match {match}: there is no such row" if match else "there is no such row")
     if html is not None:
         if stored is not None:
             _keep(report, stored, html)
@@ -142,7 +142,7 @@ def _load(path: Path, option: str) -> Report:
         report = json.loads(file.read_text())
     except OSError as error:
         fail(f"{option} {file}: {error.strerror or error}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         fail(f"{option} {file}: no JSON ({error})")
     if not _is_report(report):
         fail(f"{option} {file}: expected a report of fastmlp bench")

@@ -5,8 +5,11 @@ from __future__ import annotations
 import difflib
 import json
 import sys
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import torch
@@ -15,10 +18,14 @@ from rich.console import Console
 
 from fastmlp import atomic
 from fastmlp.training import checkpoint, distributed
+from fastmlp.training.memory import is_out_of_memory
 
 # No markup: a path or a message may hold brackets.
 _console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+#: How torch says that a size has more than 64 bits.
+_TOO_LARGE = (RuntimeError, TypeError, ValueError, OverflowError)
 
 DEVICE_HELP = "cpu, cuda, cuda:1; default: the GPU if there is one."
 NET_HELP = "The file that train saved with --out."
@@ -81,6 +88,41 @@ def fail(message: str, code: int = 1) -> NoReturn:
     raise typer.Exit(code)
 
 
+def plain(message: str) -> str:
+    """What typer says of a value, in a line and without its validator's words."""
+    words = " ".join(message.split()).rstrip(".").replace("Value error, ", "")
+    return words.replace("Input should be ", "expected ")
+
+
+@contextmanager
+def memory_for(option: str) -> Iterator[None]:
+    """Say which ``option`` and value want more memory than there is."""
+    try:
+        yield
+    except (MemoryError, *_TOO_LARGE) as error:
+        failure = what_failed(error)
+        if failure is None:
+            raise
+        fail(f"{option}: {failure}; a smaller one takes less")
+
+
+def by_option(message: str, options: Collection[str], also: Mapping[str, str] = MappingProxyType({})) -> str:
+    """A library's message that begins with its argument's name, with that of the ``options`` instead."""
+    name, colon, rest = message.partition(":")
+    name = also.get(name, name)
+    return f"--{name.replace('_', '-')}:{rest}" if colon and name in options else message
+
+
+def what_failed(error: BaseException) -> str | None:
+    """A line for what no command has foreseen but the machine or a file is to blame for; None for a fault."""
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename is not None else str(error)
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if is_out_of_memory(error) or (isinstance(error, _TOO_LARGE) and "verflow" in first):
+        return f"out of memory: {first}"
+    return None
+
+
 def one_of(names: tuple[str, ...], text: str, option: str) -> None:
     """See that an option is one of the ``names``."""
     if text not in names:
@@ -115,8 +157,10 @@ def device_of(text: str) -> torch.device:
         if device.index is not None:
             fail(f"--device {text}: expected cpu or cuda, of which each process takes one of its own", 2)
         device = torch.device("cuda", distributed.local_rank())
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        fail(f"--device {text or device}: torch sees {torch.cuda.device_count() or 'no'} GPU here", 2)
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        seen = count_of(count, "GPU") if count else "no GPU"
+        fail(f"--device {text or device}: torch sees {seen} here", 2)
     return device
 
 
@@ -126,6 +170,6 @@ def widths_of(text: str, option: str = "--hidden") -> list[int]:
         widths = [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
         widths = [0]
-    if any(width < 1 for width in widths):
+    if not all(0 < width < 1 << 63 for width in widths):
         fail(f"{option} {text}: expected positive widths with commas between them, such as 512,256", 2)
     return widths

@@ -13,7 +13,7 @@ import typer
 
 import fastmlp
 from fastmlp import atomic
-from fastmlp.cli.common import fail
+from fastmlp.cli.common import fail, plain
 from fastmlp.cli.options import Settings
 from fastmlp.training import distributed
 
@@ -38,7 +38,7 @@ def read(context: typer.Context, path: Path | None) -> Path | None:
         found = tomllib.loads(path.read_text())
     except (OSError, UnicodeDecodeError) as error:
         fail(f"--config {path}: {getattr(error, 'strerror', None) or error}")
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         fail(f"--config {path}: expected TOML: {error}", 2)
     hints = get_type_hints(Settings)
     names = {name.replace("_", "-"): name for name in hints}
@@ -63,7 +63,7 @@ def _problem(context: typer.Context, option: Any, kind: type, value: object) -> 
     try:
         option.process_value(context, value)
     except typer.BadParameter as error:  # out of range, or none of a few names
-        return error.message.rstrip(".")
+        return plain(error.message)
     return None
 
 

@@ -19,8 +19,10 @@ from fastmlp.cli.common import (
     NET_HELP,
     Dataset,
     Dtype,
+    count_of,
     device_of,
     emit,
+    memory_for,
     start,
 )
 from fastmlp.cli.scores import Score, confusion, mean_squared_error, r2, scores
@@ -47,7 +49,8 @@ def evaluate(
     model, about = nets.opened(net, where)
     test = sets.test_of(about, dataset, data).to(where)
     x, y = sets.pair(test)
-    outputs = nets.outputs(model, x, batch_size, getattr(torch, dtype.value))
+    with memory_for(f"--batch-size {batch_size}"):
+        outputs = nets.outputs(model, x, batch_size, getattr(torch, dtype.value))
     found: dict[str, Any] = {
         "net": str(net),
         "dataset": test.name,
@@ -56,7 +59,7 @@ def evaluate(
         "dtype": dtype.value,
     }
     console.print(
-        f"{net}: {nets.title(about)}, {test.name}, {len(y):,} test examples, {dtype.value}, {where}"
+        f"{net}: {nets.title(about)}, {test.name}, {count_of(len(y), 'test example')}, {dtype.value}, {where}"
     )
     if not about["classes"]:
         found |= {"mse": mean_squared_error(outputs, y), "r2": r2(outputs, y)}

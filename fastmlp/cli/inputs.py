@@ -42,6 +42,8 @@ def picture(path: Path, features: int, invert: bool) -> Tensor:
         raise InputError(f"{path}: expected a picture, such as a PNG") from None
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from error
+    except Exception as error:  # of each format's own, and a picture that is too large
+        raise InputError(f"{path}: expected a picture, such as a PNG ({error})") from error
     pixels = torch.frombuffer(bytearray(grey.tobytes()), dtype=torch.uint8)
     return 255 - pixels if invert else pixels
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import reprlib
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import fastmlp
+from fastmlp import activations
 from fastmlp.activations import module_of
-from fastmlp.cli.common import fail
+from fastmlp.cli.common import Dataset, fail
 from fastmlp.cli.options import Settings
 from fastmlp.engine.autograd import precision
 from fastmlp.training import checkpoint, load
@@ -71,15 +74,59 @@ def load_net(
         ValueError: it is no such net, or damaged, with the reason.
     """
     state, about = load(path)
-    if "epochs" in about and "steps" in about:
+    if isinstance(about, dict) and "epochs" in about and "steps" in about:
         raise ValueError(f"{path}: the checkpoint of a run; expected a net, as train saves it to --out")
+    _check_about(about, path)
+    _check_sizes(about, state, path)
+    net = build(about["widths"], about["activation"])
+    checkpoint.put(net, state)
+    return net.to(device).eval(), about
+
+
+def _check_about(about: dict[str, Any], path: Path | str) -> None:
+    """See that a file says of its net what `description` says."""
+    if not isinstance(about, dict):
+        raise ValueError(f"{path}: expected a net that fastmlp train saved, found one without a description")
     missing = [name for name in ("widths", "activation", "classes") if name not in about]
     if missing:
         raise ValueError(f"{path}: expected a net that fastmlp train saved, found one without {missing[0]}")
-    net = build(about["widths"], about["activation"])
-    checkpoint.check(net, state, str(path))
-    checkpoint.put(net, state)
-    return net.to(device).eval(), about
+    about.setdefault("dataset", "")
+    about.setdefault("config", {})
+    widths, classes, config = about["widths"], about["classes"], about["config"]
+    data_sets = [member.value for member in Dataset]
+    is_right = {
+        "widths": (_are(widths, int) and len(widths) > 1 and min(widths) > 0, "positive numbers"),
+        "activation": (about["activation"] in activations.NAMES, f"one of {', '.join(activations.NAMES)}"),
+        "classes": (_are(classes, str), "names"),
+        "dataset": (isinstance(about["dataset"], str), "a name"),
+        "config": (isinstance(config, dict), "the options of its run"),
+    }
+    if is_right["config"][0]:
+        is_right["config: dataset"] = (config.get("dataset") in (None, *data_sets), f"one of {data_sets}")
+        is_right["config: data"] = (isinstance(config.get("data", ""), str), "a directory")
+    for name, (right, expected) in is_right.items():
+        if not right:
+            found = reprlib.repr((config if ":" in name else about)[name.rpartition(": ")[2]])
+            raise ValueError(f"{path}: {name}: expected {expected}, got {found}")
+    if classes and len(classes) != widths[-1]:
+        raise ValueError(f"{path}: classes: expected {widths[-1]}, as many as outputs, got {len(classes)}")
+
+
+def _are(values: object, kind: type) -> bool:
+    return isinstance(values, list) and all(type(value) is kind for value in values)
+
+
+def _check_sizes(about: dict[str, Any], state: dict[str, Tensor], path: Path | str) -> None:
+    """See that the file's tensors are those of such a net, before one of its size is made."""
+    widths = about["widths"]
+    shapes = {tuple(tensor.shape) for tensor in state.values() if isinstance(tensor, Tensor)}
+    layers = {(outputs, inputs) for inputs, outputs in pairwise(widths)}
+    if not layers <= shapes or len(widths) > len(state) + 1:
+        raise ValueError(
+            f"{path}: the state of another net: no tensors of a net with the widths {reprlib.repr(widths)}"
+        )
+    with torch.device("meta"):
+        checkpoint.check(build(widths, about["activation"]), state, str(path))
 
 
 @torch.no_grad()

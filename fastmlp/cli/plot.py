@@ -250,7 +250,7 @@ def _history(path: Path) -> History:
         return History.from_json(path.read_text())
     except OSError as error:
         fail(f"{path}: {error.strerror or error}")
-    except ValueError:
+    except (ValueError, RecursionError):
         fail(f"{path}: expected a history, as train saves it with --history")
 
 

@@ -21,6 +21,7 @@ from fastmlp.cli.common import (
     device_of,
     emit,
     fail,
+    memory_for,
     start,
     writable,
 )
@@ -95,7 +96,8 @@ def predict(
         examples = _own(image, invert, array, about["widths"][0])
     else:
         examples = _of_test_set(index, count or 10, sets.test_of(about, dataset, data))
-    outputs = nets.outputs(model, examples.x.to(where), batch_size, getattr(torch, dtype.value)).cpu()
+    with memory_for(f"--batch-size {batch_size}"):
+        outputs = nets.outputs(model, examples.x.to(where), batch_size, getattr(torch, dtype.value)).cpu()
     classes = about["classes"]
     rows = classified(examples, outputs, classes, top) if classes else regressed(examples, outputs)
     found = {"net": str(net), "device": str(where), "dtype": dtype.value, "predictions": rows}

@@ -20,9 +20,12 @@ from fastmlp.cli.common import (
     JSON_HELP,
     NET_HELP,
     Dtype,
+    by_option,
+    count_of,
     device_of,
     emit,
     fail,
+    memory_for,
     names_of,
     one_of,
     start,
@@ -92,9 +95,11 @@ def profile(
             writable(path, option)
     where = device_of(device)
     torch.manual_seed(0)
-    model, widths, classes = _model(net, hidden, activation, where)
+    with memory_for(f"--hidden {hidden}"):
+        model, widths, classes = _model(net, hidden, activation, where)
     kind = getattr(torch, dtype.value)
-    with torch.cuda.device(where if where.type == "cuda" else -1):
+    on_device = torch.cuda.device(where if where.type == "cuda" else -1)
+    with on_device, memory_for(f"--batch-size {batch_size}, --steps {steps}"):
         try:
             work = (
                 workload.inference(model, widths[0], batch_size, steps, kind)
@@ -102,7 +107,7 @@ def profile(
                 else workload.training(model, widths, classes, batch_size, steps, kind, engine, optimizer)
             )
         except ValueError as error:  # an engine that cannot run here
-            fail(str(error), 2)
+            fail(by_option(str(error), ("engine",)), 2)
         prof = fastmlp.profile(
             model,
             trace=trace,
@@ -176,7 +181,7 @@ def _say(console: Console, found: dict[str, Any], prof: fastmlp.profile, sort: s
     """The table, what a step's time is made of, and where the files are opened."""
     console.print(
         f"{found['net']}, {found['work']}, batch {found['batch_size']}, {found['dtype']}, "
-        f"engine {found['engine']}: {found['steps']} steps on {found['device']}",
+        f"engine {found['engine']}: {count_of(found['steps'], 'step')} on {found['device']}",
         style="bold",
     )
     console.print()

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from fastmlp import data
-from fastmlp.cli.common import Dataset, fail, warn
+from fastmlp.cli.common import Dataset, count_of, fail, warn
 
 _FROM_FILES = (Dataset.fashion_mnist, Dataset.mnist, Dataset.kmnist)
 
@@ -59,7 +59,7 @@ def test_of(about: dict[str, Any], dataset: Dataset | None, root: Path | None) -
         dataset: another set than that of its run.
         root: --data; by default the run's.
     """
-    ran = about.get("config", {})
+    ran = about["config"]
     name = dataset.value if dataset else ran.get("dataset")
     if name is None:
         fail("--dataset: expected a name, as the net's file has none of what it was trained on", 2)
@@ -73,12 +73,12 @@ def test_of(about: dict[str, Any], dataset: Dataset | None, root: Path | None) -
     features, outputs = test.features, outputs_of(test)
     if (features, outputs) != (about["widths"][0], about["widths"][-1]):
         fail(
-            f"--dataset {name}: {features} features and {outputs} outputs, "
+            f"--dataset {name}: {count_of(features, 'feature')} and {count_of(outputs, 'output')}, "
             f"but the net has {about['widths'][0]} and {about['widths'][-1]}"
         )
     if bool(classes_of(test)) != bool(about["classes"]):
         kind, other = ("classes", "a regression") if classes_of(test) else ("a regression", "classes")
         fail(f"--dataset {name}: {kind}, but the net is for {other}")
-    if test.name != about["dataset"]:
+    if about["dataset"] and test.name != about["dataset"]:
         warn(f"the net was trained on {about['dataset']}, and this is {test.name}")
     return test

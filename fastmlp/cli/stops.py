@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fastmlp.cli.common import errors, fail
+from fastmlp.cli.common import by_option, errors, fail
+from fastmlp.cli.options import Settings
 from fastmlp.training import Interrupted, TrainingError, distributed
 from fastmlp.training.memory import is_out_of_memory
 
@@ -22,7 +23,7 @@ def said(kept: Path) -> Iterator[None]:
     except KeyboardInterrupt:
         fail("interrupted", 130)
     except ValueError as error:  # an engine that cannot run here, a checkpoint of another run
-        fail(str(error), 2)
+        fail(by_option(str(error), [*Settings.__dataclass_fields__, "changed"], {"clip_norm": "clip"}), 2)
     except OSError as error:
         fail(f"--checkpoint {kept}: {error.strerror or error}")
     except (RuntimeError, MemoryError) as error:

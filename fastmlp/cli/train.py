@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
@@ -101,7 +102,7 @@ def _train(
         except RuntimeError as error:  # Triton is asked for and cannot run
             fail(str(error))
         console.print(
-            f"{nets.title(about)}, {train_set.name}, {len(train_set):,} examples, "
+            f"{nets.title(about)}, {train_set.name}, {count_of(len(train_set), 'example')}, "
             f"batch {settings.batch_size}, {optimizers.said(settings)}, {settings.dtype.value}, "
             f"{where} ({choice.reason})"
             + (f", {distributed.size()} processes, no checkpoints" if kept is None else "")
@@ -172,6 +173,8 @@ def _checked(settings: Settings, where: torch.device) -> Settings:
         fail(
             f"--compile: --engine {settings.engine.value} runs no code of torch's; expected auto or eager", 2
         )
+    if settings.clip is not None and not 0 < settings.clip < math.inf:
+        fail(f"--clip {settings.clip}: expected a positive number", 2)
     if settings.min_delta and settings.patience is None:
         fail(f"--min-delta {settings.min_delta}: it is of --patience, which is not given", 2)
     return replace(optimizers.resolved(settings), device=settings.device or where.type)

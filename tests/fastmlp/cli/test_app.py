@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -51,7 +54,7 @@ def test_version() -> None:
         (["trian"], "No such command 'trian'"),
         (["train", "--epochz", "3"], "No such option: --epochz"),
         (["train", "--epochs", "three"], "'--epochs'"),
-        (["train", "--dataset", "cifar"], "'cifar' is not one of 'fashion-mnist', 'mnist'"),
+        (["train", "--dataset", "cifar"], "for '--dataset': 'cifar' is not one of 'fashion-mnist', 'mnist'"),
         (["eval"], "Missing argument 'NET'"),
         (["predict", "--top", "0", "net"], "'--top'"),
     ],
@@ -69,6 +72,71 @@ def test_names_are_those_of_the_library() -> None:
     assert tuple(name.value for name in Dataset) == data.NAMES
     assert tuple(name.value for name in Engine) == ENGINES
     assert tuple(name.value for name in Schedule) == schedules.NAMES
+
+
+@pytest.mark.parametrize("option", ["--out", "--history", "--checkpoint"])
+@pytest.mark.parametrize("path", [".", "/", "", "a" * 300])
+def test_no_file_is_a_line(option: str, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is written."""
+    monkeypatch.chdir(tmp_path)
+    what = "File name too long" if path.startswith("a") else "a directory"
+    base = ("train", "--dataset", "digits", "--device", "cpu", "--out", "net")
+    assert_fails(run(*base, option, path), 1, f"{option} {Path(path)}: {what}")
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["profile", "--batch-size", 100000000], 1, "--batch-size 100000000, --steps 20: out of memory: "),
+        (["profile", "--batch-size", 2**62], 1, f"--batch-size {2**62}, --steps 20: out of memory: "),
+        (["profile", "--steps", 2**50, "--inference", "--batch-size", 2**50], 1, "out of memory: "),
+        (["profile", "--hidden", 2**62], 1, f"--hidden {2**62}: out of memory: "),
+        (["profile", "--hidden", 2**70], 2, f"--hidden {2**70}: expected positive widths"),
+        (["train", "--dataset", "digits", "--hidden", 2**62, "--out", "net"], 1, "out of memory: "),
+        (["train", "--epochs", 10**30], 2, f"for '--epochs': expected a number of 64 bits, got {10**30}"),
+        (["plot", "predictions", "net", "--rows", 10**30], 2, "for '--rows': expected a number of 64 bits"),
+    ],
+)
+def test_a_huge_number_is_a_line(
+    arguments: list[object], code: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert_fails(run(*arguments, *(("--device", "cpu") if "plot" not in arguments else ())), code, message)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["plot", "curve", "deep"], "deep: expected a history"),
+        (["bench", "--from", "deep"], "--from deep: no JSON"),
+        (["train", "--config", "deep"], "--config deep: expected TOML"),
+    ],
+)
+def test_a_file_that_is_nested_too_deeply(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("deep").write_text(("a = " if "train" in arguments else "") + "[" * 100_000)
+    assert_fails(run(*arguments), 2 if "train" in arguments else 1, message)
+
+
+def test_ctrl_c_while_it_is_imported(tmp_path: Path) -> None:
+    """Of the command, a line; of a program that imports fastmlp, Python's own."""
+    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    imported = "import sys; sys.argv = ['/bin/{}', 'train']; import fastmlp.cli"
+    for arguments, code, said in (
+        (["-m", "fastmlp", "train"], 130, "error: interrupted\n"),
+        (["-c", imported.format("fastmlp")], 130, "error: interrupted\n"),
+        (["-c", imported.format("other")], -signal.SIGINT, "KeyboardInterrupt\n"),
+    ):
+        done = subprocess.run(
+            [sys.executable, *arguments], env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True,
+            text=True, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == code, done.stderr
+        assert done.stderr.endswith(said)
+        assert code != 130 or done.stderr == said
 
 
 def complete(*words: str) -> list[str]:

@@ -171,7 +171,18 @@ def test_no_report(text: str | None, said: str, tmp_path: Path) -> None:
 
 def test_no_such_row(stored: Path) -> None:
     result = bench("--from", stored, "--match", "nothing of the kind")
-    assert (result.exit_code, result.stderr.strip()) == (1, "error: there is no such row")
+    assert (result.exit_code, result.stderr.strip()) == (
+        1,
+        "error: --match nothing of the kind: there is no such row",
+    )
+
+
+def test_a_row_that_is_not_there_needs_no_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is downloaded or measured to find that out."""
+    for name in ("load", "measure_ceilings"):
+        monkeypatch.setattr(measuring, name, lambda *_: pytest.fail("it is called"))
+    result = bench("--device", "cpu", "--match", "zzz")
+    assert (result.exit_code, result.stderr) == (1, "error: --match zzz: there is no such row\n")
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_errors(trained: Path, regression: Path, tmp_path: Path) -> None:
     _, about = load(trained)
     save(fastmlp.MLP(64, [10]), tmp_path / "other", about)
     fails(1, f"{tmp_path / 'other'}: the state of another net: ", tmp_path / "other")
-    fails(1, "10 features and 1 outputs, but the net has 64 and 10", trained, "--dataset", "diabetes")
+    fails(1, "10 features and 1 output, but the net has 64 and 10", trained, "--dataset", "diabetes")
     fails(2, "--data /tmp: the digits set is read from no files", trained, "--data", "/tmp")
     damaged = bytearray(trained.read_bytes())
     damaged[-3] ^= 1

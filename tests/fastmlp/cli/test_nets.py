@@ -11,7 +11,8 @@ from torch import nn
 import fastmlp
 from fastmlp import activations, data
 from fastmlp.cli import nets
-from fastmlp.training import load
+from fastmlp.training import checkpoint, load
+from tests.commands import assert_fails, run
 
 
 @pytest.mark.parametrize("name", activations.NAMES)
@@ -52,3 +53,48 @@ def test_outputs(trained: Path, device: str) -> None:
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(nets.outputs(net, (x.float() / 255).to(device), 7, torch.float32), expected)
     assert nets.outputs(net, x, 100, torch.bfloat16).dtype == torch.float32
+
+
+WIDE = [50000, 60000]
+FORGED = [
+    (
+        {"widths": WIDE, "classes": []},
+        "the state of another net: no tensors of a net with the widths [50000, 60000]",
+    ),
+    ({"widths": [64, *[32] * 9, 10]}, "the state of another net: "),
+    ({"widths": [2**70, 32, 10]}, "the state of another net: "),
+    ({"widths": [64, 32.0, 10]}, "widths: expected positive numbers, got [64, 32.0, 10]"),
+    ({"widths": [64, -1, 10]}, "widths: expected positive numbers, got [64, -1, 10]"),
+    ({"widths": "64"}, "widths: expected positive numbers, got '64'"),
+    ({"widths": [64]}, "widths: expected positive numbers, got [64]"),
+    ({"activation": "swish"}, "activation: expected one of none, relu, "),
+    ({"activation": ["relu"]}, "activation: expected one of none, relu, "),
+    ({"activation": "prelu"}, "the state of another net: "),
+    ({"classes": ["a"]}, "classes: expected 10, as many as outputs, got 1"),
+    ({"classes": None}, "classes: expected names, got None"),
+    ({"classes": [1] * 10}, "classes: expected names, got [1, 1, 1, 1, 1, 1, ...]"),
+    ({"dataset": 3}, "dataset: expected a name, got 3"),
+    ({"config": []}, "config: expected the options of its run, got []"),
+    ({"config": {"dataset": "cifar"}}, "config: dataset: expected one of ['fashion-mnist', "),
+    ({"config": {"data": 3}}, "config: data: expected a directory, got 3"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), FORGED)
+def test_what_a_file_says_of_its_net_is_checked(
+    change: dict[str, object], message: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a line, by every command, and before a tensor of that size is made."""
+    made, linear = [], nn.Linear
+
+    class Linear(linear):
+        def __init__(self, *sizes: int) -> None:
+            super().__init__(*sizes)
+            made.append(self.weight.device.type)
+
+    monkeypatch.setattr(nn, "Linear", Linear)
+    state, about = load(trained)
+    checkpoint.write(tmp_path / "net", state, {"metadata": {**about, **change}})
+    for command in (("eval",), ("predict",), ("profile",), ("plot", "confusion")):
+        assert_fails(run(*command, tmp_path / "net", "--device", "cpu"), 1, f"{tmp_path / 'net'}: {message}")
+    assert {*made} <= {"meta"}

@@ -237,7 +237,7 @@ def test_clipping(tmp_path: Path) -> None:
     tight, free = run_json(*base, "--clip", 1e-9), run_json(*base)
     assert tight["epochs"][0]["train_loss"] > free["epochs"][0]["train_loss"]
     assert tight["engine"] == "eager"
-    assert_fails(run(*base, "--clip", 0), 2, "clip_norm: expected a positive number, got 0.0")
+    assert_fails(run(*base, "--clip", 0), 2, "--clip 0.0: expected a positive number")
     assert_fails(run(*base, "--clip", 1, "--engine", "fused"), 2, "'fused' cannot run this: clip_norm needs")
 
 

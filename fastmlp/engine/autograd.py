@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fastmlp.engine import rules
 from fastmlp.engine.base import Executor
+from fastmlp.engine.checks import check_optimizer
 from fastmlp.modules import CrossEntropyLoss, MSELoss, Sequential
 from fastmlp.modules.dequantize import dequantizes
 
@@ -16,7 +19,8 @@ from fastmlp.modules.dequantize import dequantizes
 class AutogradExecutor(Executor):
     """``loss(model(x), y).backward()`` and ``optimizer.step()``, under autocast for 16-bit dtypes.
 
-    float16 scales its gradients. What the fused modules can do they do.
+    float16 scales its gradients. What the fused modules can do they do. An optimizer that wants a closure,
+    such as LBFGS, gets one that does all but the update.
     """
 
     name = "eager"
@@ -29,6 +33,7 @@ class AutogradExecutor(Executor):
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
+        check_optimizer(model, loss, optimizer, dtype)
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self.device, self.dtype = device, dtype
         self.sums = torch.zeros(2, device=device, dtype=torch.float64)
@@ -40,18 +45,29 @@ class AutogradExecutor(Executor):
             x, y = x[rows], y[rows]
         if x.dtype == torch.uint8 and not dequantizes(self.model):
             x = x.float().div_(255)
-        with precision(self.device, self.dtype):
-            value, output = self._objective(x, y)
-        self.optimizer.zero_grad()
-        self.scaler.scale(value).backward()
-        self.updating = True
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        first: list[Tensor] = []  # the loss before the update, and the output
+        dtype = products(self.device, self.dtype)
+
+        def evaluate() -> Tensor:
+            with precision(self.device, dtype):
+                value, output = self._objective(x, y)
+            self.optimizer.zero_grad()
+            self.scaler.scale(value).backward()
+            self.updating = True
+            first.extend([] if first else [value.detach(), output])
+            return value
+
+        with without_autocast(self.device):  # as torch wants backward and update
+            if rules.wants_closure(type(self.optimizer)):
+                self.optimizer.step(evaluate)
+            else:
+                evaluate()
+                self.scaler.step(self.optimizer)
+                self.scaler.update()
         self.updating = False
-        value = value.detach()
         if count:
-            self._count(value, output, y)
-        return value
+            self._count(*first, y)
+        return first[0]
 
     def _objective(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The loss, and the output without a gradient; fused to the head where model and loss allow it."""
@@ -71,7 +87,7 @@ class AutogradExecutor(Executor):
     def _count(self, value: Tensor, output: Tensor, y: Tensor) -> None:
         """Add to `sums`."""
         self.sums[0] += value * len(y)
-        if not y.is_floating_point():
+        if has_labels(output, y):
             self.sums[1] += (output.argmax(1) == y).sum()
 
     def state(self) -> dict[str, Any]:
@@ -85,6 +101,39 @@ class AutogradExecutor(Executor):
             self.scaler.load_state_dict(state["scaler"])
 
 
-def precision(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
-    """Autocast to ``dtype``; nothing for float32."""
-    return torch.autocast(device.type, dtype, enabled=dtype not in (torch.float32, torch.float64))
+def has_labels(output: Tensor, y: Tensor) -> bool:
+    """Whether y says of each row of the output which class is right."""
+    return output.dim() == 2 and y.dim() == 1 and not y.is_floating_point()
+
+
+@contextmanager
+def precision(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Autocast to ``dtype``; for float32 and float64 whatever the code around says.
+
+    An autocast around keeps copies of the parameters until it ends. A step changes them: no copy is older
+    than this block, or outlives it.
+    """
+    torch.clear_autocast_cache()
+    try:
+        if dtype in (torch.float32, torch.float64):
+            yield
+        else:
+            with torch.autocast(device.type, dtype):
+                yield
+    finally:
+        torch.clear_autocast_cache()
+
+
+def products(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """What matrix products run in where ``dtype`` is asked for: float32 gives way to an autocast around."""
+    return torch.get_autocast_dtype(device.type) if dtype == torch.float32 and _is_on(device) else dtype
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Switch an autocast around off."""
+    return torch.autocast(device.type, enabled=False) if _is_on(device) else nullcontext()
+
+
+def _is_on(device: torch.device) -> bool:
+    kind = device.type
+    return kind != "meta" and torch.is_autocast_enabled(kind)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastmlp.backends.base import SquaredError
 from fastmlp.engine.network import Network
+from fastmlp.engine.rules import wants_closure
 from fastmlp.functional.quantized import INTEGERS
 
+_PLAIN = (Tensor, nn.Parameter)
 _HALVES = (torch.bfloat16, torch.float16)
 
 
@@ -45,3 +47,50 @@ def check_batch(network: Network, x: Tensor, y: Tensor, rows: Tensor | None, dty
         if tensor is not None and tensor.device != device:
             raise RuntimeError(f"{name}: expected on {device} as the parameters, got {tensor.device}")
     return x
+
+
+def batch_problem(network: Network, x: Tensor, y: Tensor) -> str | None:
+    """Why no engine runs batches like x, y, which the model and its loss themselves may take; or None."""
+    if (
+        type(x) not in _PLAIN
+        or type(y) not in _PLAIN
+        or x.layout != torch.strided
+        or y.layout != torch.strided
+    ):
+        return "the batch is no ordinary tensors"
+    if x.requires_grad or y.requires_grad:
+        return "the batch wants a gradient"
+    if x.dim() != 2 and not (network.flatten and x.dim() > 2) and x.shape[-1:] == network.widths[:1]:
+        return "the batch is not rows of features"
+    if y.dtype == torch.int64 and y.dim() == 1:
+        return None
+    whole = y.shape == (*x.shape[:1], network.widths[-1])
+    if isinstance(network.options, SquaredError):
+        return f"the targets are {y.dtype}" if whole and y.dtype != network.layers[0].weight.dtype else None
+    if whole and y.is_floating_point():
+        return "the targets are probabilities"
+    return "the targets are torch.uint8" if y.dtype == torch.uint8 and y.shape == x.shape[:1] else None
+
+
+def check_optimizer(
+    model: nn.Module, loss: nn.Module, optimizer: torch.optim.Optimizer, dtype: torch.dtype
+) -> None:
+    """See that a step changes something of the net, or of a loss that learns.
+
+    Raises:
+        ValueError: not one of the optimizer's parameters is theirs; or it evaluates the loss itself, which
+            ``torch.amp.GradScaler`` cannot scale.
+    """
+    if dtype == torch.float16 and wants_closure(type(optimizer)):
+        raise ValueError(
+            f"dtype: expected float32 or bfloat16 for {type(optimizer).__name__}, which evaluates the loss "
+            "itself, got torch.float16"
+        )
+    if not (isinstance(model, nn.Module) and isinstance(loss, nn.Module)):  # of a function nothing is known
+        return
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    known = {id(p) for module in (model, loss) for p in module.parameters()}
+    if known.isdisjoint(map(id, held)):
+        raise ValueError(
+            f"optimizer: expected one over the net's parameters, but none of its {len(held)} is the net's"
+        )

@@ -17,6 +17,7 @@ from fastmlp.backends.base import SquaredError
 from fastmlp.engine import network, rules
 from fastmlp.engine.autograd import AutogradExecutor
 from fastmlp.engine.base import Executor, Loop
+from fastmlp.engine.checks import batch_problem, check_optimizer
 from fastmlp.engine.cpu import CpuExecutor
 from fastmlp.engine.network import Network
 from fastmlp.engine.step_loop import StepLoop
@@ -28,11 +29,23 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def recognise(
-    model: nn.Module, loss: nn.Module, optimizer: torch.optim.Optimizer, dtype: torch.dtype
+    model: nn.Module,
+    loss: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    dtype: torch.dtype,
+    batch: tuple[Tensor, Tensor] | None = None,
 ) -> Network | str:
-    """The network that an engine can run as a whole, or why none can."""
+    """The network that an engine can run as a whole, on batches like ``batch``, or why none can.
+
+    Raises:
+        ValueError: as `check_optimizer`.
+    """
+    check_optimizer(model, loss, optimizer, dtype)
     found = network.recognise(model, loss)
-    return found if isinstance(found, str) else step_problem(found, optimizer, dtype) or found
+    if isinstance(found, str):
+        return found
+    unfit = None if batch is None else batch_problem(found, *batch)
+    return unfit or step_problem(found, optimizer, dtype) or found
 
 
 def step_problem(found: Network, optimizer: torch.optim.Optimizer, dtype: torch.dtype) -> str | None:
@@ -51,6 +64,8 @@ def step_problem(found: Network, optimizer: torch.optim.Optimizer, dtype: torch.
         return choice.reason
     if dtype == torch.float16:
         return "a CPU has no fast float16"
+    if rules.wants_closure(type(optimizer)):
+        return f"{type(optimizer).__name__} evaluates the loss itself"
     return None
 
 
@@ -87,7 +102,7 @@ def loop(engine: str, job: Job) -> Loop:
     model, loss, optimizer, x, y, batch, generator, dtype = job
     if engine not in ENGINES:
         raise ValueError(f"engine: expected one of {', '.join(ENGINES)}, got {engine!r}")
-    found = "eager is asked for" if engine == "eager" else recognise(model, loss, optimizer, dtype)
+    found = "eager is asked for" if engine == "eager" else recognise(model, loss, optimizer, dtype, (x, y))
     if isinstance(found, str):
         if engine not in ("auto", "eager"):
             raise ValueError(f"engine: {engine!r} cannot run this: {found}")

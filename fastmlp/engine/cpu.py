@@ -18,11 +18,12 @@ from fastmlp import ranges
 from fastmlp.autograd.cross_entropy import reference_loss
 from fastmlp.backends.base import LossOptions, SquaredError
 from fastmlp.backends.torch_backend import softmax_loss
+from fastmlp.engine import rules
+from fastmlp.engine.autograd import without_autocast
 from fastmlp.engine.base import Executor
 from fastmlp.engine.checks import check_batch
 from fastmlp.engine.cpu_layers import FEW, CpuLayer, Rows
 from fastmlp.engine.network import Network
-from fastmlp.engine.rules import _has_hooks
 
 
 class CpuExecutor(Executor):
@@ -30,7 +31,8 @@ class CpuExecutor(Executor):
 
     Plain SGD, with momentum, dampening and weight decay, is folded into the products, and leaves no
     ``.grad``; its momentum buffers are where ``torch.optim.SGD`` keeps them. Any other optimizer, and
-    one with hooks, gets gradients and takes its own step.
+    one with hooks, gets gradients and takes its own step. Whatever ``.grad`` somebody left of the
+    optimizer's parameters, also of those that are not the network's, counts for nothing.
 
     A step over no rows is torch's: a mean loss of NaN and gradients of 0, which momentum and decay may
     still turn into an update. It adds nothing to `sums`.
@@ -187,6 +189,7 @@ class CpuExecutor(Executor):
         optimizer = self._optimizer
         groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         fold = _folds(optimizer)
+        rules.drop_gradients(optimizer)
         order = reversed(range(len(self._layers)))
         for i in ranges.each(order, lambda i: self._layers[i].master):
             layer, x, grad = self._layers[i], inputs[i], dz
@@ -211,7 +214,8 @@ class CpuExecutor(Executor):
             optimizer._opt_called = True  # type: ignore[attr-defined]  # else a scheduler warns that no step came before its own
         else:
             self.updating = True
-            optimizer.step()
+            with without_autocast(layer.master.device):
+                optimizer.step()
         self.updating = False
 
 
@@ -224,7 +228,7 @@ def _folds(optimizer: torch.optim.Optimizer) -> bool:
     """Whether `_sgd` is what ``optimizer.step()`` would do."""
     return (
         type(optimizer) is torch.optim.SGD
-        and not _has_hooks(optimizer)
+        and rules.is_plain(optimizer)
         and not any(group["nesterov"] or group["differentiable"] for group in optimizer.param_groups)
     )
 

@@ -98,6 +98,7 @@ class FusedExecutor(Executor):
 
     def stepped(self, steps: int) -> None:
         """Account for steps that were launched: the optimizer's state, and that the parameters changed."""
+        rules.drop_gradients(self.rule.optimizer)
         self.rule.advance(steps)
         torch.autograd.graph.increment_version(self.network.parameters)
 

@@ -13,7 +13,7 @@ from fastmlp.backends import readable
 from fastmlp.backends.base import Loss, LossOptions, SquaredError
 from fastmlp.functional.layer import Layer
 from fastmlp.modules import MLP, CrossEntropyLoss, MSELoss, Sequential
-from fastmlp.modules.plan import Dequantized, is_flatten, plan, untouched
+from fastmlp.modules.plan import FORWARDS, Dequantized, is_flatten, plan, untouched
 
 
 class Network(NamedTuple):
@@ -51,7 +51,7 @@ def recognise(model: nn.Module, loss: nn.Module) -> Network | str:
     options = _options(loss)
     if isinstance(options, str):
         return options
-    if model._compiled_call_impl is not None:  # nn.Module.compile
+    if model._compiled_call_impl is not None or _is_compiled(model):  # nn.Module.compile, torch.compile
         return "the model is compiled"
     if not untouched(model):
         return "the model has hooks or a forward of its own"
@@ -134,4 +134,10 @@ def _parameters_problem(model: nn.Module, layers: tuple[Layer, ...]) -> str | No
 
 def _is_torchvision_mlp(model: nn.Module) -> bool:
     kind = type(model)
-    return (kind.__module__, kind.__qualname__) == ("torchvision.ops.misc", "MLP")
+    named = (kind.__module__, kind.__qualname__) == ("torchvision.ops.misc", "MLP")
+    return named and kind.forward is FORWARDS[nn.Sequential]
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    kind = type(model)  # by name: torch.compile's machinery takes seconds to import
+    return (kind.__module__, kind.__qualname__) == ("torch._dynamo.eval_frame", "OptimizedModule")

@@ -6,7 +6,9 @@ by the engine as after ordinary ones, and the two can be mixed.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -134,7 +136,7 @@ def recognise(optimizer: Optimizer, parameters: Sequence[Tensor]) -> Rule | str:
     kind = type(optimizer)
     if kind not in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW):
         return f"{kind.__name__} is not among SGD, Adam, AdamW"
-    if _has_hooks(optimizer):
+    if not is_plain(optimizer):
         return "the optimizer has hooks or a step of its own"
     known = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if known != {id(p) for p in parameters}:
@@ -177,12 +179,51 @@ def _problem(optimizer: Optimizer, parameters: Sequence[Tensor]) -> str | None:
     return None
 
 
-def _has_hooks(optimizer: Optimizer) -> bool:
-    step = optimizer.__dict__.get("step")
-    return bool(
+def is_plain(optimizer: Optimizer) -> bool:
+    """Whether a step of ``optimizer``, which is one of torch's, is nothing but what torch wrote."""
+    kind = type(optimizer)
+    if _STEPS.get(kind) is not kind.step:
+        if not _is_torchs(kind.step):
+            return False
+        _STEPS[kind] = kind.step
+    step = optimizer.__dict__.get("step")  # schedulers put a wrapper there
+    return not (
         optimizer._optimizer_step_pre_hooks
         or optimizer._optimizer_step_post_hooks
         or torch_optimizer._global_optimizer_pre_hooks
         or torch_optimizer._global_optimizer_post_hooks
-        or (step is not None and not getattr(step, "_wrapped_by_lr_sched", False))
+        or (step is not None and not _is_torchs(step))
     )
+
+
+#: The step of a class when it was last looked at: torch wraps it as the first optimizer is made.
+_STEPS: dict[type[Optimizer], Any] = {}
+
+
+def _is_torchs(step: Any) -> bool:
+    """Whether ``step`` and all that it wraps are torch's; ``functools.wraps`` copies marks, not globals."""
+    while step is not None:
+        module = getattr(step, "__globals__", {}).get("__name__", "")
+        if not module.startswith("torch.optim."):
+            return False
+        step = getattr(step, "__wrapped__", None)
+    return True
+
+
+@lru_cache(maxsize=32)
+def wants_closure(kind: type[Optimizer]) -> bool:
+    """Whether ``kind``'s steps evaluate the loss themselves, as LBFGS' do: ``step(closure)``."""
+    arguments = list(inspect.signature(kind.step).parameters.values())[1:2]
+    return any(
+        a.default is a.empty and a.kind in (a.POSITIONAL_ONLY, a.POSITIONAL_OR_KEYWORD) for a in arguments
+    )
+
+
+def drop_gradients(optimizer: Optimizer) -> None:
+    """``optimizer.zero_grad()``, also of what is none of the network's; torch's own takes 10 µs."""
+    if type(optimizer).zero_grad is not Optimizer.zero_grad or "zero_grad" in vars(optimizer):
+        optimizer.zero_grad()
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None

@@ -15,6 +15,8 @@ class Snapshot:
     def __init__(self, model: nn.Module, loss: nn.Module) -> None:
         self._modules = [loss, *model.modules()]
         self._types = list(map(type, self._modules))
+        self._kinds = set(self._types)
+        self._functions = self._methods()
         # A module's attributes hold its dictionaries, which change in place.
         self._dicts = [d for m in self._modules for d in (m.__dict__, m._modules, m._parameters, m._buffers)]
         self._copies = [dict(d) for d in self._dicts]
@@ -24,7 +26,7 @@ class Snapshot:
             for hooks in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks)
         ]
         self._tensors = [
-            (d, name, t, t.dtype, t.device, t.shape, t.requires_grad, t.is_leaf, t.is_contiguous())
+            (d, name, t, type(t), t.dtype, t.device, t.shape, t.requires_grad, t.is_leaf, t.is_contiguous())
             for m in self._modules
             for d in (m._parameters, m._buffers)
             for name, t in d.items()
@@ -37,10 +39,11 @@ class Snapshot:
             return False
         if any(self._hooks) or torch_module._has_any_global_hook():
             return False
-        for owner, name, tensor, dtype, device, shape, requires_grad, leaf, contiguous in self._tensors:
+        for owner, name, tensor, kind, dtype, device, shape, requires_grad, leaf, contiguous in self._tensors:
             if (
                 owner.get(name) is not tensor
                 or tensor.requires_grad is not requires_grad
+                or type(tensor) is not kind
                 or tensor.dtype is not dtype
                 or tensor.device != device
                 or tensor.shape != shape
@@ -51,9 +54,14 @@ class Snapshot:
                 return False
         # Tensors are compared above: one that is another might call itself equal, or refuse to say.
         try:
-            return self._dicts == self._copies and list(map(type, self._modules)) == self._types
+            same = self._dicts == self._copies and list(map(type, self._modules)) == self._types
         except (RuntimeError, ValueError):  # somebody's attribute is another array than it was
             return False
+        return same and self._methods() == self._functions
+
+    def _methods(self) -> list[object]:
+        """What a call of the modules comes to, which can be set on their classes."""
+        return [method for kind in self._kinds for method in (kind.forward, kind.__call__)]
 
 
 def _has_hooks(tensor: Tensor) -> bool:

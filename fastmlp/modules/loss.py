@@ -6,8 +6,10 @@ from torch import Tensor, nn
 
 from fastmlp.functional.loss import cross_entropy
 from fastmlp.functional.mse import mse_loss
+from fastmlp.modules.plan import written
 
 
+@written
 class CrossEntropyLoss(nn.CrossEntropyLoss):
     """``torch.nn.CrossEntropyLoss``, and what `fastmlp.functional.cross_entropy` has besides.
 
@@ -52,6 +54,7 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
         )
 
 
+@written
 class MSELoss(nn.MSELoss):
     """``torch.nn.MSELoss``.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
@@ -97,7 +98,7 @@ def is_flatten(stage: object) -> bool:
 
 
 def untouched(module: nn.Module) -> bool:
-    """Whether calling ``module`` does nothing but its class' forward, and that is torch's where it was."""
+    """Whether calling ``module`` does nothing but its class' forward, and that is as it was written."""
     kind: Any = type(module)
     return not (
         module._forward_hooks
@@ -107,22 +108,38 @@ def untouched(module: nn.Module) -> bool:
         or "forward" in module.__dict__
         or module._compiled_call_impl is not None
         or torch_module._has_any_global_hook()
-        or kind.forward is not _FORWARDS.get(kind, kind.forward)
+        or kind.forward is not FORWARDS.get(kind, kind.forward)
+        or kind.__call__ is not _CALL
     )
 
 
-#: As torch defines them. Some set another on the class, as a way to put LoRA under every layer.
-_FORWARDS: dict[Any, Any] = {
-    kind: kind.forward  # type: ignore[attr-defined]
-    for kind in (
-        nn.Linear,
-        nn.Dropout,
-        nn.Identity,
-        nn.Flatten,
-        nn.Sequential,
-        *(row.module for row in TABLE.values()),
-    )
-}
+def written(kind: type[Module]) -> type[Module]:
+    """Know ``kind`` by the forward that it has now, if it wrote that itself: from then on no other counts.
+
+    Some set another on the class, as a way to put LoRA under every layer; perhaps before this is imported.
+    """
+    forward: Any = kind.forward
+    own = forward.__globals__ is vars(sys.modules[kind.__module__])  # which functools.wraps cannot feign
+    FORWARDS[kind] = forward if own else None
+    return kind
+
+
+Module = TypeVar("Module", bound=nn.Module)
+_CALL = nn.Module.__call__
+#: The forward of a class as it was written; None where there was another already.
+FORWARDS: dict[Any, Any] = {}
+for _kind in (
+    nn.Linear,
+    nn.Dropout,
+    nn.Identity,
+    nn.Flatten,
+    nn.Sequential,
+    nn.CrossEntropyLoss,
+    nn.MSELoss,
+    Dequantize,
+    *(row.module for row in TABLE.values()),
+):
+    written(_kind)
 
 
 def _flat(children: Iterable[nn.Module], opened: tuple[type[nn.Sequential], ...]) -> list[nn.Module]:

@@ -15,9 +15,10 @@ from fastmlp.functional.linear import chain
 from fastmlp.functional.quantized import INTEGERS
 from fastmlp.modules.dequantize import Dequantize
 from fastmlp.modules.loss import CrossEntropyLoss, MSELoss
-from fastmlp.modules.plan import Dequantized, is_identity, layer_of, plan, untouched
+from fastmlp.modules.plan import FORWARDS, Dequantized, is_identity, layer_of, plan, untouched, written
 
 
+@written
 class Sequential(nn.Sequential):
     """An ``nn.Sequential`` in which each run of ``nn.Linear`` and activation is one fused chain.
 
@@ -47,7 +48,7 @@ class Sequential(nn.Sequential):
         self, input: Tensor, target: Tensor, loss: CrossEntropyLoss | MSELoss
     ) -> tuple[Tensor, Tensor] | None:
         """The children and then ``loss``; None also where the forward is not just the children in order."""
-        return closed(self, input, target, loss) if type(self).forward is Sequential.forward else None
+        return closed(self, input, target, loss) if type(self).forward is FORWARDS[Sequential] else None
 
 
 _OPENED = (nn.Sequential, Sequential)

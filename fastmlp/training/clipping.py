@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmlp.engine.rules import wants_closure
+
 #: Why no other engine than autograd clips.
 REASON = "clip_norm needs all gradients before the first update"
 
@@ -75,6 +77,10 @@ def checked(limit: float | None, engine: str, dtype: torch.dtype, optimizer: tor
         return engine
     if not 0 < limit < math.inf:
         raise ValueError(f"clip_norm: expected a positive number, got {limit}")
+    if wants_closure(type(optimizer)):
+        raise ValueError(
+            f"clip_norm: expected None with {type(optimizer).__name__}, which makes the gradients itself"
+        )
     if engine not in ("auto", "eager"):
         raise ValueError(f"engine: {engine!r} cannot run this: {REASON}")
     if dtype == torch.float16 and any(group.get("fused") for group in optimizer.param_groups):

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fastmlp.engine import Loop, choose
-from fastmlp.engine.autograd import precision
+from fastmlp.engine.autograd import precision, products
 from fastmlp.modules import CrossEntropyLoss
 from fastmlp.training import clipping, inputs, schedules, stream, targets
 from fastmlp.training.clipping import Clip
@@ -82,7 +82,8 @@ def fit(
             `fastmlp.training.schedules.factors`.
         seed: of the batch order, where that is not a DataLoader's own.
         device: None for the net's own.
-        dtype: of the matrix products. For bfloat16 and float16 parameters stay float32.
+        dtype: of the matrix products. For bfloat16 and float16 parameters stay float32; float32 stands for
+            an enclosing ``torch.autocast``'s, where there is one.
         engine: "eager", autograd for any net, loss and optimizer; for a chain of linear layers with a
             cross-entropy and SGD, Adam or AdamW (on a CPU any optimizer) also "fused", step by step
             without autograd, and on a GPU "graph", an epoch as a CUDA graph, and "persistent", an
@@ -124,6 +125,7 @@ def fit(
     _check_numbers(epochs, batch_size, patience, min_delta)
     if dtype not in choose.DTYPES:  # autocast would warn and go on in float32
         raise ValueError(f"dtype: expected one of {', '.join(map(str, choose.DTYPES))}, got {dtype}")
+    dtype = products(device, dtype)
     source = inputs.take(train, "train", device, net, batch_size)
     tested = None if test is None else inputs.take(test, "test", device, net)
     batch = source.size or batch_size or inputs.BATCH

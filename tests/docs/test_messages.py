@@ -12,6 +12,7 @@ _ENGINES = ROOT / "docs" / "engines.md"
 _SOURCES = [
     ("fastmlp/engine/network.py", "recognise", "_numbers_problem", "_parameters_problem"),
     ("fastmlp/engine/choose.py", "step_problem", "whole_epoch_problem"),
+    ("fastmlp/engine/checks.py", "batch_problem"),
     ("fastmlp/engine/rules.py", "recognise", "_problem"),
     ("fastmlp/engine/fused.py", "problem"),
     ("fastmlp/engine/persistent.py", "problem"),

@@ -23,9 +23,9 @@ _opener: Opener | None = None
 def each(items: Iterable[T], weight_of: Callable[[T], Tensor | None]) -> Iterable[T]:
     """``items``; while somebody profiles, each with its layer's range open for as long as it is worked on."""
     # In this order: inside torch.compile the first is a constant, and the graph knows nothing of the second.
-    if torch.compiler.is_compiling() or _opener is None:
+    if torch.compiler.is_compiling() or (opener := _opener) is None:
         return items
-    return _opened(items, weight_of, _opener)
+    return _opened(items, weight_of, opener)
 
 
 def _opened(items: Iterable[T], weight_of: Callable[[T], Tensor | None], opener: Opener) -> Iterator[T]:

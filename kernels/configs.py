@@ -248,8 +248,9 @@ def exists(family: str, arch: str, precision: str) -> bool:
 
 def lookup(family: str, arch: str, precision: str, n: int, k: int) -> Tile:
     """The tile for ``family`` on ``arch``: from the tuner's cache, else from the table."""
-    if _override is not None and _override[0] == family:
-        return _override[1]
+    tried = _override
+    if tried is not None and tried[0] == family:
+        return tried[1]
     return _lookup(family, arch, precision, bucket(n, k, family))
 
 

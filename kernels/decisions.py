@@ -92,8 +92,9 @@ def order(
     op: str, x: Tensor, weight: Tensor, dtype: torch.dtype, precision: str, rows: int
 ) -> tuple[str, ...]:
     """The ways to go, best first, for ``rows`` examples through ``weight`` (N, K): a cached answer."""
-    if _forced is not None:
-        return _forced
+    forced = _forced
+    if forced is not None:
+        return forced
     n, k = weight.shape
     # Its power of two stands for the batch: a new batch size rarely is a new question.
     return _order(op, x.get_device(), weight.dtype, dtype, precision, (rows - 1).bit_length(), n, k)

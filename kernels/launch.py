@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
+from threading import RLock
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
     if options.get("PDL"):
         options["launch_pdl"] = True
     if _observers:
-        for observer in _observers:
+        for observer in tuple(_observers):  # of which another thread may take one out
             observer(Launch(kernel, grid, args, options))
     if _dry:
         return
@@ -57,10 +58,11 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
         # Said aloud because Triton 3.10 changes the default: a*b+c may contract to an FMA.
         options["enable_fp_fusion"] = True
     with on_device(args[0]):
-        if _around is None:
+        around = _around
+        if around is None:
             kernel[grid](*args, **options)
             return
-        with _around(Launch(kernel, grid, args, options)) as replaced:
+        with around(Launch(kernel, grid, args, options)) as replaced:
             kernel[grid](*replaced, **options)
 
 
@@ -83,10 +85,14 @@ def launch_if(needed: bool, kernel: Any, grid: tuple[int, ...], *args: Any, **op
 
 
 _compiled: set[tuple[Any, ...]] = set()
+#: The interpreter knows of one program at a time, in the whole process.
+_interpreter = RLock()
 
 
 def on_device(argument: Any) -> Any:
     """A context in which Triton launches on the GPU of a tensor or descriptor, not on the current one."""
+    if INTERPRETED:
+        return _interpreter
     return torch.cuda.device_of(argument if isinstance(argument, torch.Tensor) else argument.base)
 
 

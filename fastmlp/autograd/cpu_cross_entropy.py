@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from fastmlp.autograd.cross_entropy import reference_loss
-from fastmlp.autograd.node import Node, left_to_torch, torch_grads
+from fastmlp.autograd.node import Node, Once, Unchanged, left_to_torch, torch_grads
 from fastmlp.backends.base import LossOptions
 from fastmlp.backends.torch_backend import TorchBackend
 
@@ -30,7 +30,8 @@ class CpuCrossEntropy(Node):
         weight: Tensor | None,
     ) -> Tensor:
         """Keeps the gradient for an upstream of 1."""
-        loss, ctx.grad = backend.cross_entropy_with_grad(logits, target, weight, options)
+        loss, grad = backend.cross_entropy_with_grad(logits, target, weight, options)
+        ctx.first, ctx.constants = Once(grad), Unchanged(target=target, weight=weight)
         ctx.backend, ctx.options = backend, options
         # For a second or a double backward; the first does not look at them, and like torch's does not
         # mind logits that were written over.
@@ -48,7 +49,8 @@ class CpuCrossEntropy(Node):
 
             (grad,) = torch_grads(again, (logits,), (True,), upstream)
             return None, None, grad, None, None
-        grad, ctx.grad = ctx.grad, None
+        ctx.constants.check()
+        grad = ctx.first.take()
         if grad is None:
             grad = ctx.backend.cross_entropy_with_grad(*ctx.saved_tensors, ctx.options)[1]
         factor = upstream.unsqueeze(-1) if ctx.options.reduction == "none" else upstream

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastmlp.autograd.node import Node, left_to_torch, torch_grads
+from fastmlp.autograd.node import Node, Once, left_to_torch, torch_grads
 from fastmlp.backends.base import Backend, LossOptions
 
 
@@ -72,7 +72,8 @@ class CrossEntropy(Node):
         """Keeps the logits and three numbers a row; no softmax."""
         loss, stats, denominator = backend.cross_entropy(logits, target, weight, options)
         # Where elements may share memory (expanded logits) the gradient must not.
-        ctx.backend, ctx.options, ctx.inplace = backend, options, inplace and logits.is_contiguous()
+        ctx.backend, ctx.options = backend, options
+        ctx.room = Once(True) if inplace and logits.is_contiguous() else None
         ctx.save_for_backward(logits, target, weight, stats, denominator)
         return loss
 
@@ -83,10 +84,13 @@ class CrossEntropy(Node):
         if left_to_torch(grad):
             dx = torch_gradient(grad, logits, target, weight, ctx.options)
         else:
-            dx = logits.detach() if ctx.inplace else torch.empty_like(logits)
+            inplace = ctx.room is not None
+            if inplace and not ctx.room.take():  # another thread's backward is at it: no version tells yet
+                raise RuntimeError("inplace: the logits were modified by an inplace operation, a backward's")
+            dx = logits.detach() if inplace else torch.empty_like(logits)
             ctx.backend.cross_entropy_backward(
                 grad, logits, target, weight, stats, denominator, dx, ctx.options
             )
-            if ctx.inplace:  # a second backward must fail rather than read gradients as logits
+            if inplace:  # a second backward must fail rather than read gradients as logits
                 torch.autograd.graph.increment_version(logits)
         return None, None, None, dx, None, None

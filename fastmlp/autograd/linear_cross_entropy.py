@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastmlp.autograd.cross_entropy import reference_loss
-from fastmlp.autograd.node import Node, left_to_torch, torch_grads
+from fastmlp.autograd.node import Node, Once, left_to_torch, torch_grads
 from fastmlp.autograd.tiling import Plan
 from fastmlp.backends import products
 from fastmlp.backends.base import Backend, LossOptions, Scale
@@ -191,13 +191,27 @@ def loss_and_grads(
     """
     job, reduce = work.job, work.job.options.reduction != "none"
     share = Scale(torch.ones_like(total), total).value()
-    # The sweep over rows gives the parameters' gradients too, or leaves them to the one over classes.
-    now = (needs[0], *((need and not job.plan.classes) for need in needs[1:]))
-    form = any(now) and forms_in_forward(job)
-    grads, accumulated = _empty_grads(*params, now if form else (False, False, False), total.dtype)
-    losses, stats = work.losses(share if form else None, grads, accumulated)
-    _finish_bias(grads, params[2], accumulated)
+    losses, grads, stats = first_sweep(work, share, formed_in_forward(job, needs), params)
     return (losses.sum() / total if reduce else losses).to(job.loss_dtype), share, grads, stats
+
+
+def first_sweep(
+    work: Work, share: Tensor, formed: Sequence[bool], params: tuple[Tensor, Tensor, Tensor | None]
+) -> tuple[Tensor, Grads, list[Tensor]]:
+    """The rows' losses, the ``formed`` ones of their gradients by x, weight and bias, and statistics."""
+    grads, accumulated = _empty_grads(*params, formed, share.dtype)
+    losses, stats = work.losses(share if any(formed) else None, grads, accumulated)
+    _finish_bias(grads, params[2], accumulated)
+    return losses, grads, stats
+
+
+def formed_in_forward(job: LinearLoss, needs: Sequence[bool]) -> tuple[bool, ...]:
+    """Which of the needed gradients the sweep over rows makes beside the loss.
+
+    It gives the parameters' too, or leaves them to the one over classes.
+    """
+    form, later = forms_in_forward(job), bool(job.plan.classes)
+    return (form and needs[0], *(form and need and not later for need in needs[1:]))
 
 
 def forms_in_forward(job: LinearLoss) -> bool:
@@ -244,16 +258,18 @@ class LinearCrossEntropy(Node):
     ) -> Tensor:
         """Keeps three floats a row, and the gradients that the logits at hand give."""
         work, total = divided(Work.of(job, x, weight, bias, target, class_weight))
-        needs, class_weight = ctx.needs_input_grad[1:4], work.class_weight
-        loss, share, ctx.grads, stats = loss_and_grads(work, total, needs, (x, weight, bias))
-        ctx.job = job
-        ctx.save_for_backward(x, weight, bias, target, class_weight, share, *(stats if any(needs) else ()))
+        needs = ctx.needs_input_grad[1:4]
+        loss, share, grads, stats = loss_and_grads(work, total, needs, (x, weight, bias))
+        ctx.job, ctx.first = job, Once(grads)
+        # The class weights as they were given too, so that torch says if they were written to.
+        weights = class_weight, work.class_weight
+        ctx.save_for_backward(x, weight, bias, target, *weights, share, *(stats if any(needs) else ()))
         return loss
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """The kept gradients times the upstream one; else, and for every row its own, they are made here."""
-        x, weight, bias, target, class_weight, share, *stats = ctx.saved_tensors
+        x, weight, bias, target, _, class_weight, share, *stats = ctx.saved_tensors
         job, needs = ctx.job, ctx.needs_input_grad[1:4]
         if left_to_torch(upstream):
 
@@ -261,16 +277,20 @@ class LinearCrossEntropy(Node):
                 return reference(job, x, weight, bias, target, class_weight)
 
             return None, *torch_grads(again, (x, weight, bias), needs, upstream), None, None
-        done, ctx.grads = ctx.grads, Grads()
-        reduce = job.options.reduction != "none"
+        params, reduce = (x, weight, bias), job.options.reduction != "none"
+        done, formed = ctx.first.take(), formed_in_forward(job, needs)
+        if done is None and any(formed):  # handed out: made again as the forward made them, to the last bit
+            work = Work.of(job, *params, target, class_weight)
+            done = first_sweep(work, share, formed, params)[1]
+        done = Grads() if done is None else done
         if reduce:
             done.scale_(upstream.to(share.dtype))
         missing = [need and grad is None for need, grad in zip(needs, (done.input, done.weight, done.bias))]
         if any(missing):
-            work = Work.of(job, x, weight, bias, target, class_weight)
+            work = Work.of(job, *params, target, class_weight)
             wide = upstream.to(share.dtype)
             each = (wide * share).expand(len(x), weight.shape[1]) if reduce else wide
-            done = done.or_else(missing_grads(work, stats, each, missing, (x, weight, bias)))
+            done = done.or_else(missing_grads(work, stats, each, missing, params))
         return None, done.input, done.weight, done.bias, None, None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,16 +11,63 @@ from torch.autograd import forward_ad
 
 from fastmlp.backends import readable
 
+T = TypeVar("T")
+
+
+def records_grad() -> bool:
+    """Whether ops are recorded for a backward: in inference mode none are, though grad mode be on.
+
+    Not in what ``torch.compile`` traces, which refuses to ask.
+    """
+    return torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+
 
 class Node(torch.autograd.Function):
-    """A Function whose ``needs_input_grad`` is False under ``no_grad``; torch's asks the tensors alone."""
+    """A Function whose ``needs_input_grad`` is False where no gradient is; torch's asks the tensors alone."""
 
     @classmethod
     def apply(cls, *args: Any) -> Any:
         """As torch's."""
-        if not torch.is_grad_enabled():
+        if not records_grad():
             args = tuple(a.detach() if isinstance(a, Tensor) and a.requires_grad else a for a in args)
         return super().apply(*args)
+
+
+class Once(Generic[T]):
+    """A value for the first backward that takes it, of however many threads that have one graph."""
+
+    def __init__(self, value: T) -> None:
+        self._held = [value]
+
+    def take(self) -> T | None:
+        """The value; None where it is taken."""
+        try:
+            return self._held.pop()  # in one step, which an exchange of an attribute is not
+        except IndexError:
+            return None
+
+
+class Unchanged:
+    """What a forward was given and its backward does not read: torch's check, for what is not saved.
+
+    For small tensors: they live as long as the graph.
+    """
+
+    def __init__(self, **tensors: Tensor | None) -> None:
+        # Of an inference tensor there is no version; where it is saved too torch raises.
+        self._known = [
+            (name, t, t._version) for name, t in tensors.items() if t is not None and not t.is_inference()
+        ]
+
+    def check(self) -> None:
+        """Raise torch's RuntimeError if one was written to since."""
+        for name, tensor, version in self._known:
+            if tensor._version != version:
+                raise RuntimeError(
+                    "one of the variables needed for gradient computation has been modified by an inplace "
+                    f"operation: {name} {tuple(tensor.shape)} is at version {tensor._version}; expected "
+                    f"version {version} instead"
+                )
 
 
 def left_to_torch(upstream: Tensor) -> bool:

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 from fastmlp.backends.base import Backend
 from fastmlp.compiling import constant
@@ -42,6 +44,7 @@ class Choice(NamedTuple):
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 _TRANSFORMED = Choice(None, "the kernels read plain tensors, none that stand for something else")
+_OVERRIDDEN = Choice(None, "a mode decides what torch's ops do, and would not see the kernels")
 _EXPORTING = Choice(None, "an exported program is made of torch's own ops, which run without fastmlp")
 _COMPILED = Choice(TRACED, "Triton kernels")
 _ASKED_FOR_TORCH = Choice(None, "torch's own ops are asked for")
@@ -54,24 +57,35 @@ def _checked(name: str, where: str) -> str:
     return name
 
 
-# Read once: looking into the environment at every forward would cost as much as all the rest here.
-_requested = _checked(os.environ.get("FASTMLP_BACKEND", "auto"), "FASTMLP_BACKEND")
+class _Asked:
+    """A `use` block; one of two that ask for the same is not the other."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+#: Who asks, the last one first to be heard. The environment is read once: looking into it at every forward
+#: would cost as much as all the rest here.
+_asked = [_Asked(_checked(os.environ.get("FASTMLP_BACKEND", "auto"), "FASTMLP_BACKEND"))]
 
 
 def requested() -> str:
     """``auto``, ``torch`` or ``triton``: what the `use` block, else ``FASTMLP_BACKEND``, asks for."""
-    return _requested
+    return _asked[-1].name
 
 
 @contextmanager
 def use(name: str) -> Iterator[None]:
-    """Force the backend inside the ``with`` block, as ``FASTMLP_BACKEND=name`` does for a process."""
-    global _requested
-    before, _requested = _requested, _checked(name, "name")
+    """Force the backend inside the ``with`` block, as ``FASTMLP_BACKEND=name`` does for a process.
+
+    In every thread: where blocks of several overlap, the one that was entered last counts.
+    """
+    block = _Asked(_checked(name, "name"))
+    _asked.append(block)
     try:
         yield
     finally:
-        _requested = before
+        _asked.remove(block)
 
 
 def readable(tensor: Tensor) -> bool:
@@ -85,6 +99,37 @@ def readable(tensor: Tensor) -> bool:
         and tensor.layout is torch.strided
         and not tensor.is_meta
         and (torch.compiler.is_compiling() or not tensor.is_neg())  # a trace's ops get it resolved
+    )
+
+
+_TRACES = [getattr(torch._C._TorchDispatchModeKey, name) for name in ("FAKE", "PROXY", "FUNCTIONAL")]
+
+
+def overridden() -> bool:
+    """Whether a mode decides what torch's ops do, or makes a graph of them, and so has to see each.
+
+    A ``TorchFunctionMode``, but those of devices (``torch.set_default_device``), which ops do not mind; or a
+    trace of ATen's ops: ``make_fx``, fake tensors.
+    """
+    if torch._C._len_torch_function_stack() and any(
+        type(mode) is not DeviceContext for mode in _get_current_function_mode_stack()
+    ):
+        return True
+    return torch._C._len_torch_dispatch_stack() > 0 and any(
+        torch._C._get_dispatch_mode(key) is not None for key in _TRACES
+    )
+
+
+def untouched(*tensors: Tensor | None) -> bool:
+    """Whether nobody but ATen and its autograd sees what is done with the tensors: any way will do."""
+    return (
+        not torch.compiler.is_compiling()
+        and all(t is None or type(t) in _PLAIN for t in tensors)
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
+        and not torch.jit.is_tracing()
+        and not overridden()
     )
 
 
@@ -110,15 +155,18 @@ def choose(tensor: Tensor) -> Choice:
     Raises:
         RuntimeError: Triton is asked for and cannot run.
     """
-    if _requested == "auto" and not tensor.is_cuda:
+    asked = _asked[-1].name
+    if asked == "auto" and not tensor.is_cuda:
         return _NOT_ON_A_GPU
-    if _requested == "torch":
+    if asked == "torch":
         return _ASKED_FOR_TORCH
     compiling = torch.compiler.is_compiling()
     if compiling and torch.compiler.is_exporting():
         return _EXPORTING
     if not readable(tensor) or torch._C._are_functorch_transforms_active() or torch.jit.is_tracing():
         return _TRANSFORMED
+    if not compiling and overridden():
+        return _OVERRIDDEN
     if forward_ad._current_level >= 0:  # within it any tensor may have a tangent
         return _TRANSFORMED
     dtype = compute_dtype(tensor)
@@ -127,7 +175,7 @@ def choose(tensor: Tensor) -> Choice:
     problem = triton_problem(tensor.is_cuda)
     if problem is None:
         return _COMPILED if compiling else Choice(_triton_backend(), "Triton kernels")
-    if _requested == "triton":
+    if asked == "triton":
         raise RuntimeError(f"FASTMLP_BACKEND=triton: {problem}")
     return Choice(None, problem)
 

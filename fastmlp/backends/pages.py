@@ -17,7 +17,6 @@ import ctypes
 import sys
 from collections.abc import Callable
 from functools import cache
-from threading import Lock
 from typing import Any
 
 import torch
@@ -29,8 +28,9 @@ _PAGE = 4096
 _MADV_HUGEPAGE = 14
 #: How many hold a storage in C++; None where torch does not tell, and then nothing is kept.
 _holders: Callable[[int], int] | None = getattr(torch._C, "_storage_Use_Count", None)
-_kept: list[torch.UntypedStorage] = []  # one, or none yet
-_lock = Lock()  # two threads may not be given the same
+#: One, or none yet. Who looks takes it out, so that two threads are never given the same, without a lock,
+#: which a fork or a finalizer could find taken.
+_kept: list[torch.UntypedStorage] = []
 
 
 def large_like(tensor: Tensor) -> Tensor:
@@ -38,27 +38,31 @@ def large_like(tensor: Tensor) -> Tensor:
     size = tensor.numel() * tensor.element_size()
     if size < _LEAST:
         return torch.empty_like(tensor)
-    with _lock:
-        if _kept and _kept[0].nbytes() == size and _is_free():
-            return tensor.new_empty(0).set_(_kept[0], 0, tensor.shape, tensor.stride())
-        _kept.clear()  # before there is more
+    try:
+        mine = [_kept.pop()]
+    except IndexError:
+        mine = []
+    if mine and mine[0].nbytes() == size and _is_free(mine):
+        made = tensor.new_empty(0).set_(mine[0], 0, tensor.shape, tensor.stride())
+    else:
+        mine.clear()  # before there is more
         made = _from_huge_pages(tensor, size)
         if size <= _MOST and _holders is not None:
-            _kept.append(made.untyped_storage())
+            mine.append(made.untyped_storage())
+    _kept[:] = mine
     return made
 
 
 def release() -> None:
     """Give the kept memory back to the system, unless somebody holds it still."""
-    with _lock:
-        _kept.clear()
+    _kept.clear()
 
 
-def _is_free() -> bool:
-    """Whether the list alone holds the storage: no tensor, no view, no array over it, no other process."""
+def _is_free(mine: list[torch.UntypedStorage]) -> bool:
+    """Whether the list alone holds its storage: no tensor, no view, no array over it, no other process."""
     assert _holders is not None
-    unheld = sys.getrefcount(_kept[0]) == _UNHELD  # an `untyped_storage()` of the user's is this very object
-    return unheld and _holders(_kept[0]._cdata) == 1 and not _kept[0].is_shared()
+    unheld = sys.getrefcount(mine[0]) == _UNHELD  # an `untyped_storage()` of the user's is this very object
+    return unheld and _holders(mine[0]._cdata) == 1 and not mine[0].is_shared()
 
 
 def _unheld() -> int:

@@ -12,6 +12,7 @@ from torch.overrides import handle_torch_function
 
 from fastmlp import backends, ops
 from fastmlp.autograd.linear_cross_entropy import LinearCrossEntropy, LinearLoss
+from fastmlp.autograd.node import records_grad
 from fastmlp.autograd.tiling import plan
 from fastmlp.backends.base import Backend, LossOptions
 from fastmlp.backends.torch_backend import TorchBackend
@@ -72,10 +73,10 @@ def linear_cross_entropy(
         RuntimeError, ValueError, IndexError: as torch's, naming the argument.
         TypeError: ``options`` given to a torch that knows none.
     """
-    if is_stand_in(input):
+    if any(map(is_stand_in, (input, linear_weight, target))):
         return handle_torch_function(
             linear_cross_entropy,
-            (input,),
+            (input, linear_weight, target),
             input,
             linear_weight,
             target,
@@ -134,7 +135,7 @@ def linear_cross_entropy(
     if isinstance(backend, backends.Traced):
         loss = ops.linear_cross_entropy(x, w, b, t, weight, loss_options, dtype, loss_dtype, workspace)
         return loss if reduction != "none" else loss.view((*input.shape[:-1], *linear_weight.shape[1:-1]))
-    needs = torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in (w, b))
+    needs = records_grad() and any(p is not None and p.requires_grad for p in (w, b))
     job = LinearLoss(
         backend,
         plan(
@@ -278,10 +279,8 @@ def _pays_on_cpu(
     """Many logits on a CPU: half the time of ATen's, and a tenth of the memory."""
     if (
         not input.is_cpu
+        or not backends.untouched(input)
         or torch.Size(shape).numel() < _CPU_ELEMENTS
-        or torch.jit.is_tracing()
-        or torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()  # an autograd.Function is opaque to these
         or backends.compute_dtype(input) not in _CPU_DTYPES
     ):
         return False

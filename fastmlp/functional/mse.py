@@ -6,14 +6,13 @@ from collections.abc import Sequence
 
 from torch import Tensor
 from torch.nn import _reduction as _Reduction
-from torch.overrides import handle_torch_function
 
 from fastmlp import backends
 from fastmlp.autograd.mse import MeanSquaredError, reference
 from fastmlp.backends import Traced
 from fastmlp.backends.base import SquaredError
-from fastmlp.functional.loss import check_tensors, widened
-from fastmlp.functional.traced import is_stand_in
+from fastmlp.functional.loss import widened
+from fastmlp.functional.traced import of_stand_ins
 
 
 def mse_loss(
@@ -45,10 +44,8 @@ def mse_loss(
     Raises:
         ValueError, RuntimeError, TypeError: as torch's.
     """
-    if is_stand_in(input):
-        others = (size_average, reduce, reduction, weight)
-        return handle_torch_function(mse_loss, (input,), input, target, *others)
-    check_tensors(input, target)
+    if not (isinstance(input, Tensor) and isinstance(target, Tensor)):
+        return of_stand_ins(mse_loss, input, target, size_average, reduce, reduction, weight)
     if size_average is not None or reduce is not None:
         reduction = _Reduction.legacy_get_string(size_average, reduce)
     options = SquaredError(reduction)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from torch import Tensor
+from torch.overrides import handle_torch_function
 
 
 def is_stand_in(value: object) -> bool:
@@ -11,3 +15,17 @@ def is_stand_in(value: object) -> bool:
     The traced graph then calls the function that it was given to, with every argument.
     """
     return not isinstance(value, Tensor) and hasattr(type(value), "__torch_function__")
+
+
+def of_stand_ins(
+    loss: Callable[..., Tensor], input: object, target: object, *args: Any, **kwargs: Any
+) -> Any:
+    """What a stand-in for a loss' ``input`` or ``target`` makes of the call.
+
+    Raises:
+        TypeError: neither is one; it says which is no tensor.
+    """
+    if not (is_stand_in(input) or is_stand_in(target)):
+        name, wrong = ("target", target) if isinstance(input, Tensor) else ("input", input)
+        raise TypeError(f"{name}: expected a Tensor, got {type(wrong).__name__}")
+    return handle_torch_function(loss, (input, target), input, target, *args, **kwargs)

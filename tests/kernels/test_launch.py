@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
 import pytest
@@ -39,6 +41,29 @@ def test_launches_are_recorded_and_run(device: str) -> None:
     assert launches[0].args[1] == 5
     assert launches[0].options == {"BLOCK": 16}
     assert x.tolist() == [4.0] * 5
+
+
+@triton.jit
+def fill_kernel(x_ptr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(x_ptr + i, tl.full((BLOCK,), ROWS, tl.float32))
+
+
+def test_threads_launch(device: str) -> None:
+    """The interpreter, which knows of one program at a time in the whole process, does them one by one."""
+
+    def filled(rows: int) -> bool:
+        x = torch.zeros(rows, 16, device=device)
+        launch(fill_kernel, (rows,), x, ROWS=rows, BLOCK=16)
+        return bool((x == rows).all())
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(filled, [10, 11, 12, 13] * 10))
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_recordings_nest(device: str) -> None:

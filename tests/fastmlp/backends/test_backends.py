@@ -29,6 +29,17 @@ def test_use_forces_and_restores(device: str) -> None:
     assert backends.requested() == "auto"
 
 
+def test_blocks_that_overlap_as_those_of_threads_do() -> None:
+    """The last one counts, and what was asked for before all of them comes back."""
+    first, second = backends.use("torch"), backends.use("triton")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert backends.requested() == "triton"
+    second.__exit__(None, None, None)
+    assert backends.requested() == "auto"
+
+
 def test_environment_forces() -> None:
     code = "import torch; from fastmlp.backends import choose; print(choose(torch.ones(1)).reason)"
     assert "asked for" in run(code, FASTMLP_BACKEND="torch").stdout

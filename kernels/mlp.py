@@ -103,8 +103,8 @@ def hidden_block(
 ):  # fmt: skip
     """f(z + b) in DTYPE; with SAVE what f' is computed from goes to its columns of the saved buffer."""
     z = add_bias(z, b_ptr, features, N, has_bias)
-    if SAVE and SAVE_Z:
-        z = cast(z, DTYPE)  # all that the backward has: f of the same number makes both passes agree
+    if SAVE_Z:  # all that the backward has: f of the same number makes both passes agree, saved or not
+        z = cast(z, DTYPE)
     slopes = load_slopes(slope_ptr, slope, stride_slope, features, N, ACT)
     y = activate(z.to(tl.float32), slopes[None, :], ACT)
     if RAGGED:  # an infinite input times the 0 of a weight that is not there is NaN, and would spread

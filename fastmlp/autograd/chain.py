@@ -7,7 +7,7 @@ product that makes its gradient, which a node per layer cannot.
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from fastmlp import ranges
 from fastmlp.activations import NONE, Act
 from fastmlp.autograd.node import Node, left_to_torch, torch_grads
+from fastmlp.autograd.saved import Owners, aliases, saved_output
 from fastmlp.backends.base import Backend, Dropout, Quantized, Scale
 
 #: weight, bias, PReLU's weight: the tensors of one layer.
@@ -64,8 +65,7 @@ def pack(x: Input) -> tuple[list[Tensor | None], Numbers]:
 def unpack(tensors: Sequence[Tensor | None], numbers: Numbers) -> Input:
     """What `pack` was given."""
     if numbers is None:
-        assert tensors[0] is not None
-        return tensors[0]
+        return tensors[0]  # type: ignore[return-value]
     return Quantized(*(n if t is None else t for t, n in zip(tensors, numbers)))
 
 
@@ -75,16 +75,20 @@ def forward_chain(
     params: Sequence[Tensor | None],
     acts: Sequence[Act],
     dtype: torch.dtype,
-    keep: bool,
+    first: int | None,
     drops: Drops,
 ) -> tuple[Tensor, list[Input], list[Tensor | None]]:
-    """The output, each layer's input, and what each activation's derivative needs (if ``keep``)."""
+    """The output, each layer's input, and what each activation's derivative needs.
+
+    Args:
+        first: the first layer whose backward may follow; None for none.
+    """
     inputs: list[Input] = []
     saved: list[Tensor | None] = []
     layers = ranges.each(layers_of(params), _WEIGHT)
     for i, (act, (weight, bias, slope)) in enumerate(zip(acts, layers)):
         act = act._replace(weight=slope)
-        keep_z = keep and not act.saves_output
+        keep_z = first is not None and i >= first and not act.saves_output
         y, z = backend.linear_act(x, weight, bias, act, keep_z, dtype, drops.of(i))
         inputs.append(x)
         saved.append(None if act.name == "none" else (z if keep_z else y))
@@ -167,17 +171,83 @@ def reference_chain(
     acts: Sequence[Act],
     dtype: torch.dtype,
     drops: Drops,
+    first: int = 0,
 ) -> Tensor:
-    """The same chain, masks included, by torch's own differentiable ops: for a double backward."""
+    """The same chain, masks included, by torch's own differentiable ops: for a double backward.
+
+    Of a longer one these are the layers from ``first`` on.
+    """
     if isinstance(x, Quantized):
         x = x.dense(dtype)
     for i, (act, (weight, bias, slope)) in enumerate(zip(acts, layers_of(params))):
         z = F.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
         x = act._replace(weight=None if slope is None else slope.to(dtype))(z)
-        dropout = drops.of(i)
+        dropout = drops.of(first + i)
         if dropout is not None:
             x = x * backend.dropout_mask(dropout, *x.shape) * (1 / (1 - dropout.p))
     return x
+
+
+class Saved(NamedTuple):
+    """A chain as its backward finds it; nothing of the layers before the first whose backward runs."""
+
+    source: list[Tensor | None]  # the input's, as `pack` gives them
+    inputs: list[Input]  # of each layer
+    outputs: list[Tensor | None]  # what each activation's derivative is computed from
+    params: list[Tensor | None]  # `aliases`
+
+    def tensors(self, first: int) -> list[Tensor | None]:
+        """What autograd saves where the backward stops at layer ``first``."""
+        values: list[Tensor | None] = [*self.source] if first == 0 else [None] * FIRST_PARAM
+        for some, count in (
+            (self.inputs[1:], first - 1),
+            (self.outputs, first),
+            (self.params, PER_LAYER * first),
+        ):
+            values = [*values, *[None] * count, *some[max(count, 0) :]]  # type: ignore[list-item]
+        return values
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor | None], depth: int, numbers: Numbers) -> Saved:
+        """What `tensors` gave of a chain of ``depth`` layers."""
+        source, rest = list(tensors[:FIRST_PARAM]), tensors[FIRST_PARAM:]
+        inputs: list[Input] = [unpack(source, numbers), *rest[: depth - 1]]  # type: ignore[list-item]
+        return cls(source, inputs, list(rest[depth - 1 : 2 * depth - 1]), list(rest[2 * depth - 1 :]))
+
+
+def first_needed(needs: Sequence[bool]) -> int | None:
+    """The first layer whose backward runs, by what needs a gradient: the input, then every parameter."""
+    if not any(needs):
+        return None
+    return 0 if needs[0] else (needs.index(True) - 1) // PER_LAYER
+
+
+def params_read(needs: Sequence[bool]) -> list[bool]:
+    """Of which parameters the backward's kernels read the values: the weights for dX, and slopes."""
+    starts = range(1, len(needs), PER_LAYER)
+    return [read for start in starts for read in (any(needs[:start]), False, True)]
+
+
+def reference_grads(
+    ctx: Any,
+    grad: Tensor,
+    saved: Saved,
+    needs: Sequence[bool],
+    drops: Drops,
+    closing: Callable[[Tensor], Tensor] = lambda y: y,
+) -> list[Tensor | None]:
+    """The gradients of the input and of every parameter by torch's own ops; ``closing`` follows the chain."""
+    first = ctx.first
+    before: list[Tensor | None] = [None] * (PER_LAYER * first)
+
+    def again(x: Tensor, *params: Tensor | None) -> Tensor:
+        entry = x if first else unpack([x, *saved.source[1:]], ctx.numbers)
+        return closing(reference_chain(ctx.backend, entry, params, ctx.acts[first:], ctx.dtype, drops, first))
+
+    x = saved.inputs[first] if first else saved.source[0]
+    params = ctx.owners.in_graph(saved.params)[len(before) :]
+    found = torch_grads(again, (x, *params), [needs[0], *needs[1 + len(before) :]], grad)  # type: ignore[arg-type]
+    return [found[0], *before, *found[1:]]
 
 
 class Chain(Node):
@@ -197,33 +267,43 @@ class Chain(Node):
 
         ``acts`` hold no tensors.
         """
-        source, params = tensors[:FIRST_PARAM], tensors[FIRST_PARAM:]
-        needed = any(ctx.needs_input_grad)
-        y, inputs, saved = forward_chain(backend, unpack(source, numbers), params, acts, dtype, needed, drops)
-        ctx.backend, ctx.dtype, ctx.acts = backend, dtype, acts
-        ctx.probabilities, ctx.numbers = drops.probabilities, numbers
-        if needed:
-            ctx.save_for_backward(drops.seed, *source, *inputs[1:], *saved, *params)
+        source, params = list(tensors[:FIRST_PARAM]), tensors[FIRST_PARAM:]
+        needs = [ctx.needs_input_grad[5], *ctx.needs_input_grad[5 + FIRST_PARAM :]]
+        first = first_needed(needs)
+        y, inputs, outputs = forward_chain(
+            backend, unpack(source, numbers), params, acts, dtype, first, drops
+        )
+        if first is not None:
+            ctx.backend, ctx.dtype, ctx.acts, ctx.first = backend, dtype, acts, first
+            ctx.probabilities, ctx.numbers, ctx.owners = drops.probabilities, numbers, Owners(params)
+            outputs[-1], ctx.output = saved_output(y, outputs[-1], acts[-1], drops.probabilities[-1] > 0)
+            saved = Saved(source, inputs, outputs, aliases(params, params_read(needs)))
+            ctx.save_for_backward(drops.seed, *saved.tensors(first))
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """One launch a layer: dX with the previous f' in its epilogue, beside dW and db."""
-        depth, (seed, *tensors) = len(ctx.acts), ctx.saved_tensors
-        source, tensors = tensors[:FIRST_PARAM], tensors[FIRST_PARAM:]
-        drops = Drops(ctx.probabilities, seed)
-        inputs = [unpack(source, ctx.numbers), *tensors[: depth - 1]]
-        saved, params = tensors[depth - 1 : 2 * depth - 1], tensors[2 * depth - 1 :]
+        last, (seed, *tensors) = len(ctx.acts) - 1, ctx.saved_tensors
+        saved, drops = Saved.of(tensors, last + 1, ctx.numbers), Drops(ctx.probabilities, seed)
         needs = [ctx.needs_input_grad[5], *ctx.needs_input_grad[5 + FIRST_PARAM :]]
         if left_to_torch(grad):
-
-            def again(x: Tensor, *params: Tensor | None) -> Tensor:
-                entry = unpack([x, *source[1:]], ctx.numbers)
-                return reference_chain(ctx.backend, entry, params, ctx.acts, ctx.dtype, drops)
-
-            grads = torch_grads(again, (source[0], *params), needs, grad)
+            grads = reference_grads(ctx, grad, saved, needs, drops)
         else:
+            if ctx.output is not None and ctx.output.is_written:
+                weight, bias, _ = ctx.owners.values(saved.params)[-PER_LAYER:]
+                saved.outputs[last], _ = ctx.backend.linear_act(
+                    saved.inputs[last], weight, bias, ctx.acts[last], False, ctx.dtype, drops.of(last)
+                )
             grads = backward_chain(
-                ctx.backend, grad, inputs, params, saved, ctx.acts, needs, ctx.dtype, drops
+                ctx.backend,
+                grad,
+                saved.inputs,
+                saved.params,
+                saved.outputs,
+                ctx.acts,
+                needs,
+                ctx.dtype,
+                drops,
             )
         return None, None, None, None, None, grads[0], None, None, None, *grads[1:]

@@ -15,13 +15,17 @@ from fastmlp.autograd.chain import (
     PER_LAYER,
     Drops,
     Numbers,
+    Saved,
     backward_chain,
+    first_needed,
     forward_chain,
-    reference_chain,
+    params_read,
+    reference_grads,
     unpack,
 )
 from fastmlp.autograd.cross_entropy import reference_loss
-from fastmlp.autograd.node import Node, left_to_torch, torch_grads
+from fastmlp.autograd.node import Node, left_to_torch
+from fastmlp.autograd.saved import Owners, aliases
 from fastmlp.backends.base import Backend, Loss, LossOptions, Scale, SquaredError
 
 
@@ -58,11 +62,11 @@ class ChainLoss(Node):
 
         A quantized input needs a hidden layer: the head reads none.
         """
-        source, params = tensors[:FIRST_PARAM], tensors[FIRST_PARAM:]
+        source, params = list(tensors[:FIRST_PARAM]), tensors[FIRST_PARAM:]
         needs = [ctx.needs_input_grad[10], *ctx.needs_input_grad[10 + FIRST_PARAM :]]
-        stem = params[:-PER_LAYER]
-        h, inputs, saved = forward_chain(
-            backend, unpack(source, numbers), stem, acts[:-1], dtype, any(needs), drops
+        stem, first = params[:-PER_LAYER], first_needed(needs)
+        h, inputs, outputs = forward_chain(
+            backend, unpack(source, numbers), stem, acts[:-1], dtype, first, drops
         )
         weight, bias, _ = params[-PER_LAYER:]
         assert weight is not None
@@ -76,16 +80,17 @@ class ChainLoss(Node):
             class_weight,
             options,
             previous_act=acts[-2] if fold else NONE,
-            previous_saved=saved[-1] if fold else None,
+            previous_saved=outputs[-1] if fold else None,
             keep_logits=keep_logits,
-            need_grad=any(needs),
+            need_grad=first is not None,
             need_input=any(needs[:-PER_LAYER]),
             dtype=dtype,
             loss_dtype=loss_dtype,
         )
-        ctx.backend, ctx.dtype, ctx.options, ctx.acts, ctx.fold = backend, dtype, options, acts, fold
-        ctx.probabilities, ctx.numbers = drops.probabilities, numbers
-        if any(needs):
+        if first is not None:
+            ctx.backend, ctx.dtype, ctx.options, ctx.acts, ctx.fold = backend, dtype, options, acts, fold
+            ctx.probabilities, ctx.numbers = drops.probabilities, numbers
+            ctx.first, ctx.owners = first, Owners(params)
             denominator = result.denominator
             if isinstance(options, LossOptions) and class_weight is not None and options.reduction == "mean":
                 # A sum of class weights that is 0 though some rows count: torch's gradients then are NaN.
@@ -93,8 +98,9 @@ class ChainLoss(Node):
                 counts = (target != options.ignore_index).any()
                 denominator = torch.where((denominator == 0) & counts, torch.nan, denominator)
             kept = (drops.seed, target, class_weight, denominator, result.dlogits, result.dz)
-            hidden = [*inputs, h][1:]
-            ctx.save_for_backward(*kept, *source, *hidden, *saved, *params)
+            read = [*params_read(needs[:-PER_LAYER]), False, False, False]  # dz is there
+            saved = Saved(source, [*inputs, h], [*outputs, None], aliases(params, read))
+            ctx.save_for_backward(*kept, *saved.tensors(first))
         if result.logits is not None:
             ctx.mark_non_differentiable(result.logits)
         return result.loss, result.logits
@@ -103,22 +109,18 @@ class ChainLoss(Node):
     def backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
         """The parameters' gradients; dlogits and the last hidden dZ are there already."""
         seed, target, class_weight, denominator, dlogits, dz, *rest = ctx.saved_tensors
-        drops = Drops(ctx.probabilities, seed)
-        depth = len(ctx.acts)
-        source, rest = rest[:FIRST_PARAM], rest[FIRST_PARAM:]
-        inputs = [unpack(source, ctx.numbers), *rest[: depth - 1]]
-        saved, params = rest[depth - 1 : 2 * depth - 2], rest[2 * depth - 2 :]
+        depth, drops = len(ctx.acts), Drops(ctx.probabilities, seed)
+        saved = Saved.of(rest, depth, ctx.numbers)
+        inputs, params = saved.inputs, saved.params
         needs = [ctx.needs_input_grad[10], *ctx.needs_input_grad[10 + FIRST_PARAM :]]
         if left_to_torch(grad):
 
-            def again(x: Tensor, *params: Tensor | None) -> Tensor:
-                entry = unpack([x, *source[1:]], ctx.numbers)
-                logits = reference_chain(ctx.backend, entry, params, ctx.acts, ctx.dtype, drops)
+            def loss(logits: Tensor) -> Tensor:
                 wide = torch.promote_types(ctx.dtype, torch.float32)
                 weight = None if class_weight is None else class_weight.to(wide)
                 return reference(logits.to(wide), target, weight, ctx.options)
 
-            grads = torch_grads(again, (source[0], *params), needs, grad)
+            grads = reference_grads(ctx, grad, saved, needs, drops, loss)
         else:
             scale = Scale(grad, denominator)
             weight, bias, _slope = params[-PER_LAYER:]
@@ -135,7 +137,7 @@ class ChainLoss(Node):
                 )
                 grads = [last.weight, last.bias, None]
             if depth == 1:
-                dx = None if dz is None else (dz * scale.value()).to(inputs[0].dtype)
+                dx = None if dz is None else (dz * scale.value()).to(inputs[0].dtype)  # type: ignore[union-attr]
                 grads = [dx, *grads]
             elif dz is not None:
                 stem = backward_chain(
@@ -143,7 +145,7 @@ class ChainLoss(Node):
                     dz,
                     inputs[:-1],
                     params[:-PER_LAYER],
-                    saved,
+                    saved.outputs[:-1],
                     ctx.acts[:-1],
                     needs[:-PER_LAYER],
                     ctx.dtype,

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from fastmlp.activations import Act
-from fastmlp.autograd.chain import PER_LAYER, Drops, reference_chain
+from fastmlp.autograd.chain import PER_LAYER, Drops, params_read, reference_chain
 from fastmlp.autograd.node import Node, left_to_torch, torch_grads
+from fastmlp.autograd.saved import Owners, aliases, saved_output
 from fastmlp.backends.base import Backend, NetGrads
 
 
@@ -32,10 +33,12 @@ class WholeNet(Node):
         out = acts[-1]
         keep_z = needed and not out.saves_output
         y, saved, z = backend.mlp(x, params, acts, save=needed and not recompute, keep_z=keep_z, dtype=dtype)
-        ctx.backend, ctx.dtype, ctx.acts = backend, dtype, acts
         if needed:
+            ctx.backend, ctx.dtype, ctx.acts, ctx.owners = backend, dtype, acts, Owners(params)
             out_saved = None if out.name == "none" else (z if keep_z else y)
-            ctx.save_for_backward(x, saved, out_saved, *params)
+            out_saved, ctx.output = saved_output(y, out_saved, out, False)
+            read = [recompute or reads for reads in params_read(ctx.needs_input_grad[4:])]
+            ctx.save_for_backward(x, saved, out_saved, *aliases(params, read))
         return y
 
     @staticmethod
@@ -49,8 +52,11 @@ class WholeNet(Node):
             def again(x: Tensor, *params: Tensor | None) -> Tensor:
                 return reference_chain(ctx.backend, x, params, ctx.acts, ctx.dtype, none)
 
-            grads = torch_grads(again, (x, *params), needs, grad)
+            grads = torch_grads(again, (x, *ctx.owners.in_graph(params)), needs, grad)
             return None, None, None, None, *grads
+        if ctx.output is not None and ctx.output.is_written:
+            values = ctx.owners.values(params)
+            out_saved = ctx.backend.mlp(x, values, ctx.acts, save=False, keep_z=False, dtype=ctx.dtype)[0]
         found = ctx.backend.mlp_backward(
             grad,
             x,

@@ -175,10 +175,11 @@ def aten_chain(input: Tensor, layers: Sequence[Layer]) -> Tensor:
     # oneDNN adds in another order than what is behind F.linear: not where torch's own sums are asked for.
     linear = onednn.linear if backends.requested() == "auto" and onednn.applies(input) else F.linear
     for weight, bias, act, dropout in ranges.each(layers, _WEIGHT):
-        # The fresh 2-D result of addmm may be overwritten; of more dimensions it is a view. The sigmoid
-        # of integers is no integer.
+        # The fresh 2-D result of addmm may be overwritten; of more dimensions it is a view. The sigmoid of
+        # integers is no integer. Of leaky_relu autograd keeps the input: the output is the caller's.
         z = linear(input, weight, bias)
-        input = act.write_over(z) if z.dim() == 2 and z.is_floating_point() else act(z)
+        own = z.dim() == 2 and z.is_floating_point() and not (z.requires_grad and act.name == "leaky_relu")
+        input = act.write_over(z) if own else act(z)
         if dropout:
             input = F.dropout(input, dropout)
     return input

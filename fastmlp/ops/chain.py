@@ -99,7 +99,8 @@ def _chain(
     """
     table, drops = table_of(acts, slopes), Drops(tuple(dropouts), seed)
     layers = spread(params, present)
-    y, inputs, saved = forward_chain(backends.kernels(x), x, layers, table, dtype, keep, drops)
+    first = 0 if keep else None
+    y, inputs, saved = forward_chain(backends.kernels(x), x, layers, table, dtype, first, drops)
     return [*inputs[1:], y, *(saved[i] for i in z_kept(table))] if keep else [y]  # type: ignore[list-item]
 
 

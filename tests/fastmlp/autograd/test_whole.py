@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import fastmlp
 from fastmlp import backends
-from fastmlp.activations import NAMES, resolve
+from fastmlp.activations import NAMES, Act, resolve
 from fastmlp.functional import Layer, chain, mlp
 from fastmlp.functional.linear import aten_chain, mlp_layers
 from fastmlp.kernels.launch import record_launches
@@ -40,6 +40,23 @@ def net(
 
 def activation(name: str, device: str) -> nn.Module | str:
     return nn.PReLU(device=device) if name == "prelu" else name
+
+
+@pytest.mark.parametrize("plan", ["layers", *_PLANS])
+def test_the_forward_is_the_same_without_a_backward(plan: str, device: str) -> None:
+    """Every bit of it, whatever is kept."""
+    dtype = torch.bfloat16
+    x, weights, biases = net(device, dtype)
+    for name in ("silu", "gelu", "prelu", "tanh"):
+        layers = mlp_layers(weights, biases, activation(name, device), "gelu" if name == "prelu" else name)
+        layers = [layer._replace(act=_in(layer.act, dtype)) for layer in layers]
+        with torch.no_grad():
+            expected = chain(x, layers, plan)
+        assert torch.equal(chain(x, layers, plan), expected), name
+
+
+def _in(act: Act, dtype: torch.dtype) -> Act:
+    return act if act.weight is None else act._replace(weight=act.weight.detach().to(dtype))
 
 
 @pytest.mark.parametrize("plan", _PLANS)

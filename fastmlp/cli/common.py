@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -74,7 +75,20 @@ def start(as_json: bool) -> Console:
 
 def emit(found: dict[str, Any]) -> None:
     """The one JSON object."""
-    sys.stdout.write(json.dumps(found, indent=2) + "\n")
+    sys.stdout.write(json_of(found))
+
+
+def json_of(found: dict[str, Any]) -> str:
+    """As JSON has it, which knows no NaN and no infinity: null stands for them."""
+    return json.dumps(_finite(found), indent=2, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def warn(message: str) -> None:

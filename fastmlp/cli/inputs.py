@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmlp.training import arrays, finite
+
 
 class InputError(Exception):
     """A file that is not there, of another kind or shape; the message names it."""
@@ -74,13 +76,18 @@ def array(path: Path, features: int) -> Tensor:
     if found.dim() < 2 or found[0:1].numel() not in (features, 0) or len(found) == 0:
         raise InputError(f"{path}: expected (N, {features}), or (N, ...) of as many numbers, got {kind}")
     rows = found.reshape(len(found), features)
-    return rows if rows.dtype == torch.uint8 else rows.float()
+    if rows.dtype == torch.uint8:
+        return rows
+    if finite.has_others(rows, torch.float32):
+        bad = finite.bad_rows(rows, torch.float32)
+        raise InputError(finite.message(str(path), "features", rows, bad))
+    return rows.float()
 
 
 def _npy(path: Path) -> Tensor:
     import numpy as np
 
-    return torch.from_numpy(np.load(path, allow_pickle=False))
+    return arrays.tensor_of(np.load(path, allow_pickle=False), str(path), "features")
 
 
 def _pt(path: Path) -> Tensor:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 import typer
+from torch import Tensor
 
 from fastmlp import atomic
 from fastmlp.cli import inputs, nets, sets
@@ -21,11 +21,13 @@ from fastmlp.cli.common import (
     device_of,
     emit,
     fail,
+    json_of,
     memory_for,
     start,
     writable,
 )
 from fastmlp.cli.predictions import Examples, classified, csv_of, regressed, table_of
+from fastmlp.training import finite
 
 EXAMPLE = """Example: fastmlp predict runs/fashion-mnist-1.safetensors --index 0,5,9
 
@@ -98,6 +100,7 @@ def predict(
         examples = _of_test_set(index, count or 10, sets.test_of(about, dataset, data))
     with memory_for(f"--batch-size {batch_size}"):
         outputs = nets.outputs(model, examples.x.to(where), batch_size, getattr(torch, dtype.value)).cpu()
+    _check_outputs(outputs, examples)
     classes = about["classes"]
     rows = classified(examples, outputs, classes, top) if classes else regressed(examples, outputs)
     found = {"net": str(net), "device": str(where), "dtype": dtype.value, "predictions": rows}
@@ -106,7 +109,7 @@ def predict(
     if known:
         console.print(f"{sum(known)} of {len(known)} right")
     if out is not None:
-        text = json.dumps(found, indent=2) + "\n" if out.suffix == ".json" else csv_of(rows)
+        text = json_of(found) if out.suffix == ".json" else csv_of(rows)
         try:
             atomic.write(out, [text.encode()])
         except OSError as error:
@@ -114,6 +117,17 @@ def predict(
         console.print(f"saved to {out}")
     if as_json:
         emit(found)
+
+
+def _check_outputs(outputs: Tensor, examples: Examples) -> None:
+    """See that something is predicted: of a NaN no class is the likeliest."""
+    if finite.has_others(outputs):
+        rows = finite.bad_rows(outputs)
+        first = examples.names[int(rows[0])]
+        fail(
+            f"the net gives no finite number for {len(rows)} of {len(outputs)} examples, "
+            f"the first of them {first}"
+        )
 
 
 def _own(image: list[Path], invert: bool, array: Path | None, features: int) -> Examples:

@@ -119,8 +119,9 @@ def _validate(path: Path, title: str) -> None:
     promised = header + math.prod(shape)
     if size != promised:
         raise DataError(f"{path}: its header promises {tuple(shape)}, {promised} bytes, but it has {size}")
-    if promised != header + items:
-        raise DataError(f"{path}: expected {items} items of {title}, got {tuple(shape)}")
+    expected = (items,) if len(shape) == 1 else (items // 784, 28, 28)
+    if tuple(shape) != expected:
+        raise DataError(f"{path}: expected {items} items of {title}, {expected}, got {tuple(shape)}")
 
 
 @contextmanager

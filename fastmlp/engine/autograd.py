@@ -82,7 +82,10 @@ class AutogradExecutor(Executor):
         output = self.model(x)
         if type(self.loss) in (MSELoss, nn.MSELoss) and y.shape != output.shape:  # which would be broadcast
             raise ValueError(f"y: expected {tuple(output.shape)} as the output, got {tuple(y.shape)}")
-        return self.loss(output, y), output.detach()
+        value = self.loss(output, y)
+        if value.numel() != 1:
+            raise ValueError(f"loss: expected a single number for a batch, got {tuple(value.shape)}")
+        return value, output.detach()
 
     def _count(self, value: Tensor, output: Tensor, y: Tensor) -> None:
         """Add to `sums`."""

@@ -7,7 +7,12 @@
 ``identity``     which run is it?
 ``interrupt``    Ctrl-C and SIGTERM
 ``resume``       a run's whole state as a file
+``arguments``    numbers, losses, optimizers
+``finite``       where data are no numbers
 ``targets``      which labels or targets go with a net and a loss
+``features``     which features go with a net
+``expected``     both of them
+``arrays``       tensors of what else holds numbers
 ``pairs``        batches that others make
 ``sources``      examples on the device, or sent there batch by batch
 ``inputs``       what `fit` takes, made a source

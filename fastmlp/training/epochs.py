@@ -28,7 +28,6 @@ class Job(NamedTuple):
     loop: Loop
     train: Source
     test: Source | None
-    labelled: bool  # with classes; else with targets
     epochs: int
     steps: int | None  # an epoch, where that is known
     factors: Tensor  # (epochs * steps,) of the learning rates; (0,) where it is not
@@ -86,6 +85,11 @@ def _epoch(job: Job, number: int) -> Epoch:
 
     def stop(what: str) -> NoReturn:
         step = f", step {loop.done}" + (f" of {job.steps}" if job.steps else "") if loop.done else ""
+        if number == loop.done == 1:
+            raise TrainingError(
+                f"{what} in epoch {number}{step}; the rate has no part in it yet: look for numbers too large "
+                f"for {dtype}{left()}"
+            )
         raise TrainingError(f"{what} in epoch {number}{step}; a smaller lr may help{left()}")
 
     between = None if job.on_batch is None and keeper is None else after_step
@@ -111,7 +115,7 @@ def _epoch(job: Job, number: int) -> Epoch:
     return Epoch(
         number,
         train_loss=mean,
-        train_accuracy=right / count if job.labelled else None,
+        train_accuracy=right / count if job.train.has_answers else None,
         test_accuracy=None if tested is None else tested.accuracy,
         seconds=seconds,
         examples_per_second=count / seconds,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -14,10 +12,14 @@ from torch import Tensor, nn
 from fastmlp.engine.autograd import precision
 from fastmlp.modules import CrossEntropyLoss
 from fastmlp.modules.dequantize import dequantizes
-from fastmlp.training import inputs, targets
+from fastmlp.training import expected, inputs
+from fastmlp.training.arguments import Loss, loss_of, whole
+from fastmlp.training.expected import Expected
+from fastmlp.training.features import Features, pixels
 from fastmlp.training.inputs import Data
 from fastmlp.training.shares import Ranks, label_weight, reshard
 from fastmlp.training.sources import Source
+from fastmlp.training.targets import Targets, shape_of
 
 _BATCH = 4096
 
@@ -32,7 +34,7 @@ class Score(NamedTuple):
 def evaluate(
     net: nn.Module,
     data: Data,
-    loss: nn.Module | None = None,
+    loss: Loss | None = None,
     batch_size: int = _BATCH,
     dtype: torch.dtype = torch.float32,
 ) -> Score:
@@ -48,11 +50,9 @@ def evaluate(
     Raises:
         ValueError: as `fit`.
     """
-    loss = loss or CrossEntropyLoss()
-    device = device_of(net)
-    source = inputs.take(data, "data", device, net)
-    with precision(device, dtype):
-        source.require(targets.of(net, loss, *source.example()))
+    loss, batch_size = loss_of(loss), whole(batch_size, "batch_size", 1)
+    source = inputs.take(data, "data", device_of(net), net)
+    source.require(expected.of(Features(net, source.device, dtype), loss, source.example(), "data"))
     return score(net, loss, source, dtype, size=batch_size)
 
 
@@ -64,10 +64,17 @@ def accuracy(
     Raises:
         ValueError: as `fit`.
     """
-    source = inputs.take(data, "data", device_of(net), net)
-    _, y = source.example()
-    if y.is_floating_point():
-        raise ValueError(f"data: expected labels (N,) torch.int64, got targets {y.dtype}")
+    batch_size, device = whole(batch_size, "batch_size", 1), device_of(net)
+    source = inputs.take(data, "data", device, net)
+    features = Features(net, device, dtype)
+    x, y = source.example()
+    if y.is_floating_point() or y.dim() != 1:
+        kind = f"{shape_of(('N', *y.shape[1:]))} {y.dtype}"
+        raise ValueError(f"data: expected labels (N,) torch.int64, got targets {kind}")
+    outputs = features.ask(x, "data").outputs
+    if len(outputs) != 1:
+        raise ValueError(f"net: expected logits (B, classes), got {(2, *outputs)} for two examples")
+    source.require(Expected(features, Targets("accuracy", outputs[0])))
     found = score(net, None, source, dtype, size=batch_size).accuracy
     assert found is not None
     return found
@@ -86,9 +93,8 @@ def score(
     device, training, raw = source.device, net.training, dequantizes(net)
     right = torch.zeros((), device=device, dtype=torch.int64)
     total, weights = torch.zeros(2, device=device, dtype=torch.float64).unbind()
-    value, weigh = (None, len) if loss is None else _summing(loss)
     mode = loss is not None and loss.training
-    rows, labelled = 0, True
+    rows = 0
     net.eval()
     if loss is not None:
         loss.eval()
@@ -98,13 +104,13 @@ def score(
             if ranks is not None:
                 own = ranks.part(len(y))
                 x, y = x[own], y[own]
-            labelled = not y.is_floating_point()
             with precision(device, dtype):
-                outputs = net(x if raw else targets.pixels(x))
-                if value is not None and len(y):
-                    total += value(outputs, y)
-                    weights += weigh(y)
-            if labelled:
+                outputs = net(x if raw else pixels(x))
+                if loss is not None and len(y):
+                    value, weighs = _summed(loss, outputs, y)
+                    total += value
+                    weights += weighs
+            if source.has_answers:
                 right += (outputs.argmax(1) == y).sum()
     finally:
         net.train(training)
@@ -114,18 +120,18 @@ def score(
         reshard(net)
     sums = torch.stack([total, weights, right.double()]).tolist()
     losses, weight, correct = sums if ranks is None else ranks.total(*sums, device=device)
-    return Score(losses / weight if weight else math.nan, correct / rows if labelled else None)
+    return Score(losses / weight if weight else math.nan, correct / rows if source.has_answers else None)
 
 
-def _summing(loss: nn.Module) -> tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor | int]]:
+def _summed(loss: nn.Module, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor | int]:
     """What a batch adds to a sum, and to what this is divided by in the end."""
-    if type(loss) in (nn.CrossEntropyLoss, CrossEntropyLoss) and loss.reduction == "mean":
+    of_labels = type(loss) in (nn.CrossEntropyLoss, CrossEntropyLoss) and not y.is_floating_point()
+    if of_labels and loss.reduction == "mean":
         loss = copy.copy(loss)
         loss.reduction = "sum"  # type: ignore[assignment]
-        return loss, partial(label_weight, loss.weight, loss.ignore_index)  # type: ignore[arg-type]
-    if getattr(loss, "reduction", "mean") == "sum":
-        return loss, len
-    return lambda outputs, y: loss(outputs, y) * len(y), len
+        return loss(outputs, y), label_weight(loss.weight, loss.ignore_index, y)  # type: ignore[arg-type]
+    value = loss(outputs, y)
+    return (value if getattr(loss, "reduction", "mean") == "sum" else value * len(y)), len(y)
 
 
 def device_of(net: nn.Module) -> torch.device:

@@ -12,13 +12,14 @@ import torch
 from torch import nn
 
 from fastmlp.engine import Loop, choose
-from fastmlp.engine.autograd import precision, products
-from fastmlp.modules import CrossEntropyLoss
-from fastmlp.training import clipping, inputs, schedules, stream, targets
+from fastmlp.engine.autograd import products
+from fastmlp.training import clipping, expected, inputs, schedules, stream
+from fastmlp.training.arguments import Loss, loss_of, require_optimizer, whole
 from fastmlp.training.clipping import Clip
 from fastmlp.training.epochs import Job
 from fastmlp.training.epochs import run as run_epochs
 from fastmlp.training.evaluate import device_of
+from fastmlp.training.features import Features
 from fastmlp.training.history import Epoch, History
 from fastmlp.training.identity import Run, digest
 from fastmlp.training.inputs import Data
@@ -35,7 +36,7 @@ def fit(
     epochs: int = 10,
     batch_size: int | None = None,
     lr: float = 0.1,
-    loss: nn.Module | None = None,
+    loss: Loss | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     schedule: schedules.Schedule = None,
     seed: int = 0,
@@ -67,16 +68,18 @@ def fit(
 
     Args:
         net: maps (B, features) to logits (B, classes), or for regression to (B, outputs).
-        train: an `Images` or `Samples` set; a pair (x, y) of tensors, or of NumPy arrays or memmaps; a
-            map-style or iterable ``Dataset`` of such pairs; or a ``DataLoader``, whose batches and order are
-            its own. x (N, ...) is floating; or uint8, which stands for x / 255; or, for a net that begins
-            with a `fastmlp.Dequantize`, uint8 or int8. y is labels (N,) int64, or targets (N, outputs).
+        train: an `Images` or `Samples` set; a pair (x, y) of tensors, NumPy arrays, memmaps, pandas or polars
+            tables, or lists; a map-style or iterable ``Dataset`` of such pairs; or a ``DataLoader``, whose
+            batches and order are its own. x (N, ...) is finite numbers. Whole ones become floating for a net
+            that takes no others; but uint8 stands for x / 255, unless the net begins with a
+            `fastmlp.Dequantize`, which takes uint8 and int8. y is labels (N,), the probability of each class
+            (N, classes), or targets (N, outputs).
         test: the same, or None.
         epochs: passes over the data.
         batch_size: examples a step; None for 256, or for a DataLoader its own.
         lr: of plain SGD, where ``optimizer`` is None.
-        loss: a module of (logits, labels) or (outputs, targets) that averages, such as ``nn.MSELoss()``; None
-            for `CrossEntropyLoss`.
+        loss: a module or a function of (logits, labels) or (outputs, targets) that averages, such as
+            ``nn.MSELoss()``; None for `CrossEntropyLoss`.
         optimizer: over ``net``'s parameters.
         schedule: of the learning rates over the whole run, as factors of the optimizer's own: see
             `fastmlp.training.schedules.factors`.
@@ -122,7 +125,9 @@ def fit(
     ranks = ranks_of(net)
     if ranks is not None and checkpoint is not None:
         raise ValueError("checkpoint: expected None for a net in several processes")
-    _check_numbers(epochs, batch_size, patience, min_delta)
+    epochs, batch_size, patience = _numbers(epochs, batch_size, patience, min_delta)
+    loss = loss_of(loss).to(device)
+    require_optimizer(optimizer)
     if dtype not in choose.DTYPES:  # autocast would warn and go on in float32
         raise ValueError(f"dtype: expected one of {', '.join(map(str, choose.DTYPES))}, got {dtype}")
     dtype = products(device, dtype)
@@ -130,12 +135,10 @@ def fit(
     tested = None if test is None else inputs.take(test, "test", device, net)
     batch = source.size or batch_size or inputs.BATCH
     net.to(device)
-    loss = (loss or CrossEntropyLoss()).to(device)
-    with precision(device, dtype):
-        wanted = targets.of(net, loss, *source.example())
+    features = Features(net, device, dtype)
     for data in (source, tested):
         if data is not None:
-            data.require(wanted)
+            data.require(expected.of(features, loss, data.example(), data.name))
     reshard(net)  # the optimizer is of the pieces
     optimizer = optimizer or torch.optim.SGD(net.parameters(), lr=lr)
     able = clipping.checked(clip_norm, engine, dtype, optimizer)
@@ -159,14 +162,15 @@ def fit(
         loop = _loop(able if keeper is None else keeper.engine(able), run, source, ranks)
         history = History(engine=loop.name)
         if engine == "auto" and loop.name == "eager":
-            found = clipping.REASON if clip else choose.recognise(net, loss, optimizer, dtype)
+            found = (
+                clipping.REASON if clip else choose.recognise(net, loss, optimizer, dtype, source.example())
+            )
             history.reason = found if isinstance(found, str) else ""
         if keeper is not None:
             keeper.start(run, loop, factors, history)
-        labelled = wanted.classes is not None
         job = Job(
-            run, loop, source, tested, labelled, epochs, steps, factors, ranks, keeper, clip, patience,
-            min_delta, on_batch, on_epoch,
+            run, loop, source, tested, epochs, steps, factors, ranks, keeper, clip, patience, min_delta,
+            on_batch, on_epoch,
         )  # fmt: skip
         with keeper or nullcontext(), clip or nullcontext():
             run_epochs(job, history)
@@ -203,18 +207,18 @@ def _check_same(ranks: Ranks, train: Source, test: Source | None, **facts: int) 
     )
 
 
-def _check_numbers(epochs: int, batch_size: int | None, patience: int | None, min_delta: float) -> None:
-    for name, value, least in (
-        ("epochs", epochs, 0),
-        ("batch_size", batch_size, 1),
-        ("patience", patience, 1),
-    ):
-        if value is not None and value < least:
-            raise ValueError(f"{name}: expected at least {least}, got {value}")
+def _numbers(
+    epochs: int, batch_size: int | None, patience: int | None, min_delta: float
+) -> tuple[int, int | None, int | None]:
+    """Those that are whole, as plain ints."""
+    epochs = whole(epochs, "epochs", 0)
+    batch_size = None if batch_size is None else whole(batch_size, "batch_size", 1)
+    patience = None if patience is None else whole(patience, "patience", 1)
     if not 0 <= min_delta < math.inf:
         raise ValueError(f"min_delta: expected at least 0, got {min_delta}")
     if min_delta and patience is None:
         raise ValueError(f"min_delta: expected 0 without patience, got {min_delta}")
+    return epochs, batch_size, patience
 
 
 def _facts(

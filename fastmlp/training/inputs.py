@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from typing import Any
 
 import torch
@@ -11,8 +9,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from fastmlp.data import Images, Samples
-from fastmlp.functional.quantized import INTEGERS
-from fastmlp.modules.dequantize import dequantizes
+from fastmlp.training.arrays import holds_numbers, is_array, tensor_of
+from fastmlp.training.features import dtype_of
 from fastmlp.training.pairs import Pair, as_targets, check_pair, kind_of, pair_of
 from fastmlp.training.sources import Arrays, Items, Loader, Resident, Source
 
@@ -25,6 +23,7 @@ BATCH = 256
 RESIDENT = 1 << 30
 _LOOKS = 4  # at one example, to see whether it stays the same
 _PLAIN = (tuple, list, dict, str, bytes)
+_PARTS = ("features", "targets")
 _CHUNK = 1024  # examples of a data set that are read at a time
 
 
@@ -38,13 +37,7 @@ def take(
     Raises:
         ValueError: it is nothing that `fit` takes, with what was expected.
     """
-    dtype = next((p.dtype for p in net.parameters() if p.is_floating_point()), torch.float32)
-    source = _source(data, name, device, dtype, batch_size)
-    x, _ = source.example()
-    if not (x.is_floating_point() or x.dtype in (INTEGERS if dequantizes(net) else (torch.uint8,))):
-        integers = "uint8 or int8" if dequantizes(net) else "uint8"
-        raise ValueError(f"{name}: expected features that are floating or {integers}, got {x.dtype}")
-    return source
+    return _source(data, name, device, dtype_of(net), batch_size)
 
 
 def _source(data: Any, name: str, device: torch.device, dtype: torch.dtype, asked: int | None) -> Source:
@@ -65,27 +58,35 @@ def _source(data: Any, name: str, device: torch.device, dtype: torch.dtype, aske
     if isinstance(data, (tuple, list)) and len(data) == 2:
         if all(isinstance(part, Tensor) for part in data):
             return _resident((data[0], data[1]), name, device)
-        if all(_is_array(part) or isinstance(part, Tensor) for part in data):
+        if all(map(holds_numbers, data)):
             return _arrays((data[0], data[1]), name, device, dtype)
-    elif (
-        hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, (*_PLAIN, Tensor))
-    ):
+    elif _is_map_style(data):
         return _items(data, name, device, dtype)
-    inside = f" with {kind_of(data[0])}" if isinstance(data, (tuple, list)) and len(data) else ""
+    inside = ""
+    if isinstance(data, (tuple, list)) and data:
+        inside = f" with {' and '.join(map(kind_of, data[:2]))}"
     raise ValueError(
         f"{name}: expected Images, Samples, a pair of tensors or of NumPy arrays, a Dataset or a DataLoader, "
         f"got {kind_of(data)}{inside}"
     )
 
 
+def _is_map_style(data: Any) -> bool:
+    """Whether ``data`` may be a data set of pairs; a table by itself is none."""
+    indexed = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+    return indexed and not isinstance(data, (*_PLAIN, Tensor)) and (is_array(data) or not holds_numbers(data))
+
+
 def _resident(pair: Pair, name: str, device: torch.device) -> Resident:
-    check_pair(*pair, name)
-    return Resident(name, pair[0].to(device), pair[1].to(device))
+    x, y = (tensor_of(part, name, what) for part, what in zip(pair, _PARTS))
+    y = as_targets(y)
+    check_pair(x, y, name)
+    return Resident(name, x.to(device), y.to(device))
 
 
 def _arrays(pair: tuple[Any, Any], name: str, device: torch.device, dtype: torch.dtype) -> Resident | Arrays:
     """Arrays and tensors on the host, on the device if they are small."""
-    x, y = (_tensor(part, name) for part in pair)
+    x, y = (tensor_of(part, name, what) for part, what in zip(pair, _PARTS))
     y = as_targets(y)  # labels are looked at as a whole, and kept
     check_pair(x, y, name)
     if x.nbytes + y.nbytes <= RESIDENT or not x.is_cpu:
@@ -97,12 +98,13 @@ def _arrays(pair: tuple[Any, Any], name: str, device: torch.device, dtype: torch
 
 def _items(data: Any, name: str, device: torch.device, dtype: torch.dtype) -> Resident | Items:
     """A map-style data set: read into memory once, if it is small and its examples stay as they are."""
-    if len(data) == 0:
+    count = len(data)  # once: what is added meanwhile does not belong to it
+    if count == 0:
         raise ValueError(f"{name}: expected at least one example, got none from {kind_of(data)}")
     with torch.random.fork_rng(devices=[]):  # whoever draws when an example is read
         looks = [pair_of(data[0], name, "examples") for _ in range(_LOOKS)]
     x, y = looks[0]
-    if not isinstance(x, Tensor) and not _is_array(x):
+    if not isinstance(x, Tensor) and not is_array(x):
         raise ValueError(
             f"{name}: expected examples whose features are a tensor or an array, got {kind_of(x)}"
             + ("; torchvision.transforms.ToTensor() makes one of it" if "PIL" in kind_of(x) else "")
@@ -113,44 +115,29 @@ def _items(data: Any, name: str, device: torch.device, dtype: torch.dtype) -> Re
         )
     size = _on_host(x).nbytes + _on_host(y).nbytes
     fixed = all(_same(a, b) for look in looks[1:] for a, b in zip(looks[0], look))
-    items = Items(name, device, data, dtype, fixed)
-    if not fixed or len(data) * size > RESIDENT:
+    items = Items(name, device, data, dtype, count, fixed)
+    if not fixed or count * size > RESIDENT:
         return items
+    return _resident(_whole(items, count, dtype), name, device)
+
+
+def _whole(items: Items, count: int, dtype: torch.dtype) -> Pair:
+    """All examples, in memory."""
     whole: list[Tensor] = []
     done = 0
     for batch in items.read(_CHUNK):
         parts = [t.to(dtype) if t.is_floating_point() else t for t in batch]
         whole = whole or [
-            torch.empty(len(data), *part.shape[1:], dtype=part.dtype, device="cpu") for part in parts
+            torch.empty(count, *part.shape[1:], dtype=part.dtype, device="cpu") for part in parts
         ]
         for everything, part in zip(whole, parts):
+            if (part.shape[1:], part.dtype) != (everything.shape[1:], everything.dtype):
+                kinds = " and ".join(f"{tuple(t.shape[1:])} {t.dtype}" for t in (everything, part))
+                raise ValueError(f"{items.name}: expected examples of one shape and dtype, got {kinds}")
             everything[done : done + len(part)] = part
         done += len(parts[0])
-    return Resident(name, whole[0].to(device), whole[1].to(device))
-
-
-def _tensor(array: Any, name: str) -> Tensor:
-    """``array`` as a tensor of the same memory.
-
-    Raises:
-        ValueError: torch has no such.
-    """
-    if isinstance(array, Tensor):
-        return array
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it may not be writable: nobody here writes
-            return torch.from_numpy(array)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{name}: expected an array that torch can read, got {array.dtype} of strides {array.strides} "
-            f"({error})"
-        ) from error
-
-
-def _is_array(value: object) -> bool:
-    numpy = sys.modules.get("numpy")  # which torch does without, and whoever has an array has imported
-    return numpy is not None and isinstance(value, numpy.ndarray)
+    x, y = whole
+    return x, y
 
 
 def _is_shared_map(value: Any) -> bool:

@@ -7,12 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmlp.training.targets import Targets
-
 Pair = tuple[Tensor, Tensor]
 
 
-def checked(batch: Any, name: str, targets: Targets | None) -> Pair:
+def checked(batch: Any, name: str) -> Pair:
     """A pair of tensors that somebody else made, its labels int64.
 
     Raises:
@@ -25,10 +23,6 @@ def checked(batch: Any, name: str, targets: Targets | None) -> Pair:
         )
     y = as_targets(y)
     check_pair(x, y, name)
-    if targets is not None:
-        # Floats are compared as they will be.
-        known = y.is_floating_point() and targets.dtype is not None
-        targets.check(y.to(targets.dtype) if known else y, name)
     return x, y
 
 
@@ -70,11 +64,6 @@ def check_pair(x: Tensor, y: Tensor, name: str) -> None:
     """
     if x.dim() == 0 or len(x) == 0:
         raise ValueError(f"{name}: expected at least one example, got {tuple(x.shape)}")
-    if y.is_floating_point() and y.dim() > 0 and len(y) == len(x):
-        return
-    if y.shape != (len(x),) or y.dtype != torch.int64:
-        raise ValueError(
-            f"{name}: expected labels ({len(x)},) torch.int64, got {tuple(y.shape)} {y.dtype}"
-            if not y.is_floating_point()
-            else f"{name}: expected targets ({len(x)}, ...), got {tuple(y.shape)} {y.dtype}"
-        )
+    if y.dim() == 0 or len(y) != len(x):
+        expected = f"targets ({len(x)}, ...)" if y.is_floating_point() else f"labels ({len(x)},) torch.int64"
+        raise ValueError(f"{name}: expected {expected}, got {tuple(y.shape)} {y.dtype}")

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fastmlp.engine.autograd import AutogradExecutor
+from fastmlp.engine.autograd import AutogradExecutor, has_labels
 from fastmlp.engine.choose import Job
 from fastmlp.engine.step_loop import StepLoop
 from fastmlp.modules import CrossEntropyLoss
@@ -107,7 +107,9 @@ class SharedExecutor(AutogradExecutor):
         if isinstance(loss, nn.MSELoss) and loss.reduction == "sum":
             self._of_part = self._of_batch = _one
         if isinstance(loss, nn.CrossEntropyLoss) and type(loss) in (nn.CrossEntropyLoss, CrossEntropyLoss):
-            if loss.reduction == "mean" and (loss.weight is not None or (job.y == loss.ignore_index).any()):
+            self._of_batch = _answers
+            unequal = loss.weight is not None or (job.y == loss.ignore_index).any()
+            if loss.reduction == "mean" and unequal and not job.y.is_floating_point():
                 self._of_batch = partial(label_weight, loss.weight, loss.ignore_index)
             if loss.reduction == "sum":
                 self._of_batch = _one
@@ -137,12 +139,17 @@ class SharedExecutor(AutogradExecutor):
 
     def _count(self, value: Tensor, logits: Tensor, y: Tensor) -> None:
         self.sums[0] += value * (self._rows / self._ranks.size)
-        if not self._empty and not y.is_floating_point():
+        if not self._empty and has_labels(logits, y):
             self.sums[1] += (logits.argmax(1) == y).sum()
 
 
 def _one(labels: Tensor) -> int:
     return 1
+
+
+def _answers(y: Tensor) -> int:
+    """What a mean over labels (N, ...) or probabilities (N, classes, ...) is divided by."""
+    return y.numel() // (y.shape[1] if y.is_floating_point() else 1)
 
 
 def label_weight(weight: Tensor | None, ignore_index: int, labels: Tensor) -> Tensor:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import mmap
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -13,9 +15,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from fastmlp.data import batches
+from fastmlp.training import finite
+from fastmlp.training.expected import Expected
 from fastmlp.training.identity import digest
 from fastmlp.training.pairs import Pair, checked
-from fastmlp.training.targets import Targets
 
 _SAMPLE = 1024  # rows of the features that count towards the data's fingerprint
 _ITEMS = 64  # and examples of a data set that computes them
@@ -35,6 +38,8 @@ class Source(ABC):
     count: int | None = None
     #: Examples of a batch; None where whoever asks may say.
     size: int | None = None
+    #: What net and loss take, once it is required.
+    expected: Expected | None = None
 
     def __init__(self, name: str, device: torch.device) -> None:
         self.name, self.device = name, device
@@ -54,12 +59,17 @@ class Source(ABC):
         """
 
     @abstractmethod
-    def require(self, targets: Targets) -> None:
-        """See that all labels or targets are such: now, or as each batch is read.
+    def require(self, expected: Expected) -> None:
+        """Make all examples what net and loss take: now, or each batch as it is read, and now the first.
 
         Raises:
-            ValueError: they are not.
+            ValueError: they do not take them.
         """
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether each example has one right class."""
+        return self.expected is not None and self.expected.targets.are_answers
 
     def steps(self, size: int) -> int | None:
         """Batches of ``size`` in a pass, or None."""
@@ -85,13 +95,14 @@ class Resident(Source):
         """See `Source.batches`."""
         return batches(self.x[start * size :], self.y[start * size :], size, order, raw=True)
 
-    def require(self, targets: Targets) -> None:
+    def require(self, expected: Expected) -> None:
         """See `Source.require`."""
-        targets.check(self.y, self.name)
+        self.expected = expected
+        self.x, self.y = expected.take(self.x, self.y, self.name)
 
     def facts(self) -> dict[str, str]:
         """See `Source.facts`: all labels, and every so-many-th row of what is floating."""
-        return _facts(self.x, self.y, self.x.dtype)
+        return _facts(self.x, self.x[_some(len(self.x))], self.y, self.x.dtype)
 
 
 class Arrays(Source):
@@ -136,8 +147,13 @@ class Arrays(Source):
                 for tensor, out in zip((self.x, self.y), batch):
                     torch.index_select(tensor, 0, rows[part], out=out[part])
                 mapped, done = mapped + len(rows[part]), done + len(rows[part])
-            yield batch
+            yield self._taken(batch, rows)
         self._give_back()
+
+    def _taken(self, batch: Pair, rows: Tensor) -> Pair:
+        if self.expected is None:
+            return batch
+        return self.expected.take(*batch, self.name, self._dtype, partial(_row_of, rows.tolist()))
 
     def _empty(self, tensor: Tensor, rows: int) -> Tensor:
         """For so many rows, pinned where they go on to a GPU."""
@@ -149,16 +165,20 @@ class Arrays(Source):
         for pages in self._maps:
             pages.madvise(mmap.MADV_DONTNEED)
 
-    def require(self, targets: Targets) -> None:
-        """See `Source.require`."""
-        y = self.y
-        if y.is_floating_point():  # of these only the kind matters
-            y = y[:1].to(self._dtype).expand_as(y)
-        targets.check(y, self.name)
+    def require(self, expected: Expected) -> None:
+        """See `Source.require`: labels are looked at all of them."""
+        self.expected = expected
+        self.y = expected.targets.shaped(self.y)
+        if not self.y.is_floating_point():
+            self.y = expected.targets.take(self.y, self.name)
+        self.example()
 
     def facts(self) -> dict[str, str]:
         """See `Source.facts`: the same as of `Resident`."""
-        facts = _facts(self.x, self.y, self._dtype)
+        some = self.x[_some(len(self.x))]
+        if self.expected is not None:
+            some = self.expected.features.cast(some, self.name, self._dtype)
+        facts = _facts(self.x, some, self.y, self._dtype)
         self._give_back()
         return facts
 
@@ -169,22 +189,30 @@ class Items(Source):
     Args:
         dataset: of pairs.
         dtype: what floating numbers become.
+        count: its length when it was first looked at.
         fixed: whether an example is the same whenever it is read.
     """
 
     def __init__(
-        self, name: str, device: torch.device, dataset: Dataset[Any], dtype: torch.dtype, fixed: bool
+        self,
+        name: str,
+        device: torch.device,
+        dataset: Dataset[Any],
+        dtype: torch.dtype,
+        count: int,
+        fixed: bool,
     ) -> None:
         super().__init__(name, device)
         self._dataset, self._dtype, self._fixed = dataset, dtype, fixed
-        self.count = len(dataset)  # type: ignore[arg-type]
-        self._targets: Targets | None = None
+        self.count: int = count
+        self._first: Pair | None = None
 
     def example(self) -> Pair:
         """See `Source.example`."""
-        return next(
-            ahead(self.read(1, torch.zeros(1, dtype=torch.int64, device="cpu")), self.device, self._dtype)
-        )
+        if self._first is None:  # it may be another when it is read again, or draw from the generator
+            some = torch.zeros(1, dtype=torch.int64, device="cpu")
+            self._first = next(ahead(self.read(1, some), self.device, self._dtype))
+        return self._first
 
     def batches(self, size: int, order: Tensor | None = None, start: int = 0) -> Iterator[Pair]:
         """See `Source.batches`."""
@@ -192,25 +220,35 @@ class Items(Source):
 
     def read(self, size: int, order: Tensor | None = None, start: int = 0) -> Iterator[Pair]:
         """`batches`, on the host."""
-        order = torch.arange(self.count or 0, device="cpu") if order is None else order
-        # Not by a DataLoader: it draws a seed where it needs none, on the default device.
-        several = getattr(self._dataset, "__getitems__", None)
+        order = torch.arange(self.count, device="cpu") if order is None else order
         for part in order.split(size)[start:]:
             rows = part.tolist()
-            examples = [self._dataset[row] for row in rows] if several is None else several(rows)
-            with torch.device("cpu"):
-                batch = default_collate(examples)
-            yield checked(batch, self.name, self._targets)
+            where = partial(_row_of, rows)
+            yield taken(self._batch(rows), self.name, self.expected, self._dtype, where)
 
-    def require(self, targets: Targets) -> None:
+    def _batch(self, rows: list[int]) -> Any:
+        # Not by a DataLoader: it draws a seed where it needs none, on the default device.
+        several = getattr(self._dataset, "__getitems__", None)
+        try:
+            examples = [self._dataset[row] for row in rows] if several is None else several(rows)
+        except IndexError as error:
+            now = len(self._dataset)  # type: ignore[arg-type]
+            if now >= self.count:
+                raise
+            raise ValueError(f"{self.name}: its length was {self.count}, and now it is {now}") from error
+        with torch.device("cpu"), _one_shape(self.name):
+            return default_collate(examples)
+
+    def require(self, expected: Expected) -> None:
         """See `Source.require`."""
-        self._targets = targets
+        self.expected = expected
+        self._first = expected.take(*self.example(), self.name)
 
     def facts(self) -> dict[str, str] | None:
         """See `Source.facts`: some examples' content."""
         if not self._fixed:
             return None
-        some = torch.arange(0, self.count or 0, max((self.count or 0) // _ITEMS, 1), device="cpu")
+        some = torch.arange(0, self.count, max(self.count // _ITEMS, 1), device="cpu")
         ((x, y),) = self.read(len(some), some)
         kind = f"{self.count} of {tuple(x.shape[1:])} {x.dtype} from a {type(self._dataset).__name__}"
         return {"data": kind, "data's content": digest(x, y)}
@@ -222,32 +260,40 @@ class Loader(Source):
     def __init__(self, name: str, device: torch.device, loader: DataLoader[Any], dtype: torch.dtype) -> None:
         super().__init__(name, device)
         self._loader, self._dtype = loader, dtype
-        self._targets: Targets | None = None
         self._begun: Iterator[Any] | None = None  # a pass of which one batch has been looked at
         self._first: Pair | None = None
 
     def example(self) -> Pair:
         """See `Source.example`: the first of the first pass, where it will not be missing."""
         if self._first is None:
-            passing = iter(self._loader)
+            passing = self._pass()
             first = next(passing, None)
             if first is None:
                 raise ValueError(f"{self.name}: expected at least one example, got none")
             self._begun = chain([first], passing)
-            x, y = checked(first, self.name, None)
+            x, y = checked(first, self.name)
             self.size = self._loader.batch_size or len(y)
             self._first = next(ahead(iter([(x[:1], y[:1])]), self.device, self._dtype))
         return self._first
 
     def batches(self, size: int, order: Tensor | None = None, start: int = 0) -> Iterator[Pair]:
         """See `Source.batches`; ``size`` and ``order`` are the loader's."""
-        passing, self._begun = self._begun or iter(self._loader), None
-        pairs = (checked(batch, self.name, self._targets) for batch in passing)
-        return ahead(pairs, self.device, self._dtype)
+        passing, self._begun = self._begun or self._pass(), None
+        return ahead(self._taken(passing), self.device, self._dtype)
 
-    def require(self, targets: Targets) -> None:
+    def _pass(self) -> Iterator[Any]:
+        with _one_shape(self.name):
+            yield from self._loader
+
+    def _taken(self, passing: Iterator[Any]) -> Iterator[Pair]:
+        for number, batch in enumerate(passing, 1):
+            where = partial("row {1} of batch {0}".format, number)
+            yield taken(batch, self.name, self.expected, self._dtype, where)
+
+    def require(self, expected: Expected) -> None:
         """See `Source.require`."""
-        self._targets = targets
+        self.expected = expected
+        self._first = expected.take(*self.example(), self.name)
 
     def steps(self, size: int) -> int | None:
         """See `Source.steps`."""
@@ -255,6 +301,30 @@ class Loader(Source):
             return len(self._loader)
         except TypeError:  # an iterable data set without a length
             return None
+
+
+@contextmanager
+def _one_shape(name: str) -> Iterator[None]:
+    """Say what torch says of examples that make no batch as the other errors are said."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "equal size" not in str(error):
+            raise
+        said = str(error).strip().splitlines()[-1]  # behind the traceback of a worker's process
+        raise ValueError(f"{name}: expected examples of one shape ({said})") from error
+
+
+def taken(
+    batch: Any, name: str, expected: Expected | None, dtype: torch.dtype, where: Callable[[int], str]
+) -> Pair:
+    """A batch that somebody else made as net and loss take it, once it is known what they do.
+
+    Raises:
+        ValueError: they do not take it.
+    """
+    pair = checked(batch, name)
+    return pair if expected is None else expected.take(*pair, name, dtype, where)
 
 
 def ahead(pairs: Iterator[Pair], device: torch.device, dtype: torch.dtype) -> Iterator[Pair]:
@@ -289,8 +359,18 @@ def _cast(pair: Iterable[Tensor], device: torch.device, dtype: torch.dtype) -> P
     return x, y
 
 
-def _facts(x: Tensor, y: Tensor, dtype: torch.dtype) -> dict[str, str]:
-    some = slice(None, None, max(len(x) // _SAMPLE, 1))
-    rows = x[some].to(dtype) if x.is_floating_point() else x[some]
-    of_y = y[some].to(dtype) if y.is_floating_point() else y
+def _row_of(rows: list[int], row: int) -> str:
+    """A row of a batch, by what it is in the data."""
+    return finite.row(rows[row])
+
+
+def _some(count: int) -> slice:
+    """Rows that count towards a fingerprint."""
+    return slice(None, None, max(count // _SAMPLE, 1))
+
+
+def _facts(x: Tensor, some: Tensor, y: Tensor, dtype: torch.dtype) -> dict[str, str]:
+    """Of features x, of which ``some`` rows are looked at."""
+    rows = some.to(dtype) if some.is_floating_point() else some
+    of_y = y[_some(len(y))].to(dtype) if y.is_floating_point() else y
     return {"data": f"{tuple(x.shape)} {rows.dtype}", "data's content": digest(rows, of_y)}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastmlp.engine import Executor, choose
 from fastmlp.engine.autograd import AutogradExecutor
+from fastmlp.engine.network import Network
 from fastmlp.engine.step_loop import StepLoop
 from fastmlp.training.history import TrainingError
 from fastmlp.training.pairs import Pair
@@ -99,7 +100,9 @@ def loop(
         raise ValueError(
             f"engine: {engine!r} cannot run this: {source.name} comes from the host batch by batch"
         )
-    found = "eager is asked for" if engine == "eager" else choose.recognise(model, loss, optimizer, dtype)
+    found: Network | str = "eager is asked for"
+    if engine != "eager":
+        found = choose.recognise(model, loss, optimizer, dtype, source.example())
     if isinstance(found, str):
         if engine == "fused":
             raise ValueError(f"engine: {engine!r} cannot run this: {found}")

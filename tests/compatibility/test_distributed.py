@@ -224,9 +224,21 @@ def test_the_bare_net(run: Run, backend: str) -> None:
     assert not torch.equal(results[0][0][0], results[1][0][0])
 
 
-def fits(run: Run, backend: str, device: str, how: str, loss: nn.Module, count: int, **options: Any) -> None:
-    """`fit` on ``count`` examples in both processes, and in this one alone."""
+def fits(
+    run: Run,
+    backend: str,
+    device: str,
+    how: str,
+    loss: nn.Module,
+    count: int,
+    mix: bool = False,
+    **options: Any,
+) -> None:
+    """`fit` on ``count`` examples in both processes, and in this one alone; of ``mix``ed labels."""
     (x, y), (test_x, test_y) = cases.batches("cpu", 2, size=count)
+    if mix:
+        hot = nn.functional.one_hot(y, cases.CLASSES)
+        y = 0.7 * hot + 0.3 * hot.roll(1, 0)
     if isinstance(loss, nn.CrossEntropyLoss) and loss.ignore_index >= 0:
         y[y == loss.ignore_index] += 1  # but for one: a batch of nothing else has no mean
         y[0] = loss.ignore_index
@@ -274,6 +286,14 @@ def test_fit(run: Run, backend: str, device: str, how: str) -> None:
 )
 def test_fit_with_losses(run: Run, device: str, loss: nn.Module, count: int, batch: int, lr: float) -> None:
     fits(run, "torch", device, "ddp", loss, count, batch_size=batch, lr=lr)
+
+
+@pytest.mark.feature(GROUP, "fit: losses that count rows otherwise", backend="torch", dtype="float32")
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_fit_on_probabilities(run: Run, device: str, reduction: str) -> None:
+    """Their mean is over the rows, whatever the classes weigh."""
+    loss = nn.CrossEntropyLoss(torch.tensor([0.2, 1.0, 3.0]), reduction=reduction)
+    fits(run, "torch", device, "ddp", loss, 13, mix=True, batch_size=6, lr=0.03)
 
 
 @pytest.mark.feature(GROUP, "fit: clip_norm, of the averaged gradients", backend="torch", dtype="float32")

@@ -69,8 +69,8 @@ def test_rows_of_a_file(kind: str, trained: Path, tmp_path: Path) -> None:
     pixels, path = test.images[:5], tmp_path / f"rows.{kind}"
     expected = run_json("predict", trained, "--count", 5, "--device", "cpu")["predictions"]
     for rows in (pixels, pixels.flatten(1).double() / 255):
-        if kind == "npy":
-            np.save(path, rows.numpy())
+        if kind == "npy":  # of whatever machine
+            np.save(path, rows.numpy().astype(rows.numpy().dtype.newbyteorder(">")))
         elif kind == "pt":
             torch.save(rows, path)
         else:
@@ -99,6 +99,11 @@ def test_files(trained: Path, regression: Path, tmp_path: Path) -> None:
     for row, x, y in zip(csv.DictReader(table.open()), test.x, test.y):
         assert float(row["target"]) == pytest.approx(y.item())
         assert float(row["predicted"]) == pytest.approx(net(x[None]).item(), rel=1e-4)
+
+
+def large() -> torch.Tensor:
+    """Features of which the second row's logits overflow."""
+    return torch.stack([torch.zeros(64), torch.full((64,), 3e38)])
 
 
 def test_errors(trained: Path, regression: Path, tmp_path: Path) -> None:
@@ -144,6 +149,18 @@ def test_errors(trained: Path, regression: Path, tmp_path: Path) -> None:
         file("d.pt", torch.ones(2, 64).long()),
     )
     fails(1, "expected one tensor, got a list", "--input", file("e.pt", [1, 2]))
+    holed = torch.ones(3, 64)
+    holed[1, 5] = torch.nan
+    fails(
+        1,
+        "--input FILE: expected finite features, got nan in 1 of 3 rows, the first in row 1".replace(
+            "FILE", str(tmp_path / "g.pt")
+        ),
+        "--input",
+        file("g.pt", holed),
+        "--json",
+    )
+    fails(1, "no finite number for 1 of 2 examples, the first of them 1", "--input", file("h.pt", large()))
     fails(
         1,
         "expected one tensor, got 2 of them",

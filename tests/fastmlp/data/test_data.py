@@ -97,6 +97,14 @@ def test_valid_files_load(name: str, folder: str, title: str, tmp_path: Path) ->
         named(name, tmp_path)
 
 
+def test_images_of_another_shape(files: Path) -> None:
+    """As many bytes as there should be."""
+    path = files / "t10k-images-idx3-ubyte"
+    path.write_bytes(struct.pack(">4I", 2051, 784, 10000, 1) + bytes(7_840_000))
+    with pytest.raises(DataError, match=r"\(10000, 28, 28\), got \(784, 10000, 1\)"):
+        fashion_mnist(files.parents[1])
+
+
 @pytest.mark.parametrize("name", list(_FILES))
 def test_broken_files_are_named(files: Path, name: str) -> None:
     path = files / name

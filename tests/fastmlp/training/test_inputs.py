@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pandas
+import polars
 import pytest
+import scipy.sparse
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import fastmlp
 from fastmlp.data import Samples
 from fastmlp.training import accuracy, evaluate, fit
 
 X, Y = torch.randn(20, 5), torch.randint(3, (20,))
+WHOLE = (4 * X).round()
+WORDS = ["cat", "dog"] * 10
 
 
 class Items(Dataset[Any]):
@@ -39,7 +46,7 @@ def picture() -> Any:
     [
         ({"x": X}, r"train: expected Images, Samples, a pair .* got a dict of x"),
         ((X, Y, Y), r"train: expected Images, .* got a tuple of 3"),
-        (([[1.0]], [0]), r"train: expected Images, .* got a tuple of 2 with a list of 1"),
+        ((X, "labels"), r"train: expected Images, .* got a tuple of 2 with a Tensor and a str"),
         (X, r"train: expected Images, .* got a Tensor"),
         (X.numpy(), r"train: expected examples \(features, target\), got a ndarray"),
         (Items({"image": 1, "label": 2}), r"train: expected examples .* got a dict of image, label; wrap"),
@@ -50,13 +57,40 @@ def picture() -> Any:
         (DataLoader(Items({"a": X[0], "b": 1})), r"train: expected batches .* got a dict of a, b; wrap"),
         (DataLoader(Items((X[0], "cat"))), r"expected batches of two tensors .* a Tensor and a tuple of 1"),
         ((X.numpy(), Y.numpy()[:9]), r"train: expected labels \(20,\) torch\.int64, got \(9,\)"),
-        ((X.numpy().astype(">f4"), Y.numpy()), r"train: expected an array that torch can read, got >f4"),
-        (
-            (X.numpy()[::-1], Y.numpy()),
-            r"train: expected an array that torch can read, .* strides \(-20, 4\)",
-        ),
-        ((X.numpy().astype(np.int32), Y.numpy()), r"features that are floating or uint8, got torch\.int32"),
         ((X.numpy()[:0], Y.numpy()[:0]), r"train: expected at least one example, got \(0, 5\)"),
+        (
+            (X.to_sparse(), Y),
+            r"train: expected dense features, got torch\.sparse_coo; to_dense\(\) makes such",
+        ),
+        (
+            (scipy.sparse.csr_matrix(X.numpy()), Y),
+            r"train: expected dense features, got a csr_matrix; toarray\(\) makes such",
+        ),
+        ((np.ma.masked_less(X.numpy(), 0), Y), r"train: expected features all there, got a masked array"),
+        ((pandas.DataFrame(X.numpy()), pandas.Series(WORDS)), r"targets that are numbers, .* numpy\.unique"),
+        (
+            (X, WORDS),
+            r"train: expected targets that are numbers, got a list .* numpy\.unique\(y, return_inverse",
+        ),
+        (
+            (X, np.array(WORDS)),
+            r"targets that are numbers, got an array of <U3, such as cat; names, y = numpy",
+        ),
+        (
+            (pandas.DataFrame({"a": [1.0, 2.0], "b": ["u", "v"]}), [0, 1]),
+            r"train: expected features that are numbers, got an array of object, .* astype\('float32'\)",
+        ),
+        (pandas.DataFrame(X.numpy()), r"train: expected Images, Samples, a pair .* got a DataFrame"),
+        (([[1.0], [1.0, 2.0]], [0, 1]), r"train: expected features that are numbers, got a list .* at dim 1"),
+        ([(X[0], 0), (X[1], 1)], r"train: expected features that are numbers, got a tuple of which"),
+        (
+            (X, Y + 1),
+            r"labels from 0 to 2, got 1 to 3; .* torch\.unique\(y, return_inverse=True\)\[1\] numbers",
+        ),
+        (
+            (X[:, 0], Y),
+            r"train: expected features \(N, 5\) torch\.float32, got \(N,\) torch\.float32 \(x\[:, None",
+        ),
     ],
     ids=lambda value: "" if isinstance(value, str) else None,
 )
@@ -74,8 +108,8 @@ def test_targets_that_do_not_fit() -> None:
     targets, mse = torch.randn(20, 3), nn.MSELoss()
     with pytest.raises(
         ValueError,
-        match=r"train: expected labels \(20,\) torch\.int64 for CrossEntropyLoss, got \(20, 3\) "
-        r"torch\.float32; regression takes loss=nn\.MSELoss",
+        match=r"train: expected labels \(20,\) torch\.int64 for CrossEntropyLoss, or shares of sum 1, got "
+        r"\(20, 3\) torch\.float32 of .*; regression takes loss=nn\.MSELoss",
     ):
         fit(net, (X, targets))
     with pytest.raises(
@@ -97,8 +131,152 @@ def test_targets_that_do_not_fit() -> None:
         fit(net, (X, Y), (X, torch.arange(20) % 4))
     with pytest.raises(ValueError, match=r"data: expected labels \(N,\)"):
         accuracy(net, (X, targets))
+    with pytest.raises(
+        ValueError, match=r"train: expected labels \(20,\) .* got \(20, 2\) torch\.float32; regr"
+    ):
+        fit(net, (X, targets[:, :2]))
     with pytest.raises(ValueError, match=r"data: expected labels .* for CrossEntropyLoss"):
         evaluate(net, (X, targets))
+
+
+def trained(data: Any, outputs: int = 3, **options: Any) -> list[Tensor]:
+    """The parameters after an epoch."""
+    torch.manual_seed(0)
+    net = fastmlp.MLP(5, [4, outputs])
+    fit(net, data, epochs=1, batch_size=8, **options)
+    return [p.detach() for p in net.parameters()]
+
+
+@pytest.mark.parametrize(
+    ("data", "same"),
+    {
+        "rows backwards": ((X.numpy()[::-1], Y.numpy()[::-1]), (X.flip(0), Y.flip(0))),
+        "another order of bytes": ((X.numpy().astype(">f4"), Y.numpy().astype(">i8")), (X, Y)),
+        "lists": ((X.double().tolist(), Y.tolist()), (X, Y)),
+        "lists of rows": ((list(X.numpy()), list(Y)), (X, Y)),
+        "pandas": ((pandas.DataFrame(X.numpy()), pandas.Series(Y.numpy())), (X, Y)),
+        "pandas, a column": ((pandas.DataFrame(X.numpy()), pandas.DataFrame(Y.numpy())), (X, Y)),
+        "polars": ((polars.DataFrame(X.numpy()), polars.Series(Y.numpy())), (X, Y)),
+        "whole numbers": ((WHOLE.long(), Y.int()), (WHOLE, Y)),
+        "unsigned": ((WHOLE.abs().numpy().astype(np.uint16), Y), (WHOLE.abs(), Y)),
+        "bool": ((X > 0, Y), ((X > 0).float(), Y)),
+        "a Dataset of whole numbers": (TensorDataset(WHOLE.int(), Y), (WHOLE, Y)),
+        "a DataLoader of them": (DataLoader(TensorDataset(WHOLE.int(), Y), batch_size=20), None),
+    }.values(),
+)
+def test_other_containers(data: Any, same: Any) -> None:
+    """The bits of tensors of the same numbers."""
+    if same is None:  # in its own order, of one batch
+        options: dict[str, Any] = {"batch_size": 20}
+        torch.manual_seed(0)
+        net = fastmlp.MLP(5, [4, 3])
+        fit(net, data, epochs=1)
+        assert evaluate(net, data) == evaluate(net, (WHOLE, Y), **options)
+        return
+    assert all(map(torch.equal, trained(data), trained(same)))
+    net = fastmlp.MLP(5, [3])
+    assert evaluate(net, data) == evaluate(net, same)
+    assert accuracy(net, same) == evaluate(net, data).accuracy
+
+
+@pytest.mark.parametrize(
+    ("name", "give"),
+    [
+        ("train", lambda net, x: fit(net, (x, Y))),
+        ("test", lambda net, x: fit(net, (X, Y), (x, Y))),
+        ("data", lambda net, x: evaluate(net, (x, Y))),
+        ("data", lambda net, x: accuracy(net, (x, Y))),
+    ],
+    ids=["train", "test", "evaluate", "accuracy"],
+)
+def test_features_that_do_not_fit(name: str, give: Callable[[nn.Module, Tensor], Any]) -> None:
+    """Said alike by all, before anything is learned."""
+    net = fastmlp.Sequential(nn.Linear(5, 4), nn.Dropout(0.5), nn.Linear(4, 3))
+    before = [p.clone() for p in net.parameters()]
+    for wrong, got in (
+        (torch.randn(20, 6), r"\(N, 6\) torch\.float32"),
+        (X.double(), r"\(N, 5\) torch\.float64"),
+        (X.half(), r"\(N, 5\) torch\.float16"),
+        (torch.randn(20, 1, 1), r"\(N, 1, 1\) torch\.float32"),
+    ):
+        message = rf"{name}: expected features \(N, 5\) torch\.float32, got {got}"
+        with pytest.raises(ValueError, match=message):
+            give(net, wrong)
+        assert all(map(torch.equal, net.parameters(), before))
+    loader = DataLoader(TensorDataset(torch.randn(20, 6), Y), batch_size=8)
+    with pytest.raises(ValueError, match=r"train: expected features \(N, 5\) torch\.float32, got \(N, 6\)"):
+        fit(net, loader)
+    own = nn.Sequential(nn.Conv1d(1, 3, 5), nn.Flatten())
+    with pytest.raises(
+        ValueError, match=r"expected features that the net takes, got \(N, 1, 5\) torch\.float64 \("
+    ):
+        evaluate(own, (X.double()[:, None], Y))
+
+
+def test_a_net_that_takes_whole_numbers() -> None:
+    """They stay as they are."""
+    net, tokens = nn.Sequential(nn.Embedding(7, 4), nn.Flatten(), nn.Linear(8, 3)), torch.randint(7, (20, 2))
+    assert evaluate(net, (tokens, Y)).loss == pytest.approx(
+        nn.functional.cross_entropy(net(tokens), Y).item()
+    )
+    fit(net, (tokens, Y), epochs=1)
+
+
+@pytest.mark.parametrize("engine", ["auto", "eager"])
+def test_probabilities(engine: str) -> None:
+    """As torch takes them, mixed up or one-hot; labels still tell the accuracy of a test set."""
+    hot = nn.functional.one_hot(Y, 3)
+    mixed = 0.7 * hot + 0.3 * hot.roll(1, 0)
+    weight = torch.tensor([1.0, 2.0, 0.5])
+    for loss in (nn.CrossEntropyLoss(weight), fastmlp.CrossEntropyLoss(label_smoothing=0.1)):
+        torch.manual_seed(0)
+        net = fastmlp.MLP(5, [4, 3])
+        theirs = copy.deepcopy(net)
+        history = fit(net, (X, mixed), (X, Y), epochs=1, batch_size=20, loss=loss, engine=engine)
+        assert history.reason == ("the targets are probabilities" if engine == "auto" else "")
+        assert history.epochs[0].train_accuracy is None
+        assert history.epochs[0].test_accuracy == accuracy(net, (X, Y))
+        value = nn.CrossEntropyLoss(loss.weight, label_smoothing=loss.label_smoothing)(theirs(X), mixed)
+        assert history.epochs[0].train_loss == pytest.approx(value.item())
+        value.backward()
+        torch.optim.SGD(theirs.parameters(), lr=0.1).step()
+        for ours, expected in zip(net.parameters(), theirs.parameters()):
+            torch.testing.assert_close(ours, expected)
+        score = evaluate(net, (X, mixed), loss, batch_size=7)
+        assert score.loss == pytest.approx(loss(net(X), mixed).item())
+        assert score.accuracy is None
+    for ours, expected in zip(trained((X, hot)), trained((X.numpy(), Y.numpy()))):
+        torch.testing.assert_close(ours, expected)
+
+
+def test_labels_of_several_places() -> None:
+    """Logits (N, classes, places), as torch's losses have them."""
+    x, y = torch.randn(8, 5, 4), torch.randint(5, (8, 20))
+    net = fastmlp.Sequential(nn.Linear(4, 20))
+    score = evaluate(net, (x, y), batch_size=3)
+    assert score.loss == pytest.approx(nn.functional.cross_entropy(net(x), y).item())
+    history = fit(net, (x, y), (x, y), epochs=2, batch_size=8)
+    assert history.epochs[0].train_loss == pytest.approx(score.loss)
+    assert (history.epochs[1].train_accuracy, score.accuracy) == (None, None)
+    with pytest.raises(
+        ValueError, match=r"train: expected labels \(8, 20\) torch\.int64 .* got \(8, 5\) torch\.int64"
+    ):
+        fit(net, (x, y[:, :5]))
+
+
+@pytest.mark.parametrize("loss", [nn.MSELoss(), nn.HuberLoss(), nn.BCEWithLogitsLoss()], ids=repr)
+def test_targets_of_one_output(loss: nn.Module) -> None:
+    """(N,) are (N, 1), never broadcast to (N, N); whole numbers are numbers."""
+    y = (Y > 0).float()
+    expected = trained((X, y[:, None]), 1, loss=loss)
+    for same in ((X, y), (X, y.long()), (X, y.long()[:, None]), (X.numpy(), y.numpy()), (X, y.bool())):
+        assert all(map(torch.equal, trained(same, 1, loss=loss), expected))
+        score = evaluate(net := fastmlp.MLP(5, [1]), same, loss)
+        assert score == (pytest.approx(loss(net(X), y[:, None]).item()), None)
+    loader = DataLoader(TensorDataset(X, y), batch_size=20)
+    assert evaluate(net, loader, loss).loss == pytest.approx(score.loss)
+    squeezed = nn.Sequential(net, nn.Flatten(0))
+    assert evaluate(squeezed, (X, y[:, None]), loss).loss == pytest.approx(score.loss)
 
 
 def test_regression_on_diabetes(device: str) -> None:

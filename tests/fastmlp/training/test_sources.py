@@ -236,6 +236,63 @@ def test_a_wrong_length(device: str) -> None:
         fit(net(), liar, batch_size=16, device=device)
 
 
+class Changing(Listed):
+    """A data set whose length is another whenever it is asked for."""
+
+    step, lengths = 1, 0
+
+    def __len__(self) -> int:
+        self.lengths += 1
+        return len(self.y) + self.step * (self.lengths - 1)
+
+    def __getitem__(self, i: int) -> tuple[Any, Any]:
+        if i >= len(self.y) + min(self.step, 0):
+            raise IndexError(i)
+        return super().__getitem__(i)
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 30], ids=["streamed", "resident"])
+def test_a_length_that_changes(limit: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is added meanwhile takes no part, and is not made up; what is gone is missed."""
+    monkeypatch.setattr(inputs, "RESIDENT", limit)
+    expected = run(data(), device)
+    assert is_same(run(Changing(*data()), device), expected)
+    shrinking = Changing(*data())
+    shrinking.step = -1
+    with pytest.raises(ValueError, match="train: its length was 83, and now it is 8"):
+        run(shrinking, device)
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 30], ids=["streamed", "resident"])
+@pytest.mark.parametrize("chunk", [1, 1024])
+def test_examples_of_several_kinds(
+    chunk: int, limit: int, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of another shape or dtype than those before: never broadcast, never cut off."""
+    monkeypatch.setattr(inputs, "RESIDENT", limit)
+    monkeypatch.setattr(inputs, "_CHUNK", chunk)
+
+    class Ragged(Listed):
+        def __getitem__(self, i: int) -> tuple[Any, Any]:
+            x, y = super().__getitem__(i)
+            return (x if i < 40 else x[:1]), y
+
+    said = r"train: expected (examples of one shape|features \(N, 12\))"
+    with pytest.raises(ValueError, match=said):
+        run(Ragged(*data()), device, dropout=0.5, batch_size=chunk)
+    if limit and chunk == 1:
+
+        class Mixed(Listed):
+            def __getitem__(self, i: int) -> tuple[Any, Any]:
+                x, y = super().__getitem__(i)
+                return x, (y if i < 40 else y + 0.5)
+
+        with pytest.raises(
+            ValueError, match=r"one shape and dtype, got \(\) torch\.int64 and \(\) torch\.float32"
+        ):
+            run(Mixed(*data()), device)
+
+
 def test_bad_batches(device: str) -> None:
     """Said before the step that would learn from them."""
     x, y = data()

@@ -1,0 +1,103 @@
+"""Tensors of what else holds numbers: NumPy's arrays, tables of pandas and polars, lists."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+#: What to do where no tensor can be made.
+_REMEDIES = {
+    "targets": "names, y = numpy.unique(y, return_inverse=True) numbers classes from 0",
+    "features": "rows of one length and of one kind of number, as after astype('float32'), make one",
+}
+
+_COPY = 1 << 30  # bytes of a mapped file that are copied to memory, to bring them into order
+
+
+def is_array(value: object) -> bool:
+    """Whether ``value`` is a NumPy array."""
+    numpy = sys.modules.get("numpy")  # which torch does without, and whoever has an array has imported
+    return numpy is not None and isinstance(value, numpy.ndarray)
+
+
+def holds_numbers(value: object) -> bool:
+    """Whether `tensor_of` knows what to make or to say of ``value``."""
+    known = isinstance(value, (Tensor, list, tuple)) or is_array(value) or _is_sparse(value)
+    return known or hasattr(value, "to_numpy") or hasattr(value, "__array__")  # pandas, polars; JAX
+
+
+def tensor_of(value: Any, name: str, what: str) -> Tensor:
+    """``value`` as a tensor: of the same memory, where it is laid out as torch can read it.
+
+    Args:
+        value: of which `holds_numbers`.
+        name: of the data, for messages.
+        what: "features" or "targets".
+
+    Raises:
+        ValueError: there is no such tensor, with what to do.
+    """
+    if isinstance(value, Tensor):
+        if value.layout != torch.strided:
+            raise ValueError(f"{name}: expected dense {what}, got {value.layout}; to_dense() makes such")
+        return value
+    if _is_sparse(value):
+        raise ValueError(f"{name}: expected dense {what}, got a {type(value).__name__}; toarray() makes such")
+    if isinstance(value, (list, tuple)):
+        return _of_list(value, name, what)
+    array = value if is_array(value) else _array_of(value)
+    if getattr(array, "mask", False) is not False and array.mask.any():
+        raise ValueError(
+            f"{name}: expected {what} all there, got a masked array; filled(number) makes it whole"
+        )
+    return _of_array(array, name, what)
+
+
+def _of_array(array: Any, name: str, what: str) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it may not be writable: nobody here writes
+        try:
+            return torch.from_numpy(array)
+        except ValueError as error:  # rows backwards, or another machine's order of bytes
+            if getattr(array, "_mmap", None) is not None and array.nbytes > _COPY:
+                kind = f"{array.dtype} of strides {array.strides}"
+                raise ValueError(
+                    f"{name}: expected a file that torch can read as it is, got {kind} ({error})"
+                ) from error
+            return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
+        except TypeError as error:
+            example = f", such as {array.flat[0]}" if array.size else ""
+            raise _refusal(f"an array of {array.dtype}{example}", name, what) from error
+
+
+def _of_list(values: Any, name: str, what: str) -> Tensor:
+    try:
+        if len(values) and (isinstance(values[0], Tensor) or is_array(values[0])):
+            return torch.stack([_row(value, name, what) for value in values])
+        made = torch.tensor(values, device="cpu")
+        return torch.tensor(values, device="cpu", dtype=torch.float64) if made.is_floating_point() else made
+    except (TypeError, ValueError, RuntimeError) as error:
+        said = str(error).splitlines()[0]
+        got = f"a {type(values).__name__} of which torch makes no tensor ({said})"
+        raise _refusal(got, name, what) from error
+
+
+def _row(value: Any, name: str, what: str) -> Tensor:
+    known = isinstance(value, Tensor) or is_array(value)
+    return tensor_of(value, name, what) if known else torch.as_tensor(value, device="cpu")
+
+
+def _refusal(got: str, name: str, what: str) -> ValueError:
+    return ValueError(f"{name}: expected {what} that are numbers, got {got}; {_REMEDIES[what]}")
+
+
+def _array_of(value: Any) -> Any:
+    return value.to_numpy() if hasattr(value, "to_numpy") else value.__array__()
+
+
+def _is_sparse(value: object) -> bool:
+    return type(value).__module__.startswith("scipy.sparse") and hasattr(value, "toarray")

@@ -87,8 +87,8 @@ def _epoch(job: Job, number: int) -> Epoch:
         step = f", step {loop.done}" + (f" of {job.steps}" if job.steps else "") if loop.done else ""
         if number == loop.done == 1:
             raise TrainingError(
-                f"{what} in epoch {number}{step}; the rate has no part in it yet: look for numbers too large "
-                f"for {dtype}{left()}"
+                f"{what} in epoch {number}{step}, before any update: look for parameters that are not finite "
+                f"and numbers too large for {dtype}{left()}"
             )
         raise TrainingError(f"{what} in epoch {number}{step}; a smaller lr may help{left()}")
 

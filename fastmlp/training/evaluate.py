@@ -68,7 +68,7 @@ def accuracy(
     source = inputs.take(data, "data", device, net)
     features = Features(net, device, dtype)
     x, y = source.example()
-    if y.is_floating_point() or y.dim() != 1:
+    if y.is_floating_point() or y.numel() != 1:
         kind = f"{shape_of(('N', *y.shape[1:]))} {y.dtype}"
         raise ValueError(f"data: expected labels (N,) torch.int64, got targets {kind}")
     outputs = features.ask(x, "data").outputs

@@ -62,9 +62,9 @@ class Targets(NamedTuple):
         Raises:
             ValueError: the loss does not take them.
         """
+        y = self.shaped(y)
         if self.shape is None:
             return y
-        y = self.shaped(y)
         if self.classes is not None:
             self._check_labels(y, name)
             return y
@@ -82,9 +82,10 @@ class Targets(NamedTuple):
 
     def shaped(self, y: Tensor) -> Tensor:
         """y (N,) as (N, 1) where that is expected, of which torch would make (N, N); or y (N, 1) as (N,)."""
-        if self.shape is None or {tuple(y.shape[1:]), self.shape} != {(), (1,)}:
+        shape = () if self.shape is None and self.classes is not None else self.shape
+        if shape is None or {tuple(y.shape[1:]), shape} != {(), (1,)}:
             return y
-        return y.reshape(len(y), *self.shape)
+        return y.reshape(len(y), *shape)
 
     def _check_labels(self, y: Tensor, name: str) -> None:
         assert self.shape is not None

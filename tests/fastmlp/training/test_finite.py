@@ -100,6 +100,6 @@ def test_numbers_that_become_infinite() -> None:
     assert evaluate(net, (large, Y)).loss > 0
     nn.init.ones_(net[0].weight)
     with pytest.raises(
-        TrainingError, match=r"the loss is nan in epoch 1, step 1 of 1; the rate has no part in it"
+        TrainingError, match=r"the loss is nan in epoch 1, step 1 of 1, before any update: look for"
     ):
         fit(net, (large, Y), device="cpu")

@@ -6,11 +6,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import pandas
-import polars
 import pytest
-import scipy.sparse
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
@@ -20,8 +16,6 @@ from fastmlp.data import Samples
 from fastmlp.training import accuracy, evaluate, fit
 
 X, Y = torch.randn(20, 5), torch.randint(3, (20,))
-WHOLE = (4 * X).round()
-WORDS = ["cat", "dog"] * 10
 
 
 class Items(Dataset[Any]):
@@ -58,31 +52,6 @@ def picture() -> Any:
         (DataLoader(Items((X[0], "cat"))), r"expected batches of two tensors .* a Tensor and a tuple of 1"),
         ((X.numpy(), Y.numpy()[:9]), r"train: expected labels \(20,\) torch\.int64, got \(9,\)"),
         ((X.numpy()[:0], Y.numpy()[:0]), r"train: expected at least one example, got \(0, 5\)"),
-        (
-            (X.to_sparse(), Y),
-            r"train: expected dense features, got torch\.sparse_coo; to_dense\(\) makes such",
-        ),
-        (
-            (scipy.sparse.csr_matrix(X.numpy()), Y),
-            r"train: expected dense features, got a csr_matrix; toarray\(\) makes such",
-        ),
-        ((np.ma.masked_less(X.numpy(), 0), Y), r"train: expected features all there, got a masked array"),
-        ((pandas.DataFrame(X.numpy()), pandas.Series(WORDS)), r"targets that are numbers, .* numpy\.unique"),
-        (
-            (X, WORDS),
-            r"train: expected targets that are numbers, got a list .* numpy\.unique\(y, return_inverse",
-        ),
-        (
-            (X, np.array(WORDS)),
-            r"targets that are numbers, got an array of <U3, such as cat; names, y = numpy",
-        ),
-        (
-            (pandas.DataFrame({"a": [1.0, 2.0], "b": ["u", "v"]}), [0, 1]),
-            r"train: expected features that are numbers, got an array of object, .* astype\('float32'\)",
-        ),
-        (pandas.DataFrame(X.numpy()), r"train: expected Images, Samples, a pair .* got a DataFrame"),
-        (([[1.0], [1.0, 2.0]], [0, 1]), r"train: expected features that are numbers, got a list .* at dim 1"),
-        ([(X[0], 0), (X[1], 1)], r"train: expected features that are numbers, got a tuple of which"),
         (
             (X, Y + 1),
             r"labels from 0 to 2, got 1 to 3; .* torch\.unique\(y, return_inverse=True\)\[1\] numbers",
@@ -145,38 +114,6 @@ def trained(data: Any, outputs: int = 3, **options: Any) -> list[Tensor]:
     net = fastmlp.MLP(5, [4, outputs])
     fit(net, data, epochs=1, batch_size=8, **options)
     return [p.detach() for p in net.parameters()]
-
-
-@pytest.mark.parametrize(
-    ("data", "same"),
-    {
-        "rows backwards": ((X.numpy()[::-1], Y.numpy()[::-1]), (X.flip(0), Y.flip(0))),
-        "another order of bytes": ((X.numpy().astype(">f4"), Y.numpy().astype(">i8")), (X, Y)),
-        "lists": ((X.double().tolist(), Y.tolist()), (X, Y)),
-        "lists of rows": ((list(X.numpy()), list(Y)), (X, Y)),
-        "pandas": ((pandas.DataFrame(X.numpy()), pandas.Series(Y.numpy())), (X, Y)),
-        "pandas, a column": ((pandas.DataFrame(X.numpy()), pandas.DataFrame(Y.numpy())), (X, Y)),
-        "polars": ((polars.DataFrame(X.numpy()), polars.Series(Y.numpy())), (X, Y)),
-        "whole numbers": ((WHOLE.long(), Y.int()), (WHOLE, Y)),
-        "unsigned": ((WHOLE.abs().numpy().astype(np.uint16), Y), (WHOLE.abs(), Y)),
-        "bool": ((X > 0, Y), ((X > 0).float(), Y)),
-        "a Dataset of whole numbers": (TensorDataset(WHOLE.int(), Y), (WHOLE, Y)),
-        "a DataLoader of them": (DataLoader(TensorDataset(WHOLE.int(), Y), batch_size=20), None),
-    }.values(),
-)
-def test_other_containers(data: Any, same: Any) -> None:
-    """The bits of tensors of the same numbers."""
-    if same is None:  # in its own order, of one batch
-        options: dict[str, Any] = {"batch_size": 20}
-        torch.manual_seed(0)
-        net = fastmlp.MLP(5, [4, 3])
-        fit(net, data, epochs=1)
-        assert evaluate(net, data) == evaluate(net, (WHOLE, Y), **options)
-        return
-    assert all(map(torch.equal, trained(data), trained(same)))
-    net = fastmlp.MLP(5, [3])
-    assert evaluate(net, data) == evaluate(net, same)
-    assert accuracy(net, same) == evaluate(net, data).accuracy
 
 
 @pytest.mark.parametrize(

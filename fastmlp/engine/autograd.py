@@ -58,16 +58,17 @@ class AutogradExecutor(Executor):
             return value
 
         with without_autocast(self.device):  # as torch wants backward and update
-            if rules.wants_closure(type(self.optimizer)):
-                self.optimizer.step(evaluate)
+            if rules.wants_closure(self.optimizer):
+                self.optimizer.step(evaluate)  # type: ignore[arg-type]
             else:
                 evaluate()
                 self.scaler.step(self.optimizer)
                 self.scaler.update()
         self.updating = False
+        value, output = first
         if count:
-            self._count(*first, y)
-        return first[0]
+            self._count(value, output, y)
+        return value
 
     def _objective(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The loss, and the output without a gradient; fused to the head where model and loss allow it."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fastmlp.backends.base import SquaredError
 from fastmlp.engine.network import Network
@@ -66,10 +69,23 @@ def batch_problem(network: Network, x: Tensor, y: Tensor) -> str | None:
         return None
     whole = y.shape == (*x.shape[:1], network.widths[-1])
     if isinstance(network.options, SquaredError):
-        return f"the targets are {y.dtype}" if whole and y.dtype != network.layers[0].weight.dtype else None
+        other = whole and y.dtype != network.layers[0].weight.dtype and takes_any_number()
+        return f"the targets are {y.dtype}" if other else None
     if whole and y.is_floating_point():
         return "the targets are probabilities"
     return "the targets are torch.uint8" if y.dtype == torch.uint8 and y.shape == x.shape[:1] else None
+
+
+@cache
+def takes_any_number() -> bool:
+    """Whether this torch's squared error has a gradient where its two sides differ in dtype."""
+    with torch.inference_mode(False), torch.enable_grad():
+        x = torch.zeros((), device="cpu", dtype=torch.float32, requires_grad=True)
+        try:
+            F.mse_loss(x, x.detach().double()).backward()
+        except RuntimeError:
+            return False
+    return True
 
 
 def check_optimizer(
@@ -81,7 +97,7 @@ def check_optimizer(
         ValueError: not one of the optimizer's parameters is theirs; or it evaluates the loss itself, which
             ``torch.amp.GradScaler`` cannot scale.
     """
-    if dtype == torch.float16 and wants_closure(type(optimizer)):
+    if dtype == torch.float16 and wants_closure(optimizer):
         raise ValueError(
             f"dtype: expected float32 or bfloat16 for {type(optimizer).__name__}, which evaluates the loss "
             "itself, got torch.float16"

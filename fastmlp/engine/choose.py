@@ -64,7 +64,7 @@ def step_problem(found: Network, optimizer: torch.optim.Optimizer, dtype: torch.
         return choice.reason
     if dtype == torch.float16:
         return "a CPU has no fast float16"
-    if rules.wants_closure(type(optimizer)):
+    if rules.wants_closure(optimizer):
         return f"{type(optimizer).__name__} evaluates the loss itself"
     return None
 

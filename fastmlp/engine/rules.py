@@ -210,9 +210,14 @@ def _is_torchs(step: Any) -> bool:
     return True
 
 
+def wants_closure(optimizer: Optimizer) -> bool:
+    """Whether ``optimizer``'s steps evaluate the loss themselves, as LBFGS' do: ``step(closure)``."""
+    kind: Any = type(optimizer)
+    return _takes_closure(kind)
+
+
 @lru_cache(maxsize=32)
-def wants_closure(kind: type[Optimizer]) -> bool:
-    """Whether ``kind``'s steps evaluate the loss themselves, as LBFGS' do: ``step(closure)``."""
+def _takes_closure(kind: Any) -> bool:
     arguments = list(inspect.signature(kind.step).parameters.values())[1:2]
     return any(
         a.default is a.empty and a.kind in (a.POSITIONAL_ONLY, a.POSITIONAL_OR_KEYWORD) for a in arguments

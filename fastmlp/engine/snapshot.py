@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
@@ -15,7 +17,7 @@ class Snapshot:
     def __init__(self, model: nn.Module, loss: nn.Module) -> None:
         self._modules = [loss, *model.modules()]
         self._types = list(map(type, self._modules))
-        self._kinds = set(self._types)
+        self._kinds: set[Any] = set(self._types)
         self._functions = self._methods()
         # A module's attributes hold its dictionaries, which change in place.
         self._dicts = [d for m in self._modules for d in (m.__dict__, m._modules, m._parameters, m._buffers)]

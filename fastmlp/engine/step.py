@@ -131,9 +131,8 @@ class TrainStep:
         same = self._snapshot is not None and self._snapshot.holds(self.model, self.loss)
         if found is None or not same or requested != self._requested or dtype != self._products:
             found = network.recognise(self.model, self.loss)
-            known = isinstance(found, Network)
-            self._network = found if known else None
-            self._snapshot = Snapshot(self.model, self.loss) if known else None
+            self._network = found if isinstance(found, Network) else None
+            self._snapshot = Snapshot(self.model, self.loss) if self._network else None
             self._fast, self._requested, self._products = None, requested, dtype
         if isinstance(found, str):
             return found

@@ -77,7 +77,7 @@ def checked(limit: float | None, engine: str, dtype: torch.dtype, optimizer: tor
         return engine
     if not 0 < limit < math.inf:
         raise ValueError(f"clip_norm: expected a positive number, got {limit}")
-    if wants_closure(type(optimizer)):
+    if wants_closure(optimizer):
         raise ValueError(
             f"clip_norm: expected None with {type(optimizer).__name__}, which makes the gradients itself"
         )

@@ -151,6 +151,25 @@ def module_of(name: str) -> nn.Module:
     return nn.GELU("tanh") if name == "gelu_tanh" else TABLE[name].module()
 
 
+def by_name(z: Tensor, name: str) -> Tensor:
+    """The activation that `resolve` finds by ``name``, in words that TorchScript knows."""
+    if name == "relu":
+        return F.relu(z)
+    if name == "leaky_relu":
+        return F.leaky_relu(z)
+    if name == "sigmoid":
+        return torch.sigmoid(z)
+    if name == "tanh":
+        return torch.tanh(z)
+    if name == "gelu":
+        return F.gelu(z)
+    if name == "gelu_tanh":
+        return F.gelu(z, approximate="tanh")
+    if name == "silu":
+        return F.silu(z)
+    return z
+
+
 def resolve(activation: str | nn.Module | Act | None) -> Act:
     """The activation that a user named: a table name, a torch module, or None for none.
 

@@ -63,11 +63,16 @@ class Unchanged:
         """Raise torch's RuntimeError if one was written to since."""
         for name, tensor, version in self._known:
             if tensor._version != version:
-                raise RuntimeError(
-                    "one of the variables needed for gradient computation has been modified by an inplace "
-                    f"operation: {name} {tuple(tensor.shape)} is at version {tensor._version}; expected "
-                    f"version {version} instead"
-                )
+                raise written(name, tensor, version)
+
+
+def written(name: str, tensor: Tensor, version: int) -> RuntimeError:
+    """torch's error for a ``tensor`` that was at ``version`` in the forward."""
+    return RuntimeError(
+        "one of the variables needed for gradient computation has been modified by an inplace "
+        f"operation: {name} {tuple(tensor.shape)} is at version {tensor._version}; expected "
+        f"version {version} instead"
+    )
 
 
 def left_to_torch(upstream: Tensor) -> bool:

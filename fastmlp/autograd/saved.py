@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmlp.activations import Act
+from fastmlp.autograd.node import written
 
 
 class Owners:
@@ -34,11 +35,7 @@ class Owners:
         """
         for alias, owner, version in zip(aliases, self._owners, self._versions):
             if alias is not None and owner is not None and _version(owner) != version:
-                raise RuntimeError(
-                    "one of the variables needed for gradient computation has been modified by an inplace "
-                    f"operation: a parameter {tuple(owner.shape)} is at version {_version(owner)}; expected "
-                    f"version {version} instead"
-                )
+                raise written("a parameter", owner, version)
         return aliases
 
     def in_graph(self, aliases: Sequence[Tensor | None]) -> list[Tensor | None]:

@@ -52,8 +52,9 @@ def linear_act(
         IndexError: with ``FASTMLP_DEBUG=1`` an index that is no row.
         RuntimeError: tensors on different devices.
     """
-    if is_stand_in(input):
-        return handle_torch_function(linear_act, (input,), input, weight, bias, activation)
+    given = (input, weight, bias)
+    if any(map(is_stand_in, given)):
+        return handle_torch_function(linear_act, given, input, weight, bias, activation)
     return chain(input, [Layer(weight, bias, resolve(activation))])
 
 
@@ -87,6 +88,11 @@ def mlp(
         ValueError: as `linear_act`; ``weights`` and ``biases`` of different lengths; an unknown plan, or one
             that these layers do not fit.
     """
+    given = (input, *weights, *(biases or ()))
+    if any(map(is_stand_in, given)):
+        return handle_torch_function(
+            mlp, given, input, weights, biases, activation, output_activation=output_activation, plan=plan
+        )
     return chain(input, mlp_layers(weights, biases, activation, output_activation), plan)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
@@ -28,8 +30,9 @@ class Dequantize(nn.Module):
         TypeError: ``dtype`` is not floating.
     """
 
-    scale: Tensor
-    shift: Tensor | None
+    if TYPE_CHECKING:  # torch.jit.script reads what a class is annotated with, and no strings
+        scale: Tensor
+        shift: Tensor | None
 
     def __init__(
         self,

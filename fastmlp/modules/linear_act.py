@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastmlp.activations import from_module, resolve
+from fastmlp.activations import by_name, from_module, resolve
 from fastmlp.functional.linear import linear_act
 from fastmlp.functional.traced import is_stand_in
 from fastmlp.modules.plan import untouched
@@ -45,6 +45,18 @@ class LinearAct(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., K) to (..., N)."""
+        if torch.jit.is_scripting():
+            z = F.linear(input, self.weight, self.bias)
+            if self.activation is None:
+                return z
+            elif isinstance(self.activation, str):
+                return by_name(z, self.activation)
+            else:
+                return self.activation(z)
+        else:
+            return self._forward(input)
+
+    def _forward(self, input: Tensor) -> Tensor:
         activation = self.activation
         if isinstance(activation, nn.Module) and (
             is_stand_in(input) or not (untouched(activation) and from_module(activation))

@@ -39,7 +39,7 @@ class MLP(Sequential):
     """
 
     #: Not a child: it would shift the numbers of torchvision's keys.
-    flatten: bool = False
+    flatten = False
 
     def __init__(
         self,
@@ -75,7 +75,15 @@ class MLP(Sequential):
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in_channels), or (N, ...) with ``flatten``, to (..., hidden_channels[-1])."""
-        return run(self._modules.values(), input.flatten(1) if self.flatten else input)  # type: ignore[arg-type]
+        if torch.jit.is_scripting():
+            if self.flatten:
+                input = input.flatten(1)
+            for module in self:
+                input = module(input)
+            return input
+        else:
+            input = input.flatten(1) if self.flatten else input
+            return run(self._modules.values(), input)  # type: ignore[arg-type]
 
     def _closed(
         self, input: Tensor, target: Tensor, loss: CrossEntropyLoss | MSELoss

@@ -28,7 +28,20 @@ class Sequential(nn.Sequential):
 
     def forward(self, input: Tensor) -> Tensor:
         """Run the children in order; see `plan` for what is fused."""
-        return run(self._modules.values(), input)  # type: ignore[arg-type]
+        if torch.jit.is_scripting():  # torch's own loop
+            for module in self:
+                input = module(input)
+            return input
+        else:  # said aloud: what TorchScript is to leave out has to be a branch
+            return run(self._modules.values(), input)  # type: ignore[arg-type]
+
+    def __add__(self, other: nn.Sequential) -> Sequential:
+        """The children of both, as torch's, still fused."""
+        return Sequential(*super().__add__(other))
+
+    def __mul__(self, other: int) -> Sequential:
+        """The same children so many times, as torch's, still fused; ``__rmul__`` calls this."""
+        return Sequential(*super().__mul__(other))
 
     def cross_entropy(
         self, input: Tensor, target: Tensor, loss: CrossEntropyLoss

@@ -39,6 +39,20 @@ def test_no_grad_keeps_nothing(monkeypatch: pytest.MonkeyPatch, device: str) -> 
     assert formed
 
 
+@pytest.mark.parametrize("plan", ["layers", "whole", "recompute"])
+@pytest.mark.parametrize("inside", [False, True], ids=["made outside", "made inside"])
+def test_inference_mode_with_grad_mode_on(inside: bool, plan: str, device: str) -> None:
+    """Nothing is recorded, and a parameter's wanting a gradient keeps nothing."""
+    weights = [torch.randn(n, k, device=device, requires_grad=True) for n, k in ((5, 3), (4, 5))]
+    x = torch.randn(6, 3, device=device)
+    expected = mlp(x, weights, activation="gelu", plan=plan)
+    with torch.inference_mode(), torch.enable_grad():
+        y = mlp(x.clone() if inside else x, weights, activation="gelu", plan=plan)
+    assert y.is_inference()
+    assert not y.requires_grad
+    assert torch.equal(y, expected)
+
+
 @pytest.mark.parametrize("plan", ["layers", "whole"])
 def test_tied_and_dependent_tensors(plan: str, device: str) -> None:
     """A weight that stands twice, and one made from another: the double backward counts each place once."""

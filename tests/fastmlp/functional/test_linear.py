@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastmlp import backends
@@ -111,3 +111,24 @@ def test_errors_are_torchs_and_pythons() -> None:
     for error in (RuntimeError, TypeError):
         with pytest.raises(error, match=r"weight: expected torch\.float32"):
             linear_act(x, w.double())
+
+
+class Functional(nn.Module):
+    """Layers by the functional forms, the input of one of them a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Parameter(torch.randn(7, 5)), nn.Parameter(torch.randn(3, 7))
+        self.bias = nn.Parameter(torch.randn(7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = mlp(x, [self.first, self.last], [self.bias, None], "tanh")
+        return y + linear_act(torch.ones(3, 5), self.first).sum()
+
+
+def test_symbolic_trace() -> None:
+    """The graph has the call, whichever argument is known as it is made."""
+    net, x = Functional(), torch.randn(4, 5)
+    traced = torch.fx.symbolic_trace(net)
+    assert [n.name for n in traced.graph.nodes if n.op == "call_function"][:2] == ["mlp", "linear_act"]
+    assert torch.equal(traced(x), net(x))

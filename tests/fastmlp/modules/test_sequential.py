@@ -95,7 +95,14 @@ def test_the_modules_are_torchs_own() -> None:
     net = fastmlp.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))
     assert isinstance(net, nn.Sequential)
     assert type(net[0]) is nn.Linear
-    assert type(net[:2]) is fastmlp.Sequential
+    for more in (net[:2], net + net, net + nn.Sequential(nn.ReLU()), 2 * net, net * 2, net[:]):
+        assert type(more) is fastmlp.Sequential
+        assert more[0] is net[0]
+    assert repr(net * 2) == repr(nn.Sequential(*net) * 2) == repr(net + net)
+    with pytest.raises(ValueError, match="Non-positive"):
+        net * 0
+    with pytest.raises(ValueError, match="Sequential"):
+        net + nn.ReLU()  # type: ignore[operator]
     assert len(net.append(nn.ReLU())) == 4
     assert repr(net) == repr(nn.Sequential(*net))
     named = fastmlp.Sequential(OrderedDict(hidden=nn.Linear(5, 4), act=nn.ReLU()))

@@ -52,6 +52,7 @@ def short(report: dict[str, Any], picture: str) -> str:
         f"![speed relative to eager PyTorch]({picture})",
         _table(HEAD, map(cells, _that_matter(report))),
         _accuracy(timed) if timed else "",
+        "The table compares with eager PyTorch in the row's own dtype; a target names what it is over.",
         met + (f" Missed: {'; '.join(missed)}." if missed else ""),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -142,7 +143,7 @@ def _verdicts(report: dict[str, Any]) -> tuple[str, list[str]]:
     here = [t for t in targets.evaluate(report) if t["kind"] == report["machine"]["kind"]]
     measured = [t for t in here if t["measured"] is not None]
     missed = [
-        f"{t['what']} ({t['measured']:.2f} {t['unit']}, wanted {t['wanted']})".replace(" ×", "×")
+        f"{t['what']} ({t['measured']:.2f} {t['unit']} {t['where']}, wanted {t['wanted']})".replace(" ×", "×")
         for t in measured
         if t["verdict"] == "missed"
     ]

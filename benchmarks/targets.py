@@ -142,7 +142,7 @@ def _ten_epochs(rows: Rows) -> Measured:
 
 def _worst_of_sweeps(rows: Rows) -> Measured:
     found = [
-        (r, f"{row['group']}, {row['label']}")
+        (r, f"over {EAGER}, {row['group']}, {row['label']}")
         for row in rows
         if row["part"] == "sweeps" and (r := ratio(row, EAGER))
     ]

@@ -1,6 +1,6 @@
 """The book's MLP in a few lines. Source: d2l.ai, section 5.2.
 
-python examples/concise.py --data ../shared/data
+python examples/concise.py
 """
 
 from __future__ import annotations

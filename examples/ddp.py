@@ -1,6 +1,6 @@
 """Data parallel by hand: `DistributedDataParallel` around fastmlp's modules, an ordinary loop.
 
-torchrun --nproc-per-node=2 examples/ddp.py --data ../shared/data
+torchrun --nproc-per-node=2 examples/ddp.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The book's MLP from scratch: own parameters, own ReLU, own model. Source: d2l.ai, section 5.2.
 
-python examples/from_scratch.py --data ../shared/data
+python examples/from_scratch.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """fastmlp inside Lightning: modules and loss stand where torch's would, the rest is Lightning's.
 
-pip install lightning && python examples/lightning_module.py --data ../shared/data
+pip install lightning && python examples/lightning_module.py
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ class Row(NamedTuple):
     module: type[nn.Module]
     function: Callable[[Tensor, Any], Tensor]  # f(z, slope)
     derivative: Callable[[Tensor, Any], Tensor]  # f'(saved, slope)
-    saves_output: bool  # f' can be had from f(z), so z need not be kept
+    saves_output: bool  # f' follows from f(z), so z need not be kept
     inplace: Callable[[Tensor, Any], Tensor] | None = None  # f written over z
 
 

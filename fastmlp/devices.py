@@ -73,8 +73,8 @@ DEVICES: dict[str, Device] = {
         ),
         Device(
             "h200", 4.3e12, {"ieee": 66.9e12, "tf32": 494.7e12, "half": 790e12}, 132, 227 * _KIB,
-            "memory (of 4.8 TB/s) and half products (of 989.4 TFLOP/s) measured by this project's design; "
-            "the others as the H100's",
+            "memory (of 4.8 TB/s) and half products (of 989.4 TFLOP/s) measured with torch's own copy and "
+            "matmul, not with fastmlp; the others as the H100's",
             cache=5120 * 1.83e9,
         ),
         Device(

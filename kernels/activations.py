@@ -2,7 +2,7 @@
 
 ``ACT`` is the kernel id of a row of ``fastmlp.activations``. An activation is two branches
 here: one in `activate`, one in `derivative`, which is given ``saved``: the activation's
-output where f' can be had from it, else its input.
+output where f' follows from it, else its input.
 """
 
 from __future__ import annotations

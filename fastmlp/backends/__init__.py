@@ -22,6 +22,7 @@ CHOICES = ("auto", "torch", "triton")
 #: What the kernels compute with. float64 goes to torch's own ops.
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _MINIMUM_TRITON = (3, 5)
+_MINIMUM_CAPABILITY = 8  # Ampere's: bfloat16 and TF32 products, asynchronous copies, and what Triton supports
 
 
 class Traced:
@@ -172,7 +173,7 @@ def choose(tensor: Tensor) -> Choice:
     dtype = compute_dtype(tensor)
     if dtype not in KERNEL_DTYPES:
         return Choice(None, f"the kernels do not compute in {dtype}")
-    problem = triton_problem(tensor.is_cuda)
+    problem = triton_problem(tensor.get_device() if tensor.is_cuda else -1)
     if problem is None:
         return _COMPILED if compiling else Choice(_triton_backend(), "Triton kernels")
     if asked == "triton":
@@ -186,20 +187,20 @@ def kernels(tensor: Tensor) -> Backend:
     Raises:
         RuntimeError: they cannot run on ``tensor``.
     """
-    problem = triton_problem(tensor.is_cuda)
+    problem = triton_problem(tensor.get_device() if tensor.is_cuda else -1)
     if problem is not None:
         raise RuntimeError(f"fastmlp's kernels: {problem}")
     return _triton_backend()
 
 
 @constant
-def triton_problem(on_gpu: bool) -> str | None:
-    """Why Triton cannot run on such tensors, or None if it can."""
-    return _triton_problem(on_gpu)
+def triton_problem(gpu: int) -> str | None:
+    """Why Triton cannot run on tensors of the GPU of that index, -1 for a CPU, or None if it can."""
+    return _triton_problem(gpu)
 
 
-@cache
-def _triton_problem(on_gpu: bool) -> str | None:
+def triton_missing() -> str | None:
+    """Why the Triton here does not do, if it does not or is not there."""
     try:
         import triton
     except ImportError as error:
@@ -207,10 +208,24 @@ def _triton_problem(on_gpu: bool) -> str | None:
     version = tuple(int(part) for part in triton.__version__.split(".")[:2])
     if version < _MINIMUM_TRITON:
         return f"Triton {triton.__version__} is older than {'.'.join(map(str, _MINIMUM_TRITON))}"
+    return None
+
+
+@cache
+def _triton_problem(gpu: int) -> str | None:
+    missing = triton_missing()
+    if missing is not None:
+        return missing
     from fastmlp.kernels import launch
 
-    if not on_gpu and not launch.INTERPRETED:
+    if launch.INTERPRETED:
+        return None
+    if gpu < 0:
         return "the tensors are not on a GPU, and TRITON_INTERPRET=1 is not set"
+    if torch.version.hip is None:
+        major, minor = torch.cuda.get_device_capability(gpu)
+        if major < _MINIMUM_CAPABILITY:
+            return f"compute capability {major}.{minor} is below {_MINIMUM_CAPABILITY}.0"
     return None
 
 

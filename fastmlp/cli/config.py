@@ -47,7 +47,7 @@ def read(context: typer.Context, path: Path | None) -> Path | None:
         if key not in names:
             close = difflib.get_close_matches(key, names, 1)
             meant = f"; did you mean {close[0]}?" if close else ", which are: " + ", ".join(names)
-            fail(f"--config {path}: {key} is no option that it can set{meant}", 2)
+            fail(f"--config {path}: {key} is not an option that a file can set{meant}", 2)
         problem = _problem(context, options[names[key]], _kind(hints[names[key]]), value)
         if problem:
             fail(f"--config {path}: {key}: {problem}", 2)

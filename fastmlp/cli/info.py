@@ -34,9 +34,9 @@ def info(
     widths: str = typer.Option(
         "784,256,10", metavar="WIDTHS", help="Of its input and every layer.", rich_help_panel=_NET
     ),
-    batch: int = typer.Option(256, metavar="N", min=1, help="Rows.", rich_help_panel=_NET),
+    batch: int = typer.Option(256, metavar="N", min=1, help="Rows of a batch.", rich_help_panel=_NET),
     dtype: Dtype = typer.Option(
-        Dtype.float32, metavar="NAME", help=f"That everything is in: {_DTYPES}.", rich_help_panel=_NET
+        Dtype.float32, metavar="NAME", help=f"Of parameters and data: {_DTYPES}.", rich_help_panel=_NET
     ),
     on: str = typer.Option(
         "",
@@ -89,7 +89,7 @@ def _versions() -> dict[str, str]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = "not installed"
-    problem = backends.triton_problem(True)
+    problem = backends.triton_missing()
     if problem is not None:
         found["triton"] += (
             f": {problem}, so GPUs run torch's own ops; PyTorch's CUDA build brings a Triton that fits"

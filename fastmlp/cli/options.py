@@ -106,13 +106,19 @@ class Settings:
         Schedule, _training(metavar="NAME", help=f"Of the learning rate over the run: {names_of(Schedule)}.")
     ] = Schedule.constant
     clip: Annotated[
-        float | None, _training(metavar="X", min=0.0, help="Largest norm of a step's gradient; default: any.")
+        float | None,
+        _training(metavar="X", min=0.0, help="Largest norm of a step's gradient; default: no limit."),
     ] = None
     patience: Annotated[
         int | None, _training(metavar="N", min=1, help="Stop early: after N epochs that were no better.")
     ] = None
     min_delta: Annotated[
-        float, _training(metavar="X", min=0.0, help="With --patience: so much lower a test loss is better.")
+        float,
+        _training(
+            metavar="X",
+            min=0.0,
+            help="With --patience: how much lower a test loss must be to count as better.",
+        ),
     ] = 0.0
     seed: Annotated[int, _training(metavar="N", help="Of the initial weights and the batch order.")] = 0
 

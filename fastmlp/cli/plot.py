@@ -178,9 +178,7 @@ def confusion(
         emit({"picture": str(path), "classes": list(test.classes), "confusion": counts})
 
 
-@app.command(
-    "study", epilog="Example: fastmlp plot study learning-rate --data ../shared/data --out rates.svg"
-)
+@app.command("study", epilog="Example: fastmlp plot study learning-rate --out rates.svg")
 def study(
     name: str = typer.Argument(
         ..., metavar="NAME", help=f"One of {', '.join(_NAMES)}.", autocompletion=lambda: list(_NAMES)

@@ -40,7 +40,7 @@ def predict(
     net: Path = typer.Argument(..., metavar="NET", help=NET_HELP, show_default=False),
     index: str = typer.Option("", metavar="0,5,9", help="These examples.", rich_help_panel=_SET),
     count: int | None = typer.Option(
-        None, metavar="N", min=1, help="The first N; default: 10.", rich_help_panel=_SET
+        None, metavar="N", min=1, help="The first N examples; default: 10.", rich_help_panel=_SET
     ),
     dataset: Dataset | None = typer.Option(None, metavar="NAME", help=DATASET_HELP, rich_help_panel=_SET),
     data: Path | None = typer.Option(None, metavar="DIR", help=DATA_HELP, rich_help_panel=_SET),
@@ -53,7 +53,7 @@ def predict(
     invert: bool = typer.Option(
         False,
         "--invert",
-        help="Of pictures that are dark on white: the data is bright on black.",
+        help="Invert the pictures: they are dark on white, the data is bright on black.",
         rich_help_panel=_OWN,
     ),
     array: Path | None = typer.Option(
@@ -63,7 +63,7 @@ def predict(
         help="Rows of numbers: .npy, .pt or .safetensors.",
         rich_help_panel=_OWN,
     ),
-    top: int = typer.Option(3, metavar="K", min=1, help="So many likely classes of each."),
+    top: int = typer.Option(3, metavar="K", min=1, help="How many of the likeliest classes to show."),
     batch_size: int = typer.Option(4096, metavar="N", min=1, help="Examples at a time."),
     device: str = typer.Option("", metavar="NAME", help=DEVICE_HELP),
     dtype: Dtype = typer.Option(Dtype.float32, metavar="NAME", help="Of the matrix products."),

@@ -55,11 +55,13 @@ def profile(
         Optimizer.sgd, metavar="NAME", help=f"One of {_OPTIMIZERS}, with train's numbers."
     ),
     inference: bool = typer.Option(False, "--inference", help="The forward alone."),
-    steps: int = typer.Option(20, metavar="N", min=1, help="That are profiled: an epoch of so many batches."),
-    warmup: int = typer.Option(1, metavar="N", min=1, help="Epochs before it: the first one compiles."),
+    steps: int = typer.Option(
+        20, metavar="N", min=1, help="How many to profile: an epoch of that many batches."
+    ),
+    warmup: int = typer.Option(1, metavar="N", min=1, help="Epochs to run before: the first one compiles."),
     device: str = typer.Option("", metavar="NAME", help=DEVICE_HELP),
     sort: Sort = typer.Option("time", metavar="NAME", help=f"By {_SORTS}; loss is the time above the floor."),
-    limit: int = typer.Option(15, metavar="N", min=1, help="Rows that are shown; the others are summed."),
+    limit: int = typer.Option(15, metavar="N", min=1, help="Rows to show; the others are summed."),
     trace: Path | None = typer.Option(None, metavar="FILE", help="A trace, for ui.perfetto.dev."),
     memory: Path | None = typer.Option(
         None,

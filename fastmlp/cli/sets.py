@@ -26,7 +26,7 @@ def both(dataset: Dataset, root: Path | None, subset: int | None = None) -> tupl
     """Train and test set; of both the first part, where ``subset`` says how many train.
 
     Raises:
-        DataError: they are not to be had.
+        DataError: they are missing or broken, or what reads them is.
     """
     train, test = data.named(dataset.value, root, warn)
     if subset is None or subset >= len(train):

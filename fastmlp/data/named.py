@@ -21,7 +21,7 @@ def named(
     """Train and test set: `Images` to classify, `Samples` for regression ("diabetes").
 
     Fashion-MNIST, MNIST and KMNIST come through torchvision: from ``root``, or downloaded once into
-    `idx.cache_directory`. Where Fashion-MNIST cannot be had and no ``root`` is given, the synthetic set of
+    `idx.cache_directory`. Where Fashion-MNIST is not available and no ``root`` is given, the synthetic set of
     the same shapes takes its place, and ``say`` is told; no other set is ever replaced.
 
     Args:
@@ -49,7 +49,7 @@ def named(
     except DataError as error:
         if name != "fashion-mnist":
             raise
-        say(f"Fashion-MNIST is not to be had ({error}). Training on the embedded synthetic set instead.")
+        say(f"Fashion-MNIST is not available ({error}). Training on the embedded synthetic set instead.")
         return synthetic(seed)
 
 

@@ -107,7 +107,7 @@ class Exercise:
 
 
 def sets(data: Path | str | None, small: bool, say: Say) -> tuple[Images, Images]:
-    """Training and test set: Fashion-MNIST, or the embedded set where that is not to be had, or ``small``.
+    """Training and test set: Fashion-MNIST, or the embedded set where that is not available, or ``small``.
 
     Raises:
         DataError: ``data`` is given, and what is there is missing or broken.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from benchmarks import performance, readme
@@ -16,6 +17,14 @@ def test_the_page_and_the_readmes_are_up_to_date() -> None:
     for name, words in readme.READMES.items():
         text = (readme.PAGE.parents[1] / name).read_text()
         assert readme.updated(text, readme.RESULTS, words) == text
+
+
+def test_the_chinese_table_is_chinese() -> None:
+    text = (readme.PAGE.parents[1] / "README.zh-CN.md").read_text()
+    rows = text.partition("<!-- benchmarks: begin -->")[2].splitlines()
+    works = [row.split(" | ")[0] for row in rows if row.endswith("% |")]
+    assert len(works) > 20
+    assert not [work for work in works if not re.search("[\u4e00-\u9fff]", work)]
 
 
 def test_a_page_has_each_machine_its_tables_and_its_pictures(tmp_path: Path) -> None:

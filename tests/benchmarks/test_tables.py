@@ -50,7 +50,7 @@ def test_the_readme_has_the_rows_that_matter() -> None:
     assert "| 2.00× | 0.50× (JAX) | 40% |" in text
     assert "batch 16 " not in text
     assert "1 of the 3 targets" not in text  # the sweep's counts as well
-    assert "Missed: cross-entropy 256 x 10 (0.50×, wanted >= 1×)." in text
+    assert "Missed: cross-entropy 256 x 10 (0.50× over eager, wanted >= 1×)." in text
 
 
 def test_targets_are_met_missed_or_not_measured() -> None:

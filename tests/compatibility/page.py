@@ -25,6 +25,7 @@ _HEAD = """# Compatibility with PyTorch
 A row is a feature; a cell is the outcome of the tests of `tests/compatibility` that are marked with it, which
 compare with torch's own modules and functions. The tests write this page:
 
+<!-- not run: these are the tests themselves -->
 ```sh
 .venv/bin/pytest -n auto tests/compatibility --compatibility docs/compatibility.md
 ```

@@ -5,11 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pytest
-
-import fastmlp
-from fastmlp.data import synthetic
-
 ROOT = Path(__file__).resolve().parents[2]
 ENGLISH, CHINESE = (ROOT / name for name in ("README.md", "README.zh-CN.md"))
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -59,12 +54,3 @@ def test_their_links_are_the_same_and_lead_somewhere() -> None:
     for path in (ENGLISH, CHINESE):
         for link in _LINK.findall(prose(path)):
             assert link.startswith("https://") or (ROOT / link.partition("#")[0]).exists(), link
-
-
-def test_the_five_lines_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    train, test = synthetic(train=512, test=64)
-    monkeypatch.setattr(fastmlp, "fit", lambda *args, epochs, fit=fastmlp.fit: fit(*args, epochs=1))
-    names: dict[str, object] = {"train": train, "test": test}
-    exec(compile(code(ENGLISH)[-1], "README.md", "exec"), names)
-    assert isinstance(names["step"], fastmlp.TrainStep)
-    assert names["history"].epochs[0].test_accuracy > 0  # type: ignore[attr-defined]

@@ -121,14 +121,6 @@ def test_a_diagram_is_whole_and_used(path: Path) -> None:
     assert used
 
 
-def test_the_quick_start_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    text = (ROOT / "docs" / "index.md").read_text()
-    blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    assert len(blocks) >= 3
-    exec(compile("\n".join(blocks), "docs/index.md", "exec"), {})
-    assert "epoch   2" in capsys.readouterr().out
-
-
 def test_the_checker_sees_what_is_broken(tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     path.write_text(

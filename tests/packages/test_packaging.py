@@ -1,6 +1,6 @@
 """What is shipped, and that it works where there is nothing but torch.
 
-A CPU-only torch cannot be had from every registry, so one is played: torch without Triton, NumPy, torchvision
+Not every registry has a CPU-only torch, so one is imitated: torch without Triton, NumPy, torchvision
 and GPUs.
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -81,24 +82,39 @@ def test_import_needs_torch_only() -> None:
     assert result.stdout.strip() == "torch.Size([1, 2])", result.stderr
 
 
+@pytest.fixture
+def asked_anew() -> Iterator[None]:
+    backends._triton_problem.cache_clear()
+    yield
+    backends._triton_problem.cache_clear()
+
+
+@pytest.mark.usefixtures("asked_anew")
 def test_missing_triton_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
-    backends._triton_problem.cache_clear()
-    try:
-        assert "cannot be imported" in str(backends.triton_problem(True))
-    finally:
-        backends._triton_problem.cache_clear()
+    assert "cannot be imported" in str(backends.triton_problem(0))
 
 
+@pytest.mark.usefixtures("asked_anew")
 def test_old_triton_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     import triton
 
     monkeypatch.setattr(triton, "__version__", "3.1.0")
+    assert "Triton 3.1.0 is older than 3.5" in str(backends.triton_problem(0))
+
+
+@pytest.mark.usefixtures("asked_anew")
+def test_an_old_gpu_runs_torchs_ops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A V100 and a T4, which the kernels' tiles are too large for; beside one that runs them."""
+    capabilities = [(7, 0), (7, 5), (8, 0), (12, 0)]
+    monkeypatch.setattr("fastmlp.kernels.launch.INTERPRETED", False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda gpu: capabilities[gpu])
+    monkeypatch.setattr(torch.version, "hip", None)
+    said = [backends.triton_problem(gpu) for gpu in range(4)]
+    assert said == ["compute capability 7.0 is below 8.0", "compute capability 7.5 is below 8.0", None, None]
     backends._triton_problem.cache_clear()
-    try:
-        assert "Triton 3.1.0 is older than 3.5" in str(backends.triton_problem(True))
-    finally:
-        backends._triton_problem.cache_clear()
+    monkeypatch.setattr(torch.version, "hip", "7.0")  # gfx90a says 9.0, gfx1100 11.0: another scale
+    assert backends.triton_problem(0) is None
 
 
 def test_transforms_go_to_aten(device: str) -> None:

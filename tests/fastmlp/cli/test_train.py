@@ -159,7 +159,7 @@ def test_missing_data_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("small")
 def test_the_fallback_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def named(name, root, say):
-        say("Fashion-MNIST is not to be had (offline). Training on the embedded synthetic set instead.")
+        say("Fashion-MNIST is not available (offline). Training on the embedded synthetic set instead.")
         return data.synthetic(train=300, test=50)
 
     monkeypatch.setattr(data, "named", named)

@@ -57,16 +57,27 @@ class _OneLine(TyperGroup):
         sys.exit(code)
 
 
+#: What options were called before, and what they are everywhere.
+_BEFORE = {"--batch": "--batch-size", "--on": "--device", "--measure": "--remeasure"}
+
+
 class _Command(TyperCommand):
-    """Whole numbers have 64 bits: what is more fails in many ways further down."""
+    """Takes the options' earlier names too. Whole numbers have 64 bits: more fails in many ways below."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        rest = super().parse_args(ctx, args)
+        names = {name for option in self.params for name in option.opts}
+        rest = super().parse_args(ctx, [_renamed(word, names) for word in args])
         for option in self.params:
             value = ctx.params.get(option.name)
             if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
                 raise typer.BadParameter(f"expected a number of 64 bits, got {value}", ctx, option)
         return rest
+
+
+def _renamed(word: str, names: set[str]) -> str:
+    name, equals, value = word.partition("=")
+    now = _BEFORE.get(name)
+    return f"{now}{equals}{value}" if now in names else word
 
 
 app = typer.Typer(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import re
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,14 +17,31 @@ from typing import Any, NoReturn
 import torch
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from fastmlp import atomic
 from fastmlp.training import checkpoint, distributed
 from fastmlp.training.memory import is_out_of_memory
 
+#: What a terminal obeys or reorders instead of showing it, and what no encoding has.
+_UNSHOWN = re.compile(r"[^\S\n\t ]|[\x00-\x08\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def shown(text: str) -> str:
+    """``text``, which a file may have brought, with what is not to be shown as its escapes."""
+    return _UNSHOWN.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+class _Console(Console):
+    """Every text that a command prints comes through here, also a table's cells."""
+
+    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+        return super().render_str(shown(text), **options)
+
+
 # No markup: a path or a message may hold brackets.
-_console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
-errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+_console = _Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+errors = _Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 #: How torch says that a size has more than 64 bits.
 _TOO_LARGE = (RuntimeError, TypeError, ValueError, OverflowError)
@@ -98,7 +116,7 @@ def warn(message: str) -> None:
 
 def fail(message: str, code: int = 1) -> NoReturn:
     """One line on stderr, and out."""
-    errors.print(f"error: {message}", style="red")
+    errors.print("error: " + message.replace("\n", "\\n"), style="red")
     raise typer.Exit(code)
 
 

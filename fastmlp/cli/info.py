@@ -13,10 +13,10 @@ from rich.table import Table
 
 import fastmlp
 from fastmlp import backends, plans
-from fastmlp.cli.common import JSON_HELP, Dtype, emit, fail, names_of, start, widths_of
+from fastmlp.cli.common import JSON_HELP, Dtype, emit, fail, names_of, one_of, start, widths_of
 from fastmlp.devices import DEVICES
 
-EXAMPLE = "Example: fastmlp info --widths 32,64,64,64,4 --batch 65536 --dtype bfloat16 --on h100"
+EXAMPLE = "Example: fastmlp info --hidden 64,64,64 --batch-size 65536 --dtype bfloat16 --device h100"
 
 _NET = "The net whose cost is shown"
 _DTYPES = names_of(Dtype)
@@ -31,14 +31,17 @@ _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_t
 
 
 def info(
-    widths: str = typer.Option(
-        "784,256,10", metavar="WIDTHS", help="Of its input and every layer.", rich_help_panel=_NET
+    hidden: str = typer.Option(
+        "256", metavar="WIDTHS", help="Of the hidden layers; empty for none.", rich_help_panel=_NET
     ),
-    batch: int = typer.Option(256, metavar="N", min=1, help="Rows of a batch.", rich_help_panel=_NET),
+    inputs: int = typer.Option(784, metavar="N", min=1, help="Of the first layer.", rich_help_panel=_NET),
+    outputs: int = typer.Option(10, metavar="N", min=1, help="Of the last layer.", rich_help_panel=_NET),
+    widths: str = typer.Option("", hidden=True, help="The whole net's: inputs, hidden, outputs."),
+    batch_size: int = typer.Option(256, metavar="N", min=1, help="Rows of a batch.", rich_help_panel=_NET),
     dtype: Dtype = typer.Option(
         Dtype.float32, metavar="NAME", help=f"Of parameters and data: {_DTYPES}.", rich_help_panel=_NET
     ),
-    on: str = typer.Option(
+    device: str = typer.Option(
         "",
         metavar="NAME",
         help="One of " + ", ".join(DEVICES) + "; default: the GPU here, else h200.",
@@ -52,13 +55,13 @@ def info(
 ) -> None:
     """Versions, devices, which backend would run and why; and what a net costs by each plan."""
     console = start(as_json)
-    sizes = widths_of(widths, "--widths")
+    sizes = widths_of(widths, "--widths") if widths else [inputs, *widths_of(hidden), outputs]
     if len(sizes) < 2:
         fail(f"--widths {widths}: expected two at least, such as 784,256,10", 2)
-    if on and on not in DEVICES:
-        fail(f"--on {on}: expected one of {', '.join(DEVICES)}", 2)
+    if device:
+        one_of(tuple(DEVICES), device, "--device")
     cost = fastmlp.cost(
-        sizes, batch, dtype=getattr(torch, dtype.value), device=on or None, training=not inference
+        sizes, batch_size, dtype=getattr(torch, dtype.value), device=device or None, training=not inference
     )
     versions, devices = _versions(), _devices()
     table = Table(show_header=False, box=None)

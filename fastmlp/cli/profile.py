@@ -34,7 +34,7 @@ from fastmlp.cli.common import (
     writable,
 )
 from fastmlp.cli.options import Engine, Optimizer
-from fastmlp.cli.workload import Workload
+from fastmlp.cli.workload import Workload, say_ceilings
 from fastmlp.profiling.ceilings import ceilings_of, device_name
 from fastmlp.profiling.rows import SORTS, duration, percent, text
 
@@ -68,8 +68,8 @@ def profile(
         metavar="FILE",
         help="A GPU's snapshot, for pytorch.org/memory_viz; a CPU's allocations as JSON.",
     ),
-    measure: bool = typer.Option(
-        False, "--measure", help="Measure again what the device reaches, and keep the best."
+    remeasure: bool = typer.Option(
+        False, "--remeasure", help="Measure again what the device reaches, and keep the best."
     ),
     ranges: bool = typer.Option(
         False,
@@ -115,7 +115,7 @@ def profile(
             trace=trace,
             memory=memory,
             kernels=not ranges,
-            ceilings=None if ranges else ceilings_of(where, again=measure),
+            ceilings=None if ranges else ceilings_of(where, again=remeasure),
         )
         with prof.warm_up():
             for _ in range(warmup):
@@ -200,9 +200,8 @@ def _say(console: Console, found: dict[str, Any], prof: fastmlp.profile, sort: s
         f"Floor of what is counted: {duration(step['floor'])} ({percent(step['floor'] / whole)})."
     )
     if any((share or 0) > 1.05 for row in prof.rows for share in (row.bandwidth, row.peak)):
-        warn(
-            "a share above 100%: the machine was busy as its ceilings were measured; --measure does it again"
-        )
+        warn("a share above 100%: the machine was busy as its ceilings were measured; see --remeasure")
+    say_ceilings(console, prof.ceilings)
     if found["trace"]:
         console.print(f"trace: {found['trace']}; open it in https://ui.perfetto.dev or chrome://tracing")
     if found["memory"] and torch.cuda.is_available():

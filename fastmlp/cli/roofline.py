@@ -45,8 +45,8 @@ _KINDS = {
 def roofline(
     out: Path = typer.Option(Path("roofline.png"), metavar="FILE", help="A .png, .svg or .pdf."),
     device: str = typer.Option("", metavar="NAME", help=DEVICE_HELP),
-    measure: bool = typer.Option(
-        False, "--measure", help="Measure again what the device reaches, and keep the best."
+    remeasure: bool = typer.Option(
+        False, "--remeasure", help="Measure again what the device reaches, and keep the best."
     ),
     as_json: bool = typer.Option(False, "--json", help=JSON_HELP),
 ) -> None:
@@ -61,12 +61,12 @@ def roofline(
         os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else it reports that it found no GPU
     where = device_of(device)
     with torch.cuda.device(where if where.type == "cuda" else -1):
-        ceilings = ceilings_of(where, again=measure)
+        ceilings = ceilings_of(where, again=remeasure)
         points = [
             point for dtype in (torch.float32, torch.bfloat16) for point in measured(where, dtype, ceilings)
         ]
     note = (
-        f"{device_name(where)}, torch {torch.__version__}. Layers of "
+        f"{device_name(where)}, torch {torch.__version__}; {ceilings.said}. Layers of "
         f"{' and '.join(f'{plans.name(widths)} (batch {batch})' for widths, batch in NETS)}; medians. "
         f"Of a cross-entropy {_OPERATIONS} operations an element count."
     )
@@ -75,6 +75,7 @@ def roofline(
     except OSError as error:
         fail(f"--out {out}: {error.strerror or error}")
     console.print(f"{len(points)} kernels; saved to {out}", style="bold")
+    workload.say_ceilings(console, ceilings)
     if as_json:
         emit(
             {

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from rich.console import Console
 from torch import nn
 
 import fastmlp
@@ -15,8 +16,16 @@ from fastmlp.cli import optimizers
 from fastmlp.cli.options import Engine, Optimizer, Settings
 from fastmlp.engine import choose
 from fastmlp.engine.autograd import precision
+from fastmlp.profiling.ceilings import Ceilings
 
 _TIMED = 0.5  # seconds that `seconds` takes at the least
+
+
+def say_ceilings(console: Console, ceilings: Ceilings) -> None:
+    """When they were measured and how busy the machine was; in yellow where it was too busy."""
+    console.print(
+        f"{ceilings.said}; --remeasure does it again", style="yellow" if ceilings.doubtful else "dim"
+    )
 
 
 @dataclass(frozen=True)

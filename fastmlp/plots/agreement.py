@@ -23,7 +23,7 @@ def agreement(runs: Mapping[str, History], *, title: str = "", note: str = "") -
     figure = style.figure(11.5, 3.9)
     *curves, apart = figure.subplots(1, 3)
     for axis, (label, fields) in zip(curves, PANELS.items()):
-        panel(axis, label, fields, runs)
+        panel(axis, label, fields, runs, nested=True)
     names = list(runs)
     (first, *_) = runs.values()
     base = dict(points(first, "train_loss"))
@@ -38,6 +38,6 @@ def agreement(runs: Mapping[str, History], *, title: str = "", note: str = "") -
     apart.set_ylabel(f"|train loss − that of {names[0]}|")
     apart.xaxis.set_major_locator(MaxNLocator(integer=True))
     apart.grid(alpha=0.25)
-    name_runs(figure, names, title)
+    name_runs(figure, names, title, nested=True)
     style.around(figure, note=note)
     return figure

@@ -16,6 +16,7 @@ from fastmlp.training import History
 #: A panel's name: what of an `Epoch` it shows, the training set's and the test set's.
 PANELS = {"loss": ("train_loss", "test_loss"), "accuracy": ("train_accuracy", "test_accuracy")}
 _SETS = ("train", "test")
+_WIDTH = 1.5
 
 
 @style.styled
@@ -23,7 +24,7 @@ def history(runs: History | Mapping[str, History], *, title: str = "") -> style.
     """The loss over the epochs, and beside it the accuracies where there are some.
 
     The test set's lines are solid, the training set's dashed, whose values are means over the epoch: each
-    example is seen before its own step. Several runs have a colour each, and thinner lines on thicker ones.
+    example is seen before its own step. Several runs have a colour each.
 
     Args:
         runs: what `fastmlp.fit` returned, or several of these by their names.
@@ -60,14 +61,20 @@ def points(run: History, field: str) -> list[tuple[int, float]]:
     return [(number, value) for number, value in found if value is not None]
 
 
-def panel(axis: Axes, label: str, fields: tuple[str, ...], runs: Mapping[str, History]) -> None:
-    """The curves of ``fields``, the training set's and the test set's, of each run."""
+def panel(
+    axis: Axes, label: str, fields: tuple[str, ...], runs: Mapping[str, History], nested: bool = False
+) -> None:
+    """The curves of ``fields``, the training set's and the test set's, of each run.
+
+    ``nested``: runs that lie upon each other, thinner lines on thicker ones.
+    """
+    colours = run_colours(len(runs))
     for i, run in enumerate(runs.values()):
         for which, field, dashes in zip(_SETS, fields, ("--", "-")):
             found = points(run, field)
             if found:
-                colour = style.colour(i) if len(runs) > 1 else style.COLOURS[_SETS.index(which)]
-                width = line_width(i, len(runs))
+                colour = colours[i] if len(runs) > 1 else style.COLOURS[_SETS.index(which)]
+                width = line_width(i, len(runs)) if nested else _WIDTH
                 dots: Any = {"marker": "o", "ms": 2 * width} if len(found) <= 30 else {}
                 axis.plot(*zip(*found), dashes, color=colour, linewidth=width, label=which, **dots)
     axis.set_xlabel("epoch")
@@ -82,15 +89,21 @@ def panel(axis: Axes, label: str, fields: tuple[str, ...], runs: Mapping[str, Hi
     axis.legend(sets.values(), sets.keys())
 
 
-def name_runs(figure: Figure, names: Sequence[str], title: str = "") -> None:
-    """Which colour is which run, above all panels."""
+def name_runs(figure: Figure, names: Sequence[str], title: str = "", nested: bool = False) -> None:
+    """Which colour is which run, above all panels; ``nested`` as in `panel`."""
+    widths = [line_width(i, len(names)) if nested else _WIDTH for i in range(len(names))]
     handles = [
-        Line2D([], [], color=style.colour(i), linewidth=line_width(i, len(names)), label=name)
-        for i, name in enumerate(names)
+        Line2D([], [], color=colour, linewidth=width, label=name)
+        for name, colour, width in zip(names, run_colours(len(names)), widths)
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=min(4, len(names)), title=title or None)
 
 
 def line_width(index: int, count: int) -> float:
     """The later the line the thinner, so that those which lie upon each other are all seen."""
-    return 1.5 + 1.1 * min(3, count - 1 - index)
+    return _WIDTH + 1.1 * min(3, count - 1 - index)
+
+
+def run_colours(count: int) -> Sequence[Any]:
+    """A colour for each run: dashes tell the training set's lines, so no colour comes twice."""
+    return style.COLOURS[:count] if count <= len(style.COLOURS) else style.shades(count)

@@ -6,6 +6,7 @@ floor = max(bytes / copy bandwidth, operations / matmul rate in that dtype) + la
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ _LAUNCHES = 100  # in the CUDA graph of which one empty launch is timed
 _BLOCK = {"cuda": 5e-3, "cpu": 5e-4}
 _SIDES = {"cuda": (8192,), "cpu": (512, 1024, 2048)}  # of the matrices
 _SECONDS = 3.0  # that one ceiling may take
+_BUSY = 0.5  # a load a core that leaves less than the machine has
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,19 @@ class Ceilings:
     copy: dict[int, float]  # bytes moved by a copy: bytes a second; small ones stay in a cache
     matmul: dict[str, float]  # dtype ("tf32" is one): operations a second
     launch: float  # seconds
+    taken: str = ""  # when they were measured, as 2026-05-01 09:30
+    load: float | None = None  # of the machine then, before: processes that want to run, a core
+
+    @property
+    def said(self) -> str:
+        """When they were taken, and under what load."""
+        load = "an unknown load" if self.load is None else f"a load of {self.load:.2f} a core"
+        return f"ceilings measured {self.taken or 'at an unknown time'} under {load}"
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether others used the machine then."""
+        return (self.load or 0.0) > _BUSY
 
     def bandwidth(self, size: int) -> float:
         """Bytes a second for ``size`` bytes: the fastest copy of at least as many, or of the most."""
@@ -59,7 +74,7 @@ def ceilings_of(device: torch.device, again: bool = False) -> Ceilings:
     """The ceilings of ``device``, measured once (some seconds) and kept in the cache directory.
 
     Another device, torch or number of threads is measured anew; so are all with ``again``, where the best
-    of both counts: the machine may have been busy.
+    of both counts, as the machine may have been busy, and those that do not say when they were taken.
     """
     key = f"{device_name(device)}, torch {torch.__version__}, {torch.get_num_threads()} threads"
     known = _known.get(key) or _kept(files.read(_FILE).get(key))
@@ -77,18 +92,22 @@ _FILE = "ceilings.json"
 _known: dict[str, Ceilings] = {}
 
 
-def _kept(found: dict[str, Any] | None) -> Ceilings | None:
-    if found is None:
+def _kept(found: Any) -> Ceilings | None:
+    """What the file holds; None for what is no such entry, or does not say when it was measured."""
+    try:
+        copy = {int(size): float(rate) for size, rate in found["copy"].items()}
+        matmul = {str(dtype): float(rate) for dtype, rate in found["matmul"].items()}
+        load = None if found["load"] is None else float(found["load"])
+        return Ceilings(copy, matmul, float(found["launch"]), str(found["taken"]), load)
+    except (AttributeError, LookupError, TypeError, ValueError):
         return None
-    return Ceilings(
-        {int(size): rate for size, rate in found["copy"].items()}, found["matmul"], found["launch"]
-    )
 
 
 def _best_of(a: Ceilings, b: Ceilings) -> Ceilings:
     copy = {size: max(rate, a.copy.get(size, 0.0)) for size, rate in b.copy.items()}
     matmul = {dtype: max(rate, a.matmul.get(dtype, 0.0)) for dtype, rate in b.matmul.items()}
-    return Ceilings(copy, matmul, min(a.launch, b.launch))
+    loads = [load for load in (a.load, b.load) if load is not None]
+    return Ceilings(copy, matmul, min(a.launch, b.launch), b.taken, min(loads, default=None))
 
 
 def device_name(device: torch.device) -> str:
@@ -105,6 +124,7 @@ def device_name(device: torch.device) -> str:
 
 def measure_ceilings(device: str, quick: bool = False) -> Ceilings:
     """Measure them on the current device of a type, "cpu" or "cuda"."""
+    taken, load = time.strftime("%Y-%m-%d %H:%M"), _load()
     rounds = 20 if quick else 60
     largest = _COPIES[-1] if device == "cuda" else _COPIES[-2]
     copy = {size: size / _copy(size, device, rounds) for size in _COPIES if size <= largest}
@@ -115,7 +135,15 @@ def measure_ceilings(device: str, quick: bool = False) -> Ceilings:
     if device == "cuda":
         with _tf32():
             matmul["tf32"] = _matmul(torch.float32, device, rounds)
-    return Ceilings(copy, matmul, _launch(device, rounds))
+    return Ceilings(copy, matmul, _launch(device, rounds), taken, load)
+
+
+def _load() -> float | None:
+    """How many processes wanted to run in the last minute, a core; None where nobody counts them."""
+    try:
+        return os.getloadavg()[0] / (os.cpu_count() or 1)
+    except (AttributeError, OSError):
+        return None
 
 
 @contextmanager

@@ -16,8 +16,8 @@ from fastmlp import cli, data
 from fastmlp.cli.common import Dataset
 from fastmlp.cli.options import Engine, Schedule
 from fastmlp.engine.choose import ENGINES
-from fastmlp.training import schedules
-from tests.commands import assert_fails, run
+from fastmlp.training import checkpoint, load, schedules
+from tests.commands import assert_fails, run, run_json
 
 COMMANDS = ("train", "eval", "predict", "info")
 
@@ -139,6 +139,25 @@ def test_ctrl_c_while_it_is_imported(tmp_path: Path) -> None:
         assert code != 130 or done.stderr == said
 
 
+ESCAPES = "\x1b[31m\x1b]0;title\x07\r\x9b\u202e"
+
+
+def test_what_files_say_is_shown_not_obeyed(trained: Path, tmp_path: Path) -> None:
+    """Classes, a data set's name, a path and what an error repeats: no terminal gets their codes."""
+    state, about = load(trained)
+    bad = {"classes": [f"{i}{ESCAPES}" for i in range(10)], "dataset": ESCAPES}
+    path = tmp_path / f"net{ESCAPES.replace('/', '')}\udcff\n"
+    checkpoint.write(path, state, {"metadata": about | bad})
+    broken = tmp_path / "broken"
+    checkpoint.write(broken, state, {"metadata": about | {"activation": f"relu{ESCAPES}\nerror: none"}})
+    for arguments in (("eval", path), ("predict", path), ("eval", broken), ("eval", f"{path}x")):
+        result = run(*arguments, "--device", "cpu")
+        assert "\\x1b[31m" in result.output
+        assert not {*result.output} & {*ESCAPES[:1], "\x07", "\r", "\x9b", "\u202e", "\udcff"}
+        assert len(result.stderr.splitlines()) == 1
+    assert run_json("eval", path)["classes"][0]["name"] == f"0{ESCAPES}"
+
+
 def complete(*words: str) -> list[str]:
     """What the shell is told after these words, the last one not yet whole."""
     environment = {
@@ -154,7 +173,7 @@ def test_completion() -> None:
     assert complete("train", "--activation", "ge") == ["gelu", "gelu_tanh"]
     assert complete("train", "--dataset", "d") == ["digits", "diabetes"]
     assert complete("train", "--optimizer", "adam") == ["adam", "adamw"]
-    assert complete("info", "--on", "h") == ["h100", "h200"]
+    assert complete("info", "--device", "h") == ["h100", "h200"]
 
 
 def test_show_completion() -> None:

@@ -17,7 +17,10 @@ from tests.processes import output_of
 
 
 def test_info_prints_what_a_net_costs() -> None:
-    result = run("info", "--widths", "64,64,64,64", "--batch", "4096", "--dtype", "bfloat16", "--on", "h100")
+    result = run(
+        "info", "--inputs", 64, "--hidden", "64,64", "--outputs", 64, "--batch-size", 4096,
+        "--dtype", "bfloat16", "--device", "h100",
+    )  # fmt: skip
     assert result.exit_code == 0, result.output
     rows = [line.split() for line in result.output.splitlines()]
     assert ["eager", "5", "+", "10"] in [row[:4] for row in rows]
@@ -32,7 +35,9 @@ def test_info_prints_what_a_net_costs() -> None:
     [
         (("--widths", "784"), "--widths 784: expected two at least"),
         (("--widths", "784,0"), "--widths 784,0: expected positive widths"),
-        (("--on", "h300"), "--on h300: expected one of a100,"),
+        (("--device", "h300"), "--device h300: expected one of a100,"),
+        (("--on", "h300"), "--device h300: expected one of a100,"),
+        (("--hidden", "784,0"), "--hidden 784,0: expected positive widths"),
     ],
 )
 def test_info_with_a_bad_option(options: tuple[str, ...], text: str) -> None:
@@ -49,7 +54,10 @@ def test_info() -> None:
 
 
 def test_json() -> None:
-    found = run_json("info", "--widths", "64,64,64", "--batch", 512, "--on", "h100")
+    sizes = ("--inputs", 64, "--hidden", 64, "--outputs", 64)
+    found = run_json("info", *sizes, "--batch-size", 512, "--device", "h100")
+    before = ("--widths", "64,64,64", "--batch", 512, "--on=h100")  # as it was called
+    assert run_json("info", *before) == found
     assert found["versions"]["torch"] == torch.__version__
     cpu = found["devices"][0]
     assert cpu["device"] == "cpu"

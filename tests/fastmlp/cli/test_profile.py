@@ -101,8 +101,11 @@ def test_ranges_alone_measure_nothing(quick: list[bool]) -> None:
 
 
 def test_ceilings_are_measured_again(quick: list[bool]) -> None:
+    """Under either name; when and how busy the machine was is said."""
+    result = run(*SMALL, "--remeasure")
+    assert f"\n{CEILINGS.said}; --remeasure does it again" in result.stdout
     assert run(*SMALL, "--measure").exit_code == 0
-    assert quick == [True]
+    assert quick == [True, True]
 
 
 @pytest.mark.parametrize(

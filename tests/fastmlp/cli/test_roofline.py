@@ -55,4 +55,5 @@ def test_a_name_without_a_kind(tmp_path: Path) -> None:
 def test_a_line_says_where_it_is(tmp_path: Path) -> None:
     result = run("--out", str(tmp_path / "r.png"), "--device", "cpu")
     assert result.exit_code == 0, result.output
-    assert result.stdout.strip().endswith(f"saved to {tmp_path / 'r.png'}")
+    assert result.stdout.splitlines()[0].endswith(f"saved to {tmp_path / 'r.png'}")
+    assert result.stdout.splitlines()[1].startswith("ceilings measured ")

@@ -60,8 +60,18 @@ def test_several_runs_have_a_colour_each_and_their_names_above() -> None:
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [*runs]
     train = [line for line in loss.lines if line.get_linestyle() == "--"]
     assert [line.get_color() for line in train] == [style.BLUE, style.ORANGE, style.GREEN]
-    widths = [line.get_linewidth() for line in train]
-    assert widths == sorted(widths, reverse=True)  # the ones below show
+    test = [line for line in loss.lines if line.get_linestyle() == "-"]
+    assert [line.get_color() for line in test] == [style.BLUE, style.ORANGE]
+    assert len({line.get_linewidth() for axis in figure.axes for line in axis.lines}) == 1
+    many = plots.history({str(i): a_run(i / 10) for i in range(9)}).axes[0]
+    assert len({str(line.get_color()) for line in many.lines}) == 9
+
+
+def test_runs_that_agree_lie_on_thicker_ones() -> None:
+    loss, *_ = agreement({name: a_run(i / 1e6) for i, name in enumerate("abc")}).axes
+    widths = [line.get_linewidth() for line in loss.lines if line.get_linestyle() == "--"]
+    assert widths == sorted(widths, reverse=True)
+    assert len({*widths}) == 3
 
 
 def test_regression_has_no_accuracy() -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
+from fastmlp.kernels import cache as files
 from fastmlp.profiling import ceilings as module
 from fastmlp.profiling.ceilings import Ceilings, ceilings_of, device_name, measure_ceilings
 
 CPU = torch.device("cpu")
-SLOW = Ceilings({1 << 16: 1e9, 1 << 18: 5e9}, {"float32": 1e11}, 2e-6)
-FAST = Ceilings({1 << 16: 2e9, 1 << 18: 4e9}, {"float32": 3e11}, 1e-6)
+SLOW = Ceilings({1 << 16: 1e9, 1 << 18: 5e9}, {"float32": 1e11}, 2e-6, "2026-05-01 09:30", 0.75)
+FAST = Ceilings({1 << 16: 2e9, 1 << 18: 4e9}, {"float32": 3e11}, 1e-6, "2026-05-02 10:00", 0.125)
 
 
 @pytest.fixture
@@ -37,10 +39,29 @@ def test_once_a_process_and_once_a_machine(measured: list[Ceilings], monkeypatch
 
 def test_again_keeps_the_best(measured: list[Ceilings], monkeypatch: pytest.MonkeyPatch) -> None:
     ceilings_of(CPU)
-    best = Ceilings({1 << 16: 2e9, 1 << 18: 5e9}, {"float32": 3e11}, 1e-6)
+    best = Ceilings({1 << 16: 2e9, 1 << 18: 5e9}, {"float32": 3e11}, 1e-6, FAST.taken, FAST.load)
     assert ceilings_of(CPU, again=True) == best
     monkeypatch.setattr(module, "_known", {})
     assert ceilings_of(CPU) == best
+
+
+@pytest.mark.parametrize("lost", ["taken", "load", "copy", "everything"])
+def test_what_does_not_say_when_is_measured_anew(
+    lost: str, measured: list[Ceilings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a file of an earlier version; and one that holds something else."""
+    ceilings_of(CPU)
+    ((key, entry),) = files.read("ceilings.json").items()
+    damaged = [] if lost == "everything" else {name: entry[name] for name in {*entry} - {lost}}
+    files.add("ceilings.json", {key: damaged})
+    monkeypatch.setattr(module, "_known", {})
+    assert ceilings_of(CPU) == FAST
+
+
+def test_they_say_when_and_how_busy() -> None:
+    assert SLOW.said == "ceilings measured 2026-05-01 09:30 under a load of 0.75 a core"
+    assert (SLOW.doubtful, FAST.doubtful) == (True, False)
+    assert Ceilings({}, {}, 0.0).said == "ceilings measured at an unknown time under an unknown load"
 
 
 def test_a_directory_that_cannot_be_written(
@@ -56,6 +77,8 @@ def test_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(found.copy) == {1 << 16, 1 << 18}
     assert set(found.matmul) == {"float32", "bfloat16"}
     assert 0 < found.launch < 1e-3
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d", found.taken)
+    assert found.load is None or found.load >= 0
 
 
 def test_the_device_has_a_name() -> None:

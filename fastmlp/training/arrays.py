@@ -44,7 +44,7 @@ def tensor_of(value: Any, name: str, what: str) -> Tensor:
     if isinstance(value, Tensor):
         if value.layout != torch.strided:
             raise ValueError(f"{name}: expected dense {what}, got {value.layout}; to_dense() makes such")
-        return value
+        return value.detach()  # else each step would add to its gradient
     if _is_sparse(value):
         raise ValueError(f"{name}: expected dense {what}, got a {type(value).__name__}; toarray() makes such")
     if isinstance(value, (list, tuple)):

@@ -84,7 +84,7 @@ class Features:
         rows = self._on_device(x[:1], becomes)
         rows = torch.cat([rows, rows])
         refused: Exception | None = None
-        for dtype in (None, self.own) if self._is_whole(x) else (None,):
+        for dtype in self._forms(x):
             try:
                 outputs = self._outputs(rows if dtype is None else rows.to(dtype))
             except _REFUSALS as error:
@@ -99,10 +99,12 @@ class Features:
         said = (str(refused) or type(refused).__name__).splitlines()[0]
         raise self._refusal(x, name, said) from refused
 
-    def _is_whole(self, x: Tensor) -> bool:
-        """Whether x are whole numbers that stand for themselves."""
-        pixels = INTEGERS if self._dequantizes else (torch.uint8,)
-        return not (x.is_floating_point() or x.is_complex() or x.dtype in pixels)
+    def _forms(self, x: Tensor) -> tuple[torch.dtype | None, ...]:
+        """To what x may be converted, the likeliest first; None is for as it is."""
+        raw = INTEGERS if self._dequantizes else (torch.uint8,)
+        if x.is_floating_point() or x.is_complex() or x.dtype in raw:
+            return (None,)
+        return (self.own,) if self._dequantizes else (None, self.own)
 
     def _refusal(self, x: Tensor, name: str, reason: str) -> ValueError:
         got = f"{shape_of(('N', *x.shape[1:]))} {x.dtype}"

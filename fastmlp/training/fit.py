@@ -154,7 +154,8 @@ def fit(
         _check_same(ranks, source, tested, epochs=epochs, batch_size=batch, seed=seed, patience=patience or 0)
     facts = {} if checkpoint is None else _facts(source, tested, clip_norm, patience, min_delta)
     run = Run(net, loss, optimizer, device, dtype, source.count or 0, batch, seed, facts)
-    keeper = None if checkpoint is None else Keeper(Path(checkpoint), every, every_steps, resume, changed)
+    often = whole(every, "every", 0), whole(every_steps, "every_steps", 0)
+    keeper = None if checkpoint is None else Keeper(Path(checkpoint), *often, resume, changed)
     clip = None if clip_norm is None else Clip(optimizer, clip_norm, looks=device.type == "cpu")
     training = net.training
     try:

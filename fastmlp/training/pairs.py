@@ -21,7 +21,7 @@ def checked(batch: Any, name: str) -> Pair:
         raise ValueError(
             f"{name}: expected batches of two tensors (features, targets), got {kind_of(x)} and {kind_of(y)}"
         )
-    y = as_targets(y)
+    x, y = x.detach(), as_targets(y.detach())
     check_pair(x, y, name)
     return x, y
 

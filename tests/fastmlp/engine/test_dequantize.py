@@ -120,6 +120,7 @@ def test_uint8_without_one_still_stands_for_x_over_255(device: str) -> None:
     x, y = data(torch.int8, device)  # of which it is not known what they stand for
     score = fastmlp.training.evaluate(plain.net, (x, y))
     assert score == fastmlp.training.evaluate(plain.net, (x.float(), y))
+    assert fastmlp.fit(scaled.net, (x.int(), y), epochs=1).epochs  # what a Dequantize would take as a float
 
 
 def test_what_is_no_network(device: str) -> None:

@@ -159,6 +159,14 @@ def test_a_net_that_takes_whole_numbers() -> None:
     fit(net, (tokens, Y), epochs=1)
 
 
+def test_features_with_a_gradient() -> None:
+    """It is nobody's here."""
+    x = X.clone().requires_grad_()
+    for data in ((x, Y), (2 * x, Y), DataLoader(TensorDataset(x, Y), batch_size=8)):
+        assert fit(fastmlp.MLP(5, [3]), data, epochs=2, engine="eager").epochs
+        assert x.grad is None
+
+
 @pytest.mark.parametrize("engine", ["auto", "eager"])
 def test_probabilities(engine: str) -> None:
     """As torch takes them, mixed up or one-hot; labels still tell the accuracy of a test set."""

@@ -152,6 +152,25 @@ def test_resume(streamed_first: bool, device: str, tmp_path: Path, monkeypatch: 
         run((x.numpy() + 1, y.numpy()), device, resume=True, **options)
 
 
+def test_resume_what_is_converted(device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole features, and targets without a dimension of their own: the same data wherever they are."""
+    x, y = data(dtype=torch.int16)
+    pair, options = (x.numpy(), y.double().numpy()), {"checkpoint": tmp_path / "run"}
+
+    def regress(epochs: int, **more: Any) -> list[Tensor]:
+        torch.manual_seed(0)
+        model = fastmlp.MLP(12, [4, 1], device=device)
+        fit(model, pair, epochs=epochs, batch_size=16, lr=1e-3, loss=nn.MSELoss(), engine="fused", **more)
+        return [p.detach() for p in model.parameters()]
+
+    expected = regress(2)
+    for streamed_first in (True, False):
+        monkeypatch.setattr(inputs, "RESIDENT", 0 if streamed_first else 1 << 30)
+        regress(1, **options)
+        monkeypatch.setattr(inputs, "RESIDENT", 1 << 30 if streamed_first else 0)
+        assert all(map(torch.equal, regress(2, resume=True, **options), expected))
+
+
 def test_resume_a_streamed_data_set(device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = run(data(), device, epochs=3)
     monkeypatch.setattr(inputs, "RESIDENT", 0)

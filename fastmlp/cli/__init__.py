@@ -43,8 +43,10 @@ class _OneLine(TyperGroup):
             context = getattr(error, "ctx", None)
             about = f" (see {context.command_path} --help)" if context else ""
             message = plain(error.format_message())  # type: ignore[attr-defined]
-            errors.print(f"error: {message}{about}", style="red")
             code = 2
+            if message.endswith(" is not readable"):  # typer looks before any command does: the file's fault
+                about, code = "", 1
+            errors.print(f"error: {message}{about}", style="red")
         except typer.Abort:
             errors.print("error: interrupted", style="red")
             code = 130

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +76,26 @@ def test_names_are_those_of_the_library() -> None:
     assert tuple(name.value for name in Schedule) == schedules.NAMES
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("eval", "file"), ("predict", "file"), ("profile", "file"), ("plot", "confusion", "file"),
+        ("plot", "curve", "file"), ("train", "--config", "file"), ("bench", "--from", "file"),
+        ("predict", "net", "--image", "file"), ("predict", "net", "--input", "file"),
+    ],
+)  # fmt: skip
+def test_a_file_that_may_not_be_read(
+    arguments: tuple[str, ...], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It failed: that is no wrong usage."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(trained, "net")
+    Path("file").touch()
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) != "file" and access(path, mode))
+    assert_fails(run(*arguments), 1, "'file' is not readable")
+
+
 @pytest.mark.parametrize("option", ["--out", "--history", "--checkpoint"])
 @pytest.mark.parametrize("path", [".", "/", "", "a" * 300])
 def test_no_file_is_a_line(option: str, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,6 +159,18 @@ def test_ctrl_c_while_it_is_imported(tmp_path: Path) -> None:
         assert done.returncode == code, done.stderr
         assert done.stderr.endswith(said)
         assert code != 130 or done.stderr == said
+
+
+def test_a_header_that_promises_too_much(tmp_path: Path) -> None:
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    header = struct.pack(">4B3I", 0, 0, 8, 3, 784, 10000, 1)
+    for part in ("train", "t10k"):
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(header + bytes(7_840_000))
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">4BI", 0, 0, 8, 1, 784) + bytes(784))
+    net = tmp_path / "net"
+    assert_fails(run("train", "--data", tmp_path, "--out", net), 1, "train-images-idx3-ubyte: ")
+    assert not net.exists()
 
 
 ESCAPES = "\x1b[31m\x1b]0;title\x07\r\x9b\u202e"

@@ -97,9 +97,12 @@ def _kept(found: Any) -> Ceilings | None:
     try:
         copy = {int(size): float(rate) for size, rate in found["copy"].items()}
         matmul = {str(dtype): float(rate) for dtype, rate in found["matmul"].items()}
+        rates = [*copy.values(), *matmul.values(), float(found["launch"])]
+        if not copy or "float32" not in matmul or not all(0 < rate < float("inf") for rate in rates):
+            return None
         load = None if found["load"] is None else float(found["load"])
         return Ceilings(copy, matmul, float(found["launch"]), str(found["taken"]), load)
-    except (AttributeError, LookupError, TypeError, ValueError):
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
         return None
 
 

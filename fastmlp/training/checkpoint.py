@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fastmlp import atomic
-from fastmlp.training.tree import unflatten
+from fastmlp.training import contents
+from fastmlp.training.identity import short
 
 _ZEROS = "0" * 64
 _CHECKSUM = re.compile(rb'"fastmlp":"\{\\"sha256\\": \\"([0-9a-f]{64})\\"')
@@ -50,10 +51,11 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> tuple[dict[str
         ValueError: the file is no checkpoint, or truncated, or not as it was written.
     """
     tensors, content = read(path)
-    state = unflatten(content["state"], tensors)["net"] if "state" in content else tensors
-    return {name: t.to(device) if isinstance(t, Tensor) else t for name, t in state.items()}, content[
-        "metadata"
-    ]
+    if "state" in content:
+        with contents.expected(path):
+            tensors = contents.state_of(content["state"], tensors)["net"]
+    state = {name: t.to(device) if isinstance(t, Tensor) else t for name, t in tensors.items()}
+    return state, content["metadata"]
 
 
 def load_into(net: nn.Module, path: Path | str) -> dict[str, Any]:
@@ -77,11 +79,11 @@ def check(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
     """
     own = module.state_dict()
     problems = [f"{name} is missing" for name in own if name not in state]
-    problems += [f"{name} is unknown here" for name in state if name not in own]
+    problems += [f"{short(name)} is unknown here" for name in state if name not in own]
     problems += [
         f"{name} is {_kind(state[name])}, here {_kind(own[name])}"
         for name in own
-        if name in state and not is_lazy(own[name]) and _kind(state[name]) != _kind(own[name])
+        if name in state and not _fits(state[name], own[name])
     ]
     if problems:
         more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
@@ -134,20 +136,15 @@ def read(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         )
     try:
         tensors = from_bytes(data)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: expected a safetensors checkpoint ({error})") from error
-    header = json.loads(data[8 : _header_end(data)])
-    return tensors, json.loads(header["__metadata__"]["fastmlp"])
-
-
-def is_one(path: Path) -> bool:
-    """Whether `write` wrote it, by how it begins; it may be damaged.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    with path.open("rb") as file:
-        return _CHECKSUM.search(file.read(256)) is not None
+        header = json.loads(data[8 : _header_end(data)])
+        content = json.loads(header["__metadata__"]["fastmlp"])
+        if not isinstance(content["metadata"], dict):
+            raise ValueError("metadata are no object")
+    except (SafetensorError, LookupError, TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise ValueError(
+            f"{path}: expected a safetensors checkpoint of fastmlp's ({error!r:.200})"
+        ) from error
+    return tensors, content
 
 
 def _header_end(data: bytes) -> int:
@@ -167,6 +164,10 @@ def _checksum(data: bytes) -> tuple[int, int, str]:
     digest.update(_ZEROS.encode())
     digest.update(view[stop:])
     return start, stop, digest.hexdigest()
+
+
+def _fits(value: Any, own: Any) -> bool:
+    return isinstance(value, Tensor) if is_lazy(own) else _kind(value) == _kind(own)
 
 
 def _kind(value: Any) -> str:

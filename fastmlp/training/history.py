@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +110,12 @@ class History:
         """
         try:
             content: dict[str, Any] = json.loads(text)
-            return cls(**{**content, "epochs": [Epoch(**epoch) for epoch in content["epochs"]]})
-        except (ValueError, TypeError, KeyError) as error:
+            history = cls(**{**content, "epochs": epochs_of(content["epochs"])})
+            texts = history.engine, history.reason, history.stopped
+            if not (is_number(history.seconds) and all(isinstance(text, str) for text in texts)):
+                raise ValueError("seconds are no number, or engine, reason or stopped no text")
+            return history
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ValueError(f"text: expected a history as History.to_json gives it ({error})") from error
 
     def save(self, path: Path | str) -> None:
@@ -125,6 +129,34 @@ class History:
 
 def _cell(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
+
+
+def epochs_of(found: Any) -> list[Epoch]:
+    """Epochs as ``asdict`` gives each of them.
+
+    Raises:
+        ValueError: they are something else.
+    """
+    if not isinstance(found, list):
+        raise ValueError(f"epochs are a {type(found).__name__}, not a list")
+    epochs = []
+    for number, one in enumerate(found, 1):
+        try:
+            epoch = Epoch(**one)
+        except TypeError:
+            raise ValueError(f"epoch {number} has other fields") from None
+        for field_ in fields(Epoch):
+            value = getattr(epoch, field_.name)
+            fine = (value is None and "None" in field_.type) or is_number(value)
+            if not fine or (field_.type == "int" and not isinstance(value, int)):
+                raise ValueError(f"epoch {number} has no number as its {field_.name}")
+        epochs.append(epoch)
+    return epochs
+
+
+def is_number(value: object) -> bool:
+    """Whether it is one, of a size that a float can be exactly."""
+    return isinstance(value, float) or (type(value) is int and abs(value) <= 2**53)
 
 
 def best(epochs: list[Epoch], min_delta: float = 0.0) -> Epoch | None:

@@ -77,11 +77,11 @@ def differences(saved: dict[str, Any], now: dict[str, Any], changed: Collection[
         if name in changed or json.dumps(before) == json.dumps(here):
             continue
         if isinstance(before, dict) and isinstance(here, dict):
-            found += [f"{name} {line}" for line in differences(before, here)]
+            found += [f"{short(name)} {line}" for line in differences(before, here)]
         elif name.endswith("content"):
-            found.append(f"{name} is another")
+            found.append(f"{short(name)} is another")
         else:
-            found.append(f"{name} was {_short(before)} and is {_short(here)}")
+            found.append(f"{short(name)} was {short(before)} and is {short(here)}")
     return found
 
 
@@ -132,6 +132,8 @@ def digest(*tensors: Tensor) -> str:
     return digest.hexdigest()
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """For a message."""
     text = str(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    text = text if len(text) <= 80 else text[:77] + "..."
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)  # a terminal obeys some others

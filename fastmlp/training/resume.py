@@ -8,7 +8,7 @@ from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -16,11 +16,12 @@ from torch import Tensor
 from fastmlp import atomic
 from fastmlp.engine import Loop
 from fastmlp.engine.step_loop import StepLoop
-from fastmlp.training import checkpoint, identity
-from fastmlp.training.history import Epoch, History, TrainingError
+from fastmlp.training import checkpoint, contents, identity, restorable
+from fastmlp.training.contents import Position, Saved
+from fastmlp.training.history import History, TrainingError
 from fastmlp.training.identity import Run
 from fastmlp.training.interrupt import Interrupted, Signals
-from fastmlp.training.tree import flatten, unflatten
+from fastmlp.training.tree import flatten
 
 _FORMAT = 1
 #: What may be another besides the optimizer's numbers, if it is named.
@@ -31,26 +32,6 @@ class CheckpointWarning(UserWarning):
     """A checkpoint could not be written; training goes on."""
 
 
-class Position(NamedTuple):
-    """How far a run is."""
-
-    epoch: int  # how many are done
-    step: int  # done in the one after
-    epochs: int  # of the whole run
-    steps: int  # an epoch
-    stopped: bool = False  # early, as it got no better
-
-    @property
-    def finished(self) -> bool:
-        """Whether there is nothing left to do."""
-        return self.stopped or self.epoch == self.epochs
-
-    def __str__(self) -> str:
-        if self.step:
-            return f"epoch {self.epoch + 1}, step {self.step} of {self.steps}"
-        return f"the end of epoch {self.epoch}"
-
-
 def position(path: Path | str) -> Position:
     """How far the run is whose checkpoint ``path`` is.
 
@@ -58,7 +39,7 @@ def position(path: Path | str) -> Position:
         FileNotFoundError: there is none.
         ValueError: the file is no checkpoint of a run, or damaged.
     """
-    return _position(_read(Path(path))[1])
+    return _read(Path(path)).position
 
 
 class Keeper:
@@ -99,7 +80,7 @@ class Keeper:
         """``asked``, or instead of "auto" the engine that the checkpoint's run had."""
         if asked != "auto" or self._found is None:
             return asked
-        engine = self._found[1]["run"]["engine"]
+        engine = self._found.run["engine"]
         return "fused" if engine == "cpu" else engine
 
     def start(self, run: Run, loop: Loop, factors: Tensor, history: History) -> None:
@@ -119,7 +100,7 @@ class Keeper:
                 f"changed: expected names of {sorted(known)}, got {sorted(self.changed - known)}"
             )
         if self._found is not None:
-            self._resume(*self._found)
+            self._resume(self._found)
             self._found = None
 
     def __enter__(self) -> Keeper:
@@ -169,7 +150,7 @@ class Keeper:
             TypeError: the state holds something that a checkpoint cannot.
         """
         run, done = self._run, self._position()
-        bad = _not_finite(run)
+        bad = restorable.not_finite(run, dict(run.model.named_parameters()))
         if bad is not None:
             raise TrainingError(f"{bad} is not finite at {done}; a smaller lr may help; {self.left()}")
         tensors: dict[str, Tensor] = {}
@@ -222,42 +203,51 @@ class Keeper:
             outcome = f"saved to {self.path}"
         raise Interrupted(f"interrupted after {self._position()}; {outcome}", self.signals.received)
 
-    def _resume(self, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
-        run, there = self._run, _position(content)
-        state = unflatten(content["state"], tensors)
+    def _resume(self, saved: Saved) -> None:
+        run, state = self._run, saved.state
         checkpoint.check(run.model, state["net"], str(self.path))
-        self._check_run(content, there, state["optimizer"]["param_groups"])
-        other = identity.differences(content["made by"], identity.environment(run.device))
+        with contents.expected(self.path):
+            problems = self._problems(saved)
+        if problems:
+            raise ValueError(f"{self.path}: the checkpoint of another run: {'; '.join(problems)}")
+        checkpoint.check(run.loss, state["loss"], f"{self.path}: loss")
+        with contents.expected(self.path):
+            restorable.check(saved, run, self._loop, self.changed)
+            other = identity.differences(saved.environment, identity.environment(run.device))
         if other:
             warnings.warn(f"{self.path}: the bits may be others now: {'; '.join(other)}", stacklevel=4)
+        with contents.expected(self.path):
+            self._load_optimizer(state["optimizer"])  # one that is not torch's may still refuse it
         checkpoint.put(run.model, state["net"])
         checkpoint.put(run.loss, state["loss"])
-        self._load_optimizer(state["optimizer"])
         self._loop.load_state(state["loop"])
-        self._history.epochs[:] = [Epoch(**epoch) for epoch in content["epochs"]]
-        before, self._seconds = content["seconds"]
+        self._history.epochs[:] = saved.epochs
+        before, self._seconds = saved.seconds
         self._history.seconds = before + self._seconds
-        self._saved = there
+        self._saved = saved.position
         _set_random_state(state["random"], run.device)
 
-    def _check_run(self, content: dict[str, Any], there: Position, groups: list[dict[str, Any]]) -> None:
+    def _problems(self, saved: Saved) -> list[str]:
         """The checkpoint's run against this one."""
+        there, before = saved.position, saved.run
         own = identity.hyperparameters(self._run.optimizer.param_groups)
+        groups = saved.state["optimizer"]["param_groups"]
         # Somebody may have set a rate while it ran: the optimizer may be as that run began, or as it was.
         if json.dumps(own) == json.dumps(identity.hyperparameters(groups)):
-            content["run"].update(own)
-        problems = identity.differences(content["run"], self._described, self.changed)
+            before = before | own
+        problems = identity.differences(before, self._described, self.changed)
         here = self._position()
         if there.epoch + bool(there.step) > here.epochs:
             problems.append(f"epochs: it is of {there}, and all are {here.epochs}")
-        elif there.step and content["run"]["batch_size"] != self._described["batch_size"]:
+        elif there.step and before.get("batch_size") != self._described["batch_size"]:
             problems.append(f"batch_size: it is of {there}, and within an epoch it cannot change")
-        elif not problems and not self.changed & {"schedule", "batch_size"}:
+        elif not problems and "batch_size" not in self.changed:
             done = self._done_factors(there)
-            if content["factors"] != identity.factors_digest(done):
+            if there.steps != here.steps:
+                problems.append(f"steps: they were {there.steps} an epoch and are {here.steps}")
+            elif "schedule" not in self.changed and saved.factors != identity.factors_digest(done):
                 problems.append("schedule: the learning rates of the steps that are done were others")
-        if problems:
-            raise ValueError(f"{self.path}: the checkpoint of another run: {'; '.join(problems)}")
+        return problems
 
     def _load_optimizer(self, state: dict[str, Any]) -> None:
         optimizer = self._run.optimizer
@@ -274,29 +264,15 @@ class Keeper:
                     mine[name] = value.to(mine[name].device)
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read(path: Path) -> Saved:
     tensors, content = checkpoint.read(path)
     if "run" not in content:
         raise ValueError(f"{path}: expected a training checkpoint, found a net alone")
-    if content["format"] != _FORMAT:
-        raise ValueError(
-            f"{path}: expected format {_FORMAT} of a training checkpoint, got {content['format']}"
-        )
-    return tensors, content
-
-
-def _position(content: dict[str, Any]) -> Position:
-    return Position(**content["metadata"])
-
-
-def _not_finite(run: Run) -> str | None:
-    """The name of a trained parameter with a NaN or an infinity."""
-    trained = {id(p) for group in run.optimizer.param_groups for p in group["params"]}
-    named = [(name, p) for name, p in run.model.named_parameters() if id(p) in trained]
-    if not named:
-        return None
-    finite = torch.stack([torch.isfinite(p.detach()).all() for _, p in named]).tolist()
-    return next((name for (name, _), fine in zip(named, finite) if not fine), None)
+    if content.get("format") != _FORMAT:
+        found = identity.short(content.get("format"))
+        raise ValueError(f"{path}: expected format {_FORMAT} of a training checkpoint, got {found}")
+    with contents.expected(path):
+        return contents.parse(content, tensors)
 
 
 def _random_state(device: torch.device) -> dict[str, Tensor]:

@@ -45,7 +45,7 @@ def test_again_keeps_the_best(measured: list[Ceilings], monkeypatch: pytest.Monk
     assert ceilings_of(CPU) == best
 
 
-@pytest.mark.parametrize("lost", ["taken", "load", "copy", "everything"])
+@pytest.mark.parametrize("lost", ["taken", "load", "copy", "everything", "zero", "overflow"])
 def test_what_does_not_say_when_is_measured_anew(
     lost: str, measured: list[Ceilings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -53,6 +53,8 @@ def test_what_does_not_say_when_is_measured_anew(
     ceilings_of(CPU)
     ((key, entry),) = files.read("ceilings.json").items()
     damaged = [] if lost == "everything" else {name: entry[name] for name in {*entry} - {lost}}
+    if lost in ("zero", "overflow"):
+        damaged["launch"] = 0 if lost == "zero" else 10**400
     files.add("ceilings.json", {key: damaged})
     monkeypatch.setattr(module, "_known", {})
     assert ceilings_of(CPU) == FAST

@@ -54,7 +54,11 @@ def test_json(tmp_path: Path) -> None:
     assert again.epochs[0] == history.epochs[0]
     assert History.from_json(again.to_json()) == again
     assert json.loads(text)["epochs"][0]["train_accuracy"] == 0.5
-    for wrong in ("", "[]", "{}", '{"epochs": [{}]}', '{"epochs": [], "more": 1}'):
+    epoch = json.loads(text)["epochs"][0]
+    kinds = [epoch | change for change in ({"number": 1.5}, {"train_loss": None}, {"seconds": "1"}, {"x": 1})]
+    tops = [{"epochs": 5}, {"epochs": [5]}, *({"epochs": [one]} for one in kinds)]
+    tops += [{"epochs": [], "seconds": "1"}, {"epochs": [], "engine": 5}, {"epochs": [], "more": 1}]
+    for wrong in ("", "[]", "{}", '{"epochs": [{}]}', "[" * 60_000, *map(json.dumps, tops)):
         with pytest.raises(ValueError, match=r"text: expected a history as History\.to_json gives it"):
             History.from_json(wrong)
 

@@ -38,6 +38,7 @@ CHANGES: dict[str, Callable[[nn.Sequential, nn.CrossEntropyLoss], object]] = {
     "a child less": lambda m, _: m.pop(2),
     "a forward": lambda m, _: setattr(m[1], "forward", torch.relu),
     "a type": lambda m, _: setattr(m[1], "__class__", nn.ReLU),
+    "a parameter's type": lambda m, _: setattr(m[0].weight, "__class__", type("Own", (nn.Parameter,), {})),
     "a slope": lambda m, _: setattr(m[1], "negative_slope", 0.5),
     "dropout": lambda m, _: m[2].train(),
     "modes": lambda m, _: m.train(),
@@ -74,6 +75,25 @@ def test_changes(name: str) -> None:
     assert snapshot.holds(model, loss)
     CHANGES[name](model, loss)
     assert not snapshot.holds(model, loss)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (nn.Linear, "forward"),
+        (nn.CrossEntropyLoss, "forward"),
+        (nn.LeakyReLU, "__call__"),
+        (nn.Module, "__call__"),
+    ],
+)
+def test_a_class_is_patched(kind: type, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, loss = made()
+    snapshot = Snapshot(model, loss)
+    monkeypatch.setattr(kind, name, lambda *_: None)
+    assert not snapshot.holds(model, loss)
+    assert isinstance(recognise(model, loss), str)
+    monkeypatch.undo()
+    assert snapshot.holds(model, loss)
 
 
 def test_class_weights_of_any_layout() -> None:

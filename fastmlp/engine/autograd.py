@@ -83,10 +83,7 @@ class AutogradExecutor(Executor):
         output = self.model(x)
         if type(self.loss) in (MSELoss, nn.MSELoss) and y.shape != output.shape:  # which would be broadcast
             raise ValueError(f"y: expected {tuple(output.shape)} as the output, got {tuple(y.shape)}")
-        value = self.loss(output, y)
-        if value.numel() != 1:
-            raise ValueError(f"loss: expected a single number for a batch, got {tuple(value.shape)}")
-        return value, output.detach()
+        return one_number(self.loss(output, y)), output.detach()
 
     def _count(self, value: Tensor, output: Tensor, y: Tensor) -> None:
         """Add to `sums`."""
@@ -103,6 +100,18 @@ class AutogradExecutor(Executor):
         super().load_state(state)
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
+
+
+def one_number(value: Any) -> Tensor:
+    """What a loss gave for a batch.
+
+    Raises:
+        ValueError: it is not a tensor of one number.
+    """
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return value
+    got = tuple(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    raise ValueError(f"loss: expected a single number for a batch, got {got}")
 
 
 def has_labels(output: Tensor, y: Tensor) -> bool:

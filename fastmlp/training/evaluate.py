@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastmlp.engine.autograd import precision
+from fastmlp.engine.autograd import one_number, precision
 from fastmlp.modules import CrossEntropyLoss
 from fastmlp.modules.dequantize import dequantizes
 from fastmlp.training import expected, inputs
@@ -130,7 +130,7 @@ def _summed(loss: nn.Module, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor
         loss = copy.copy(loss)
         loss.reduction = "sum"  # type: ignore[assignment]
         return loss(outputs, y), label_weight(loss.weight, loss.ignore_index, y)  # type: ignore[arg-type]
-    value = loss(outputs, y)
+    value = one_number(loss(outputs, y))
     return (value if getattr(loss, "reduction", "mean") == "sum" else value * len(y)), len(y)
 
 

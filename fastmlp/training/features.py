@@ -80,7 +80,7 @@ class Features:
 
     def _asked(self, x: Tensor, name: str, becomes: torch.dtype | None) -> Answer:
         if x.dim() == 1 and isinstance(_first(self._net), nn.Linear):  # which would take them for one example
-            raise self._refusal(x, name, "x[:, None] makes columns")
+            raise self._refusal(x, name, becomes, "x[:, None] makes columns")
         rows = self._on_device(x[:1], becomes)
         rows = torch.cat([rows, rows])
         refused: Exception | None = None
@@ -97,7 +97,7 @@ class Features:
                 raise ValueError(f"net: expected an output for each example, got {got} for two of them")
             return Answer(dtype, outputs.shape[1:])
         said = (str(refused) or type(refused).__name__).splitlines()[0]
-        raise self._refusal(x, name, said) from refused
+        raise self._refusal(x, name, becomes, said) from refused
 
     def _forms(self, x: Tensor) -> tuple[torch.dtype | None, ...]:
         """To what x may be converted, the likeliest first; None is for as it is."""
@@ -106,13 +106,18 @@ class Features:
             return (None,)
         return (self.own,) if self._dequantizes else (None, self.own)
 
-    def _refusal(self, x: Tensor, name: str, reason: str) -> ValueError:
-        got = f"{shape_of(('N', *x.shape[1:]))} {x.dtype}"
-        first = _first(self._net)
+    def _refusal(self, x: Tensor, name: str, becomes: torch.dtype | None, reason: str) -> ValueError:
+        dtype = becomes if becomes is not None and x.is_floating_point() else x.dtype
+        got = f"{shape_of(('N', *x.shape[1:]))} {dtype}"
+        first, hint = _first(self._net), ""
+        if dtype.is_floating_point and dtype != self.own:
+            hint = f"; x.to({self.own}) converts them"
+        elif isinstance(first, nn.Linear) and x.dim() > 2 and x[0].numel() == first.in_features:
+            hint = "; x.flatten(1) makes rows"
         expected = (
             f"(N, {first.in_features}) {self.own}" if isinstance(first, nn.Linear) else "that the net takes"
         )
-        return ValueError(f"{name}: expected features {expected}, got {got} ({reason})")
+        return ValueError(f"{name}: expected features {expected}, got {got} ({reason}){hint}")
 
     def _on_device(self, x: Tensor, becomes: torch.dtype | None) -> Tensor:
         return x.to(self._device, becomes if x.is_floating_point() else None)

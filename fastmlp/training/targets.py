@@ -68,7 +68,7 @@ class Targets(NamedTuple):
         if self.classes is not None:
             self._check_labels(y, name)
             return y
-        if y.shape[1:] != self.shape:
+        if y.shape[1:] != self.shape or y.is_complex():
             raise ValueError(f"{name}: {self._expected(len(y))}, got {_kind(y)}")
         if not y.is_floating_point():
             y = y.to(self.dtype or torch.float32)
@@ -90,7 +90,7 @@ class Targets(NamedTuple):
     def _check_labels(self, y: Tensor, name: str) -> None:
         assert self.shape is not None
         assert self.classes is not None
-        if y.shape[1:] != self.shape or y.is_floating_point():
+        if y.shape[1:] != self.shape or y.dtype != torch.int64:
             hint = "; regression takes loss=nn.MSELoss()" if y.is_floating_point() else ""
             expected = f"expected labels {shape_of((len(y), *self.shape))} torch.int64 for {self.loss}"
             raise ValueError(f"{name}: {expected}, got {_kind(y)}{hint}")

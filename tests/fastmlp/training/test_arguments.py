@@ -48,6 +48,10 @@ def test_functions() -> None:
             r"loss: expected a single number for a batch, got \(12, 2\)",
         ),
         (
+            {"loss": lambda outputs, y: (outputs, y)},
+            r"loss: expected a single number for a batch, got a tuple",
+        ),
+        (
             {"optimizer": torch.optim.SGD},
             r"optimizer: expected one over the net's parameters, such as torch\.op",
         ),
@@ -61,6 +65,9 @@ def test_other_things(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         fit(net, (X, Y), **{"loss": nn.MSELoss(), **options})
     assert all(map(torch.equal, net.parameters(), before))
+    if "loss" in options:
+        with pytest.raises(ValueError, match=message):
+            evaluate(net, (X, Y), options["loss"])
 
 
 def test_whole_numbers() -> None:

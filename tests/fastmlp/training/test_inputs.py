@@ -94,6 +94,11 @@ def test_targets_that_do_not_fit() -> None:
         fit(net, (X, targets[:9]), loss=mse)
     with pytest.raises(ValueError, match=r"train: expected targets torch\.float32 .* got torch\.float64"):
         fit(net, (X, targets.double()), loss=mse)
+    for loss in (None, mse):
+        with pytest.raises(
+            ValueError, match=r"train: expected (labels|floating targets) .* torch\.complex64"
+        ):
+            fit(net, (X, targets + 1j), loss=loss)
     with pytest.raises(ValueError, match=r"test: expected floating targets \(20, 3\)"):
         fit(net, (X, targets), (X, targets[:, :1]), loss=mse)
     with pytest.raises(ValueError, match="test: expected labels from 0 to 2, got 0 to 3"):
@@ -131,10 +136,10 @@ def test_features_that_do_not_fit(name: str, give: Callable[[nn.Module, Tensor],
     net = fastmlp.Sequential(nn.Linear(5, 4), nn.Dropout(0.5), nn.Linear(4, 3))
     before = [p.clone() for p in net.parameters()]
     for wrong, got in (
-        (torch.randn(20, 6), r"\(N, 6\) torch\.float32"),
-        (X.double(), r"\(N, 5\) torch\.float64"),
-        (X.half(), r"\(N, 5\) torch\.float16"),
-        (torch.randn(20, 1, 1), r"\(N, 1, 1\) torch\.float32"),
+        (torch.randn(20, 6), r"\(N, 6\) torch\.float32 \("),
+        (X.double(), r"\(N, 5\) torch\.float64 .*; x\.to\(torch\.float32\) converts them"),
+        (X.half(), r"\(N, 5\) torch\.float16 .*; x\.to\(torch\.float32\) converts them"),
+        (X[:, None, :, None], r"\(N, 1, 5, 1\) torch\.float32 .*; x\.flatten\(1\) makes rows"),
     ):
         message = rf"{name}: expected features \(N, 5\) torch\.float32, got {got}"
         with pytest.raises(ValueError, match=message):

@@ -147,6 +147,16 @@ def read(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, content
 
 
+def is_one(path: Path) -> bool:
+    """Whether `write` wrote it, by how it begins; it may be damaged.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        return _CHECKSUM.search(file.read(256)) is not None
+
+
 def _header_end(data: bytes) -> int:
     return 8 + int.from_bytes(data[:8], "little")
 

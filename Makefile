@@ -1,13 +1,18 @@
 # What CI runs, by hand: everything works in .venv, which `make install` makes.
 BIN := .venv/bin
 
-.PHONY: install test lint format compile bench report page docs docs-serve tutorial package clean
+.PHONY: install test test-deep lint format compile bench report page docs docs-serve tutorial package clean
 
 install:
 	python3 -m venv .venv && $(BIN)/pip install -q -e '.[dev]'
 
 test:
 	$(BIN)/pytest -n auto
+
+# Twenty minutes a backend (FASTMLP_DEEP_MINUTES): new nets, losses and steps beside torch's, whatever happened to
+# them before. A seed that found something is run again with FASTMLP_DEEP_SEED.
+test-deep:
+	FASTMLP_FUZZ=deep $(BIN)/pytest -n 2 -rP tests/stateful
 
 lint:
 	$(BIN)/ruff format --check .

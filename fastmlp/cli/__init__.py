@@ -72,7 +72,7 @@ class _Command(TyperCommand):
         for option in self.params:
             value = ctx.params.get(option.name)
             if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
-                raise typer.BadParameter(f"expected a number of 64 bits, got {value}", ctx, option)  # type: ignore[arg-type]
+                raise typer.BadParameter(f"expected a number of 64 bits, got {value}", ctx, option)
         return rest
 
 

@@ -62,6 +62,8 @@ def step_problem(found: Network, optimizer: torch.optim.Optimizer, dtype: torch.
         return fused.problem(found) or (rule if isinstance(rule, str) else None)
     if not weight.is_cpu or backends.requested() == "torch":
         return choice.reason
+    if backends.overridden():
+        return "a mode decides what torch's ops do, and would not see the engine's"
     if dtype == torch.float16:
         return "a CPU has no fast float16"
     if rules.wants_closure(optimizer):

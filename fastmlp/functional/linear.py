@@ -147,8 +147,7 @@ def chain(input: Tensor | Quantized, layers: Sequence[Layer], plan: str = "auto"
         y = Chain.apply(backend, dtype, acts, draw_drops(layers, x.device), numbers, *tensors, *params)
     else:
         y = WholeNet.apply(backend, dtype, acts, plan == "recompute", rows, *params)
-    # Of a view of what a trace keeps torch.compile does not see that it is written over.
-    return y if x.dim() == 2 else y.view(*x.shape[:-1], y.shape[1])
+    return y.view(*x.shape[:-1], layers[-1].weight.shape[0])
 
 
 def _traced(

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 import fastmlp
 from fastmlp import backends
@@ -146,3 +148,28 @@ def test_a_batch_that_does_not_fit(backend: str, device: str) -> None:
         with pytest.raises(ValueError, match=r"y: expected \(40,\)"):
             step(x, y[:5])
     assert all(torch.equal(p, q) for p, q in zip(ours.parameters(), start))
+
+
+class _Halved(TorchFunctionMode):
+    """Changes what linear layers give."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        return out / 2 if func is F.linear else out
+
+
+@pytest.mark.parametrize("backend", ["auto", "triton"])
+def test_a_mode_decides_what_ops_do(backend: str, device: str) -> None:
+    """Within it the loop's ops run, and the engine again after it; a default device is no such mode."""
+    ours, theirs = run(device), run(device)
+    step = fastmlp.TrainStep(ours.net, ours.loss, ours.optimizer)
+    x, y = data(device)
+    with backends.use(backend):
+        with _Halved():
+            found, expected = step(x, y), theirs.step(x, y, torch.float32)
+        assert step.engine.startswith("eager: a mode decides what torch's ops do")
+        assert error(found, expected) < 1e-6
+        assert same(ours, theirs)
+        with torch.device(device):
+            step(x, y)
+        assert not step.engine.startswith("eager")

@@ -42,6 +42,9 @@ def cross_entropy(
 ) -> Tensor:
     """Softmax cross-entropy, with the arguments of ``torch.nn.functional.cross_entropy`` and two more.
 
+    The kernels keep the logits, where torch keeps their log-softmax: to write over these before the backward
+    is an error there (torch's, of a variable "modified by an inplace operation").
+
     Args:
         input: logits (C,), (N, C) or (N, C, d1, ...).
         target: class indices (), (N,) or (N, d1, ...); or probabilities of ``input``'s shape.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fastmlp.functional.loss import cross_entropy
 from fastmlp.functional.mse import mse_loss
@@ -22,6 +24,8 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
         label_smoothing: in [0, 1].
         z_loss: see `fastmlp.functional.cross_entropy`.
         inplace: see `fastmlp.functional.cross_entropy`.
+
+    ``torch.jit.script`` makes torch's own loss of it, which knows no ``z_loss``: the script raises.
     """
 
     def __init__(
@@ -42,6 +46,17 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Logits (N, C, ...) and targets to a scalar, or to (N, ...) for reduction "none"."""
+        if torch.jit.is_scripting():
+            if self.z_loss != 0.0:
+                raise RuntimeError("z_loss: expected 0 in torch.jit.script, which runs torch's own loss")
+            return F.cross_entropy(
+                input,
+                target,
+                self.weight,
+                ignore_index=self.ignore_index,
+                reduction=self.reduction,
+                label_smoothing=self.label_smoothing,
+            )
         return cross_entropy(
             input,
             target,
@@ -66,4 +81,6 @@ class MSELoss(nn.MSELoss):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Predictions and targets of one shape to a scalar, or to that shape for reduction "none"."""
+        if torch.jit.is_scripting():
+            return F.mse_loss(input, target, reduction=self.reduction)
         return mse_loss(input, target, reduction=self.reduction)

@@ -142,7 +142,8 @@ def test_no_recompilation(widths: list[int], dynamic: bool | None, backend: str,
     loss = fastmlp.CrossEntropyLoss()
     compiled, counter = one_graph(lambda x, y: loss(net(x), y), dynamic=dynamic)
     graphs = []
-    for batch in (64, 33, 96, 7, 2, 65):
+    many = [] if backend == "triton" else [1025]  # for an interpreter too many
+    for batch in (64, 33, 96, 7, 2, 65, *many):
         x, y = torch.randn(batch, 12, device=device), torch.randint(3, (batch,), device=device)
         value = compiled(x, y)
         value.backward()

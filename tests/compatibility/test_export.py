@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import fastmlp
+from fastmlp import backends
 from tests.processes import output_of
 
 GROUP = "torch.compile and export"
@@ -56,20 +57,34 @@ def test_export(strict: bool, backend: str, dtype: torch.dtype, device: str) -> 
         torch.testing.assert_close(loaded(x), net(x), rtol=tolerance, atol=tolerance)
 
 
+class Step(nn.Module):
+    """A net and its loss."""
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.net, self.loss = fastmlp.MLP(4, [5, 3]), loss
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.loss(self.net(x), y)
+
+
 @pytest.mark.feature(GROUP, "torch.export of a training step's loss", dtype="float32", kernels=False)
-def test_export_of_a_loss(backend: str, device: str) -> None:
-    class Step(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net, self.loss = fastmlp.MLP(4, [5, 3]), fastmlp.CrossEntropyLoss(label_smoothing=0.1)
-
-        def forward(self, x: Tensor, y: Tensor) -> Tensor:
-            return self.loss(self.net(x), y)
-
-    step = Step().to(device)
-    x, y = torch.randn(6, 4, device=device), torch.randint(3, (6,), device=device)
-    program = torch.export.export(step, (x, y), dynamic_shapes=({0: _BATCH}, {0: _BATCH}))
-    torch.testing.assert_close(program.module()(x[:4], y[:4]), step(x[:4], y[:4]), rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize("dim", [_BATCH, Dim.AUTO], ids=str)
+def test_export_of_a_loss(dim: Any, backend: str, device: str) -> None:
+    """Whatever its number of rows: on a CPU the ways to compute it differ from 1,024 rows on."""
+    for loss in (
+        fastmlp.CrossEntropyLoss(),
+        fastmlp.CrossEntropyLoss(label_smoothing=0.1, z_loss=0.1),
+        fastmlp.LinearCrossEntropyLoss(3, 2100),
+    ):
+        step = Step(loss).to(device)
+        x, y = torch.randn(2001, 4, device=device), torch.randint(3, (2001,), device=device)
+        program = torch.export.export(step, (x[:6], y[:6]), dynamic_shapes=({0: dim}, {0: dim}))
+        for rows in (4, 2001):
+            inputs = x[:rows], y[:rows]
+            with backends.use("torch"):
+                expected = step(*inputs)
+            torch.testing.assert_close(program.module()(*inputs), expected, rtol=1e-5, atol=1e-5)
 
 
 _RUNS_ALONE = """

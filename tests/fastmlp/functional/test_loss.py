@@ -502,3 +502,5 @@ def test_cpu_few_classes_out_of_range() -> None:
     for wrong in (10, -1):
         with pytest.raises(IndexError, match="out of bounds"):
             cross_entropy(x, torch.full((2000,), wrong))
+    with pytest.raises(RuntimeError, match="weight"):  # which has no gradient
+        cross_entropy(x, indices(x.shape, "cpu"), torch.rand(10, requires_grad=True))

@@ -175,6 +175,21 @@ def test_the_class_weight_changed_in_place(path: Path, device: str) -> None:
         loss.backward()
 
 
+@pytest.mark.parametrize("path", ["small", "tall", "large", "kernels"], indirect=True)
+def test_logits_written_over(path: Path, device: str) -> None:
+    """torch's op keeps their log-softmax; the kernels keep them alone, and never go on with others."""
+    x, target = path.inputs(device)
+    expected = torch.autograd.grad(F.cross_entropy(x, target), x)[0]
+    logits = x * 1
+    loss = cross_entropy(logits, target)
+    logits.detach().zero_()
+    if path.backend == "triton":
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+    else:
+        torch.testing.assert_close(torch.autograd.grad(loss, x)[0], expected)
+
+
 @every_path
 @pytest.mark.parametrize("made", ["outside", "inside"])
 def test_grad_mode_within_inference_mode(path: Path, made: str, device: str) -> None:

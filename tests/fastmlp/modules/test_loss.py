@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
 from typing import Any
 
@@ -113,3 +114,20 @@ def test_shapes_that_differ_are_broadcast_as_torchs(device: str) -> None:
     with backends.use("triton"), pytest.warns(UserWarning, match="Using a target size"):
         found = MSELoss()(x, target)
     torch.testing.assert_close(found, (x - target).square().mean())
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning", "ignore:.torch.jit:DeprecationWarning")
+def test_scripts_are_torchs(device: str) -> None:
+    """By torch.jit.script, saved and loaded: of every argument that torch has."""
+    x, y = torch.randn(6, 5, device=device), torch.randint(5, (6,), device=device)
+    for ours, target in (
+        (CrossEntropyLoss(torch.rand(5), None, 2, None, "none", 0.1), y),
+        (CrossEntropyLoss(reduction="sum"), y),
+        (MSELoss(reduction="sum"), x + 1),
+    ):
+        file = io.BytesIO()
+        torch.jit.save(torch.jit.script(ours.to(device)), file)
+        file.seek(0)
+        torch.testing.assert_close(torch.jit.load(file)(x, target), ours(x, target))
+    with pytest.raises(torch.jit.Error, match="z_loss: expected 0"):
+        torch.jit.script(CrossEntropyLoss(z_loss=0.1))(x, y)

@@ -57,7 +57,6 @@ def test_functions() -> None:
         ),
         ({"patience": 1.5}, r"patience: expected a whole number, got 1\.5"),
     ],
-    ids=repr,
 )
 def test_other_things(options: dict[str, Any], message: str) -> None:
     net = fastmlp.MLP(4, [2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,16 @@ def test_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_device_has_a_name() -> None:
     assert device_name(CPU)
+
+
+def test_products_that_would_take_minutes_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU without bfloat16 takes 20 s for one of the largest."""
+    sizes = []
+
+    def slow(call: Callable[[], object], *_: object) -> float:
+        sizes.append(call.args[0].shape[0])  # type: ignore[attr-defined]
+        return 0.2
+
+    monkeypatch.setattr(module, "_best", slow)
+    assert module._matmul(torch.bfloat16, "cpu", rounds=1) == 2 * 512**3 / 0.2
+    assert sizes == [512]

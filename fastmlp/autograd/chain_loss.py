@@ -24,7 +24,7 @@ from fastmlp.autograd.chain import (
     unpack,
 )
 from fastmlp.autograd.cross_entropy import reference_loss
-from fastmlp.autograd.node import Node, left_to_torch
+from fastmlp.autograd.node import Node, held, left_to_torch
 from fastmlp.autograd.saved import Owners, aliases
 from fastmlp.backends.base import Backend, Loss, LossOptions, Scale, SquaredError
 
@@ -97,7 +97,7 @@ class ChainLoss(Node):
                 # Where no row counts they are 0, and so `Scale` has it.
                 counts = (target != options.ignore_index).any()
                 denominator = torch.where((denominator == 0) & counts, torch.nan, denominator)
-            kept = (drops.seed, target, class_weight, denominator, result.dlogits, result.dz)
+            kept = (drops.seed, held(target), held(class_weight), denominator, result.dlogits, result.dz)
             read = [*params_read(needs[:-PER_LAYER]), False, False, False]  # dz is there
             saved = Saved(source, [*inputs, h], [*outputs, None], aliases(params, read))
             ctx.save_for_backward(*kept, *saved.tensors(first))

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from fastmlp.autograd.cross_entropy import reference_loss
-from fastmlp.autograd.node import Node, Once, Unchanged, left_to_torch, torch_grads
+from fastmlp.autograd.node import Node, Once, Unchanged, held, left_to_torch, torch_grads
 from fastmlp.backends.base import LossOptions
 from fastmlp.backends.torch_backend import TorchBackend
 
@@ -35,7 +35,7 @@ class CpuCrossEntropy(Node):
         ctx.backend, ctx.options = backend, options
         # For a second or a double backward; the first does not look at them, and like torch's does not
         # mind logits that were written over.
-        ctx.save_for_backward(logits, target, weight)
+        ctx.save_for_backward(logits, held(target), held(weight))
         return loss
 
     @staticmethod

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastmlp.autograd.node import Node, Once, left_to_torch, torch_grads
+from fastmlp.autograd.node import Node, Once, held, left_to_torch, torch_grads
 from fastmlp.backends.base import Backend, LossOptions
 
 
@@ -74,7 +74,7 @@ class CrossEntropy(Node):
         # Where elements may share memory (expanded logits) the gradient must not.
         ctx.backend, ctx.options = backend, options
         ctx.room = Once(True) if inplace and logits.is_contiguous() else None
-        ctx.save_for_backward(logits, target, weight, stats, denominator)
+        ctx.save_for_backward(logits, held(target), held(weight), stats, denominator)
         return loss
 
     @staticmethod

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastmlp.autograd.cross_entropy import reference_loss
-from fastmlp.autograd.node import Node, Once, left_to_torch, torch_grads
+from fastmlp.autograd.node import Node, Once, held, left_to_torch, torch_grads
 from fastmlp.autograd.tiling import Plan
 from fastmlp.backends import products
 from fastmlp.backends.base import Backend, LossOptions, Scale
@@ -262,8 +262,8 @@ class LinearCrossEntropy(Node):
         loss, share, grads, stats = loss_and_grads(work, total, needs, (x, weight, bias))
         ctx.job, ctx.first = job, Once(grads)
         # The class weights as they were given too, so that torch says if they were written to.
-        weights = class_weight, work.class_weight
-        ctx.save_for_backward(x, weight, bias, target, *weights, share, *(stats if any(needs) else ()))
+        constants = held(target), held(class_weight), held(work.class_weight)
+        ctx.save_for_backward(x, weight, bias, *constants, share, *(stats if any(needs) else ()))
         return loss
 
     @staticmethod

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastmlp.autograd.node import Node, left_to_torch, torch_grads
+from fastmlp.autograd.node import Node, held, left_to_torch, torch_grads
 from fastmlp.backends.base import Backend, SquaredError
 
 
@@ -32,7 +32,7 @@ class MeanSquaredError(Node):
         """Keeps what it is given, and one number; no difference."""
         loss, denominator = backend.mse_loss(input, target, weight, options)
         ctx.backend, ctx.options = backend, options
-        ctx.save_for_backward(input, target, weight, denominator)
+        ctx.save_for_backward(input, target, held(weight), denominator)
         return loss
 
     @staticmethod

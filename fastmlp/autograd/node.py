@@ -33,6 +33,11 @@ class Node(torch.autograd.Function):
         return super().apply(*args)
 
 
+def held(tensor: Tensor | None) -> Tensor | None:
+    """A constant to be saved: an exchange of its ``.data`` does not reach this, a write in place does."""
+    return None if tensor is None else tensor.detach()
+
+
 class Once(Generic[T]):
     """A value for the first backward that takes it, of however many threads that have one graph."""
 

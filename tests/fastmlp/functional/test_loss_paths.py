@@ -175,6 +175,24 @@ def test_the_class_weight_changed_in_place(path: Path, device: str) -> None:
         loss.backward()
 
 
+@pytest.mark.parametrize("path", [n for n in OF_CLASSES if n not in ("small", "tall")], indirect=True)
+def test_constants_with_other_data(path: Path, device: str) -> None:
+    """The gradients are by what the forward was given, first and second; torch's own mix old and new."""
+    weight = torch.rand(path.classes, device=device) + 0.1
+    inputs = path.inputs(device)
+    found = []
+    for exchanged in (False, True):
+        constants = weight.clone(), inputs[-1].clone()
+        loss = path.ours(*inputs[:-1], constants[1], weight=constants[0])
+        if exchanged:
+            constants[0].data, constants[1].data = -weight, torch.zeros_like(constants[1])
+        for _ in range(2):
+            found.append(torch.autograd.grad(loss, inputs[:-1], retain_graph=True))
+    for grads in found[1:]:
+        for grad, expected in zip(grads, found[0]):
+            torch.testing.assert_close(grad, expected)
+
+
 @pytest.mark.parametrize("path", ["small", "tall", "large", "kernels"], indirect=True)
 def test_logits_written_over(path: Path, device: str) -> None:
     """torch's op keeps their log-softmax; the kernels keep them alone, and never go on with others."""

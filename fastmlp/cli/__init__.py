@@ -69,7 +69,7 @@ class _Command(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         names = {name for option in self.params for name in option.opts}
         rest = super().parse_args(ctx, [_renamed(word, names) for word in args])
-        for option in self.params:
+        for option in ctx.command.params:
             value = ctx.params.get(option.name)
             if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
                 raise typer.BadParameter(f"expected a number of 64 bits, got {value}", ctx, option)

@@ -45,14 +45,6 @@ def _no_optimizer_of_it(call: Any, ours: Outcome, torchs: Outcome) -> bool:
     return isinstance(call, StepCall) and "optimizer: expected one over the net's parameters" in ours.said
 
 
-def _other_input(call: Any, ours: Outcome, torchs: Outcome) -> bool:
-    """A second derivative where the input has other data by then.
-
-    Eager takes the old input's activations with the new input; the kernels' chain is made anew from it.
-    """
-    return isinstance(call, NetCall) and call.way == "double" and call.event == "input data"
-
-
 def _kept_input(call: Any, ours: Outcome, torchs: Outcome) -> bool:
     """The kernels keep an input that wants a gradient, though the layer be frozen: a second one needs it."""
     written = isinstance(call, NetCall) and call.event == "input in place"
@@ -67,7 +59,7 @@ def _made_anew(call: Any, ours: Outcome, torchs: Outcome) -> bool:
     return (
         isinstance(call, NetCall)
         and call.way == "double"
-        and "by an inplace operation: a parameter" in ours.said
+        and any(text in ours.said for text in ("by an inplace operation: a parameter", "has other data than"))
     )
 
 
@@ -77,7 +69,6 @@ RULES: tuple[Rule, ...] = (
     _diverged,
     _no_optimizer_of_it,
     _made_anew,
-    _other_input,
     _kept_input,
 )
 

@@ -88,11 +88,11 @@ _NUMERIC = ("autocast",)
 
 def entered(names: Sequence[str], exact: bool, table: dict[str, Callable[[], Any]]) -> ExitStack:
     """Those of the named contexts that are in ``table``, open."""
-    stack = ExitStack()
-    for name in names:
-        if name in table and not (exact and name in _NUMERIC):
-            stack.enter_context(table[name]())
-    return stack
+    with ExitStack() as stack:  # which is left if one of them cannot be entered
+        for name in names:
+            if name in table and not (exact and name in _NUMERIC):
+                stack.enter_context(table[name]())
+        return stack.pop_all()
 
 
 def _patched(*kinds: type, method: str = "forward") -> ExitStack:

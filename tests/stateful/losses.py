@@ -17,16 +17,7 @@ from tests.stateful.sides import Odd, Side, relaid
 KINDS = ("cross_entropy", "linear_cross_entropy", "mse_loss")
 TARGETS = ("classes", "classes", "int32", "uint8", "probabilities", "out of range", "float classes", "longer")
 WEIGHTS = ("none", "none", "good", "row", "column", "matrix", "other dtype", "longer")
-EVENTS = (
-    "nothing",
-    "nothing",
-    "input",
-    "target",
-    "weight",
-    "matrix",
-    "input data",
-    "matrix data",
-)
+EVENTS = ("nothing", "nothing", "input", "target", "weight", "matrix", "matrix data")
 WAYS = ("backward", "backward", "twice", "double", "threads", "checkpoint", "func.grad", "vmap")
 
 

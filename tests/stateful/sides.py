@@ -43,7 +43,7 @@ class Side:
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.layers[0].weight.dtype
+        return next((p.dtype for p in self.net.parameters()), torch.float32)
 
     @property
     def layers(self) -> list[nn.Linear]:

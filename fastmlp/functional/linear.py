@@ -140,23 +140,22 @@ def chain(input: Tensor | Quantized, layers: Sequence[Layer], plan: str = "auto"
     rows = as_rows(input)
     plan = whole.choose(backend, rows, layers, dtype, plan)
     if isinstance(backend, Traced):
-        assert isinstance(rows, Tensor)
-        y = _traced(rows, params, acts, dtype, plan, draw_drops(layers, x.device))
-    elif plan == "layers":
+        return _traced(x, params, acts, dtype, plan, draw_drops(layers, x.device))
+    if plan == "layers":
         tensors, numbers = pack(rows)
         y = Chain.apply(backend, dtype, acts, draw_drops(layers, x.device), numbers, *tensors, *params)
     else:
         y = WholeNet.apply(backend, dtype, acts, plan == "recompute", rows, *params)
-    return y.view(*x.shape[:-1], layers[-1].weight.shape[0])
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], y.shape[1])
 
 
 def _traced(
-    rows: Tensor, params: list[Tensor | None], acts: list[Act], dtype: torch.dtype, plan: str, drops: Drops
+    x: Tensor, params: list[Tensor | None], acts: list[Act], dtype: torch.dtype, plan: str, drops: Drops
 ) -> Tensor:
     """The chain as ops that torch.compile keeps whole."""
     if plan == "layers":
-        return ops.chain(rows, params, acts, dtype, drops)
-    return ops.whole_net(rows, params, acts, dtype, plan == "recompute")
+        return ops.chain(x, params, acts, dtype, drops)
+    return ops.whole_net(x, params, acts, dtype, plan == "recompute")
 
 
 def like(input: Tensor | Quantized, layers: Sequence[Layer]) -> Tensor:

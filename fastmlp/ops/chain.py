@@ -46,7 +46,17 @@ def like_outputs(
 ) -> list[Tensor]:
     """Tensors like every layer's output."""
     weights = spread(params, present)[::PER_LAYER]
-    return [x.new_empty(x.shape[0], weight.shape[0], dtype=dtype) for weight in weights]
+    return [x.new_empty(*x.shape[:-1], weight.shape[0], dtype=dtype) for weight in weights]
+
+
+def as_matrix(x: Tensor) -> Tensor:
+    """(..., K) as (M, K). The ops do this themselves: of views in a graph torch sees no writes in place."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def shaped(matrices: Sequence[Tensor | None], x: Tensor) -> list[Tensor]:
+    """Those (M, N) that there are, as (..., N) with the leading dimensions of ``x``."""
+    return [m.view(*x.shape[:-1], m.shape[1]) for m in matrices if m is not None]
 
 
 def like_needed(grad: Tensor, x: Tensor, params: Sequence[Tensor], *others: Any) -> list[Tensor]:
@@ -69,7 +79,8 @@ def _fake_chain(
     outputs = like_outputs(x, params, present, dtype)
     if not keep:
         return outputs[-1:]
-    return outputs + [torch.empty_like(outputs[i]) for i in z_kept(table_of(acts, slopes))]
+    *hidden, y = outputs
+    return [*hidden, *(torch.empty_like(outputs[i]) for i in z_kept(table_of(acts, slopes))), y]
 
 
 @op("chain", f"(Tensor x, {LAYERS}, Tensor? seed, float[] dropouts, bool keep) -> Tensor[]", _fake_chain)
@@ -84,10 +95,10 @@ def _chain(
     dropouts: Sequence[float],
     keep: bool,
 ) -> list[Tensor]:
-    """The last layer's output (M, N); with ``keep`` all layers' outputs, and those Z that a backward needs.
+    """The last layer's output (..., N); with ``keep`` after the others and those Z that a backward needs.
 
     Args:
-        x: (M, K), no size 0.
+        x: (..., K), no size 0.
         params: see `LAYERS`.
         present: one for each of a layer's three tensors.
         acts: names, one a layer.
@@ -100,19 +111,29 @@ def _chain(
     table, drops = table_of(acts, slopes), Drops(tuple(dropouts), seed)
     layers = spread(params, present)
     first = 0 if keep else None
-    y, inputs, saved = forward_chain(backends.kernels(x), x, layers, table, dtype, first, drops)
-    return [*inputs[1:], y, *(saved[i] for i in z_kept(table))] if keep else [y]  # type: ignore[list-item]
+    y, inputs, saved = forward_chain(backends.kernels(x), as_matrix(x), layers, table, dtype, first, drops)
+    kept = [*inputs[1:], *(saved[i] for i in z_kept(table))] if keep else []
+    return shaped([*kept, y], x)  # type: ignore[list-item]
 
 
-def _of_outputs(outputs: Sequence[Tensor], acts: Sequence[Act]) -> list[Tensor | None]:
-    """What each activation's derivative is computed from, out of what `_chain` kept."""
-    z = dict(zip(z_kept(acts), outputs[len(acts) :]))
-    return [None if act.name == "none" else z.get(i, outputs[i]) for i, act in enumerate(acts)]
+def reads_output(last: Act) -> bool:
+    """Whether the backward reads the output itself, which then nobody may write over."""
+    return last.saves_output and last.name != "none"
+
+
+def _of_outputs(kept: Sequence[Tensor], acts: Sequence[Act]) -> list[Tensor | None]:
+    """What each activation's derivative is computed from, out of what was kept of `_chain`'s results."""
+    hidden = len(acts) - 1
+    z = dict(zip(z_kept(acts), kept[hidden:]))
+    return [
+        None if act.name == "none" else z[i] if i in z else kept[i if i < hidden else -1]
+        for i, act in enumerate(acts)
+    ]
 
 
 @op(
     "chain_backward",
-    f"(Tensor grad, Tensor x, {LAYERS}, Tensor[] outputs, Tensor? seed, float[] dropouts, bool[] needs) "
+    f"(Tensor grad, Tensor x, {LAYERS}, Tensor[] kept, Tensor? seed, float[] dropouts, bool[] needs) "
     "-> Tensor[]",
     like_needed,
 )
@@ -124,32 +145,36 @@ def _chain_backward(
     acts: Sequence[str],
     slopes: Sequence[float],
     dtype: torch.dtype,
-    outputs: Sequence[Tensor],
+    kept: Sequence[Tensor],
     seed: Tensor | None,
     dropouts: Sequence[float],
     needs: Sequence[bool],
 ) -> list[Tensor]:
-    """Those gradients of x and ``params`` that ``needs`` asks for, from the output's ``grad``."""
+    """Those gradients of x and ``params`` that ``needs`` asks for, from the output's ``grad``.
+
+    ``kept`` are `_chain`'s results, the output only where `reads_output`.
+    """
     table, layers = table_of(acts, slopes), spread(params, present)
-    inputs, saved = [x, *outputs[: len(table) - 1]], _of_outputs(outputs, table)
+    rows, grad, *kept = map(as_matrix, (x, grad, *kept))
+    inputs, saved = [rows, *kept[: len(table) - 1]], _of_outputs(kept, table)
     needed = [needs[0], *(bool(need) for need in spread(needs[1:], present))]
     drops = Drops(tuple(dropouts), seed)
-    grads = backward_chain(backends.kernels(x), grad, inputs, layers, saved, table, needed, dtype, drops)
-    return [found for found in grads if found is not None]
+    dx, *grads = backward_chain(backends.kernels(x), grad, inputs, layers, saved, table, needed, dtype, drops)
+    return [*shaped([dx], x), *(found for found in grads if found is not None)]
 
 
 def _setup_chain(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     x, params, ctx.present, ctx.acts, ctx.slopes, ctx.dtype, seed, ctx.dropouts, _ = inputs
-    ctx.save_for_backward(x, seed, *params, *output)
+    kept = output if reads_output(table_of(ctx.acts, ctx.slopes)[-1]) else output[:-1]
+    ctx.save_for_backward(x, seed, *params, *kept)
     ctx.set_materialize_grads(False)
 
 
 def _differentiate_chain(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
     x, seed, *rest = ctx.saved_tensors
-    depth, count = len(ctx.acts), sum(ctx.present)
-    params, outputs = rest[:count], rest[count:]
+    count, grad = sum(ctx.present), grads[-1]
+    params, kept = rest[:count], rest[count:]
     needs = [ctx.needs_input_grad[0], *ctx.needs_input_grad[1]]
-    grad = grads[depth - 1]
     if grad is None:
         return (None, [None] * count, *[None] * 7)
     described = (ctx.present, ctx.acts, ctx.slopes, ctx.dtype)
@@ -158,11 +183,12 @@ def _differentiate_chain(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...
         def again(x: Tensor, *params: Tensor) -> Tensor:
             table, drops = table_of(ctx.acts, ctx.slopes), Drops(tuple(ctx.dropouts), seed)
             layers = spread(params, ctx.present)
-            return reference_chain(backends.kernels(x), x, layers, table, ctx.dtype, drops)
+            y = reference_chain(backends.kernels(x), as_matrix(x), layers, table, ctx.dtype, drops)
+            return y.reshape(grad.shape)
 
         found = torch_grads(again, (x, *params), needs, grad)
     else:
-        some = _chain_backward(grad, x, params, *described, outputs, seed, ctx.dropouts, needs)
+        some = _chain_backward(grad, x, params, *described, kept, seed, ctx.dropouts, needs)
         found = spread(some, needs)
     return (found[0], found[1:], *[None] * 7)
 
@@ -173,12 +199,10 @@ _chain.register_autograd(_differentiate_chain, setup_context=_setup_chain)
 def chain(
     x: Tensor, params: Sequence[Tensor | None], acts: Sequence[Act], dtype: torch.dtype, drops: Drops
 ) -> Tensor:
-    """What `fastmlp.autograd.chain.Chain` computes, as ops. x (M, K); ``acts`` hold no tensors."""
+    """What `fastmlp.autograd.chain.Chain` computes, as ops. x (..., K); ``acts`` hold no tensors."""
     given, described = describe(params, acts, dtype)
     keep = needs_grad(x, *given)
-    return _chain(x, given, *described, drops.seed, list(drops.probabilities), keep)[
-        len(acts) - 1 if keep else 0
-    ]
+    return _chain(x, given, *described, drops.seed, list(drops.probabilities), keep)[-1]
 
 
 def describe(

@@ -14,7 +14,17 @@ from fastmlp.autograd.chain import PER_LAYER, Drops, reference_chain
 from fastmlp.autograd.node import torch_grads, transformed
 from fastmlp.autograd.whole import split
 from fastmlp.backends.base import NetGrads, NetLayout
-from fastmlp.ops.chain import LAYERS, describe, like_outputs, needs_grad, spread, table_of
+from fastmlp.ops.chain import (
+    LAYERS,
+    as_matrix,
+    describe,
+    like_outputs,
+    needs_grad,
+    reads_output,
+    shaped,
+    spread,
+    table_of,
+)
 from fastmlp.ops.register import op
 
 
@@ -32,14 +42,14 @@ def _fake(
     found = [y]
     if keep and not recompute:
         columns = _layout(x, spread(params, present)).saved[-1]
-        found.append(x.new_empty(x.shape[0], columns, dtype=dtype))
+        found.append(x.new_empty(*x.shape[:-1], columns, dtype=dtype))
     if keep and not table_of(acts, slopes)[-1].saves_output:
         found.append(torch.empty_like(y))
     return found
 
 
 def _layout(x: Tensor, layers: Sequence[Tensor]) -> NetLayout:
-    widths = [x.shape[1], *(weight.shape[0] for weight in layers[::PER_LAYER])]
+    widths = [x.shape[-1], *(weight.shape[0] for weight in layers[::PER_LAYER])]
     return backends.kernels(x).net_layout(widths)
 
 
@@ -54,10 +64,10 @@ def _whole(
     keep: bool,
     recompute: bool,
 ) -> list[Tensor]:
-    """The output (M, N); with ``keep`` what a backward needs: of hidden layers, unless ``recompute``; and Z.
+    """The output (..., N); with ``keep`` what a backward needs: of hidden ones, unless ``recompute``; Z.
 
     Args:
-        x: (M, K), no size 0.
+        x: (..., K), no size 0.
         params: see `fastmlp.ops.chain`; they must fit `fastmlp.functional.whole.misfit`.
         present: one for each of a layer's three tensors.
         acts: names, one a layer.
@@ -69,10 +79,10 @@ def _whole(
     table = table_of(acts, slopes)
     keep_z = keep and not table[-1].saves_output
     layers = spread(params, present)
-    y, saved, z = backends.kernels(x).mlp(
-        x, layers, table, save=keep and not recompute, keep_z=keep_z, dtype=dtype
+    found = backends.kernels(x).mlp(
+        as_matrix(x), layers, table, save=keep and not recompute, keep_z=keep_z, dtype=dtype
     )
-    return [t for t in (y, saved, z) if t is not None]
+    return shaped(found, x)
 
 
 def _fake_backward(
@@ -112,23 +122,23 @@ def _backward(
 ) -> list[Tensor]:
     """The gradients of x, and of all parameters flat, as `NetGrads`: those that are asked for."""
     dx, of_params, of_slopes = backends.kernels(x).mlp_backward(
-        grad,
-        x,
+        as_matrix(grad),
+        as_matrix(x),
         spread(params, present),
         table_of(acts, slopes),
-        saved,
-        out_saved,
+        *(None if t is None else as_matrix(t) for t in (saved, out_saved)),
         need_input=need_input,
         need_params=need_params,
         dtype=dtype,
     )
     dx = None if dx is None else dx.to(x.dtype)
-    return [t for t in (dx, of_params, of_slopes) if t is not None]
+    return [*shaped([dx], x), *(t for t in (of_params, of_slopes) if t is not None)]
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     x, params, ctx.present, ctx.acts, ctx.slopes, ctx.dtype, _, ctx.recompute = inputs
-    ctx.save_for_backward(x, *params, *output)
+    kept = output if reads_output(table_of(ctx.acts, ctx.slopes)[-1]) else output[1:]
+    ctx.save_for_backward(x, *params, *kept)
     ctx.set_materialize_grads(False)
 
 
@@ -137,7 +147,7 @@ def _differentiate(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
     count, grad = sum(ctx.present), grads[0]
     if grad is None:
         return (None, [None] * count, *[None] * 6)
-    params, (y, *kept) = rest[:count], rest[count:]
+    params, kept = rest[:count], rest[count:]
     needs = [ctx.needs_input_grad[0], *ctx.needs_input_grad[1]]
     described = (ctx.present, ctx.acts, ctx.slopes, ctx.dtype)
     table = table_of(ctx.acts, ctx.slopes)
@@ -146,12 +156,14 @@ def _differentiate(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
 
         def again(x: Tensor, *params: Tensor) -> Tensor:
             layers = spread(params, ctx.present)
-            return reference_chain(backends.kernels(x), x, layers, table, ctx.dtype, none)
+            y = reference_chain(backends.kernels(x), as_matrix(x), layers, table, ctx.dtype, none)
+            return y.reshape(grad.shape)
 
         found = torch_grads(again, (x, *params), needs, grad)
     else:
+        y = kept.pop(0) if reads_output(table[-1]) else None
         saved = None if ctx.recompute else kept.pop(0)
-        out_saved = None if table[-1].name == "none" else y if table[-1].saves_output else kept.pop()
+        out_saved = y if y is not None or not kept else kept.pop()
         asked = (needs[0], any(needs[1:]))
         flat = iter(_backward(grad, x, params, *described, saved, out_saved, *asked))
         grads_of = NetGrads(*(next(flat) if need else None for need in (*asked, asked[1])))
@@ -168,6 +180,6 @@ _whole.register_autograd(_differentiate, setup_context=_setup)
 def whole_net(
     x: Tensor, params: Sequence[Tensor | None], acts: Sequence[Act], dtype: torch.dtype, recompute: bool
 ) -> Tensor:
-    """What `fastmlp.autograd.whole.WholeNet` computes, as ops. x (M, K); ``acts`` hold no tensors."""
+    """What `fastmlp.autograd.whole.WholeNet` computes, as ops. x (..., K); ``acts`` hold no tensors."""
     given, described = describe(params, acts, dtype)
     return _whole(x, given, *described, needs_grad(x, *given), recompute)[0]

@@ -51,6 +51,25 @@ def _kept_input(call: Any, ours: Outcome, torchs: Outcome) -> bool:
     return written and backends.requested() == "triton" and "by an inplace operation" in ours.said
 
 
+def _recomputed(call: Any, ours: Outcome, torchs: Outcome) -> bool:
+    """The plan that keeps nothing reads each parameter again in its backward: none may be written to."""
+    written = isinstance(call, NetCall) and call.event in ("weight in place", "bias in place")
+    return written and backends.requested() == "triton" and "by an inplace operation" in ours.said
+
+
+def _own_copy(call: Any, ours: Outcome, torchs: Outcome) -> bool:
+    """Of a target in bytes ours keeps a copy, which no write reaches: the gradients are the forward's."""
+    return isinstance(call, LossCall) and (call.target, call.event) == ("uint8", "target") and not ours.error
+
+
+def _once_kept(call: Any, ours: Outcome, torchs: Outcome) -> bool:
+    """A large loss on a CPU keeps one gradient; a second is made from the logits as they are."""
+    again = (
+        isinstance(call, LossCall) and call.event == "input" and call.way in ("twice", "double", "threads")
+    )
+    return again and "by an inplace operation" in ours.said
+
+
 def _made_anew(call: Any, ours: Outcome, torchs: Outcome) -> bool:
     """The kernels' gradients are differentiated by the chain run anew: no parameter may be written to before.
 
@@ -70,6 +89,9 @@ RULES: tuple[Rule, ...] = (
     _no_optimizer_of_it,
     _made_anew,
     _kept_input,
+    _recomputed,
+    _own_copy,
+    _once_kept,
 )
 
 

@@ -209,8 +209,8 @@ class Beside(RuleBasedStateMachine):
         ours, theirs = self.sides
         wide = outcome(lambda: {"side": self._wide()})
         found, wanted = (outcome(lambda: call.run(side, exact=False)) for side in (ours, theirs))  # noqa: B023
-        type(self).calls += 1
-        type(self).raised += wanted.error is not None
+        Beside.calls += 1
+        Beside.raised += wanted.error is not None
         if not (same(found, wanted) or allowed(call, found, wanted)):
             coarse = torch.bfloat16 if "autocast" in call.contexts else dtype
             exact = wide if wide.error else outcome(lambda: call.run(wide.found["side"], exact=True))

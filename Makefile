@@ -54,4 +54,4 @@ package:
 	$(BIN)/twine check --strict dist/*
 
 clean:
-	rm -rf build dist report site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist report site .src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -38,7 +38,7 @@ def stranger(folder: Path) -> tuple[Path, dict[str, str]]:
     return home, kept | {
         "HOME": str(folder / "home"),
         "PATH": os.pathsep.join([str(programs), kept["PATH"]]),
-        "PYTHONPATH": os.pathsep.join([str(home / "src"), *installed]),
+        "PYTHONPATH": os.pathsep.join([str(home / ".src"), *installed]),
         "COLUMNS": "200",
         "CUDA_VISIBLE_DEVICES": "",
         "MPLBACKEND": "agg",

@@ -25,7 +25,7 @@ def test_a_program_beside_a_clone_named_fastmlp(editable: Path, how: str) -> Non
     command = {"script": ["program.py"], "command": ["-c", PROGRAM], "module": ["-m", "program"]}[how]
     done = run([editable, *command], beside)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str(beside / "fastmlp" / "src" / "fastmlp" / "__init__.py")
+    assert done.stdout.strip() == str(beside / "fastmlp" / ".src" / "fastmlp" / "__init__.py")
 
 
 def test_nothing_but_fastmlp_can_be_imported(editable: Path, tmp_path: Path) -> None:

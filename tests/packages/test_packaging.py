@@ -53,8 +53,8 @@ def test_the_sdist_builds_the_same_wheel(built: Path, wheel: Path, sdist: Path) 
     assert first == second
     with tarfile.open(sdist) as file:
         names = {name.partition("/")[2] for name in file.getnames()}
-    assert {"LICENSE", "README.md", "pyproject.toml", "src/fastmlp/kernels/decisions.json"} <= names
-    code = [name.removeprefix("src/") for name in names if name.endswith(".py") and name != "setup.py"]
+    assert {"LICENSE", "README.md", "pyproject.toml", ".src/fastmlp/kernels/decisions.json"} <= names
+    code = [name.removeprefix(".src/") for name in names if name.endswith(".py") and name != "setup.py"]
     assert sorted(code) == sorted(name for name in first if name.endswith(".py"))  # each file once
     assert not any(name.startswith(("tests", "docs", "benchmarks/results", "examples")) for name in names)
 

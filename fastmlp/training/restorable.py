@@ -105,7 +105,7 @@ def _check_range(optimizer: torch.optim.Optimizer, own: dict[str, Any], saved: d
         known = inspect.signature(kind).parameters
         numbers = {name: saved[name] for name in optimizer.defaults if name in known}
         try:
-            kind([torch.zeros(1)], **numbers)
+            kind([torch.zeros(1, device="cpu", dtype=torch.float32)], **numbers)
         except (ValueError, RuntimeError) as error:
             raise ValueError(f"of its optimizer {kind.__name__} says: {error}") from None
 

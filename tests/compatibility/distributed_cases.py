@@ -354,7 +354,7 @@ def command(rank: int, device: str, arguments: list[str]) -> tuple[int, str, int
         mock.patch.object(distributed, "start"),  # the group is there
         mock.patch.object(distributed, "stop"),
         mock.patch.object(data, "named", synthetic(601, 101)),
-        mock.patch.object(cli.train, "save", wraps=cli.train.save) as save,
+        mock.patch.object(cli.record, "save", wraps=cli.record.save) as save,
     ):
         result = CliRunner().invoke(cli.app, arguments)
     return result.exit_code, result.output, save.call_count

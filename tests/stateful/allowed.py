@@ -62,6 +62,18 @@ def _own_copy(call: Any, ours: Outcome, torchs: Outcome) -> bool:
     return isinstance(call, LossCall) and (call.target, call.event) == ("uint8", "target") and not ours.error
 
 
+def _smoothed(call: Any, ours: Outcome, torchs: Outcome) -> bool:
+    """torch smooths probabilities in a copy of its own; ours reads the target as it was given."""
+    kept = isinstance(call, LossCall) and (call.target, call.event) == ("probabilities", "target")
+    return kept and call.smoothing > 0 and "by an inplace operation" in ours.said
+
+
+def _cast_within(call: Any, ours: Outcome, torchs: Outcome) -> bool:
+    """Autocast makes an ordinary tensor of an inference tensor; the kernels keep the tensor itself."""
+    kept = isinstance(call, NetCall) and call.kind == "inference" and "autocast" in call.contexts
+    return kept and "Inference tensors cannot be saved" in ours.said
+
+
 def _once_kept(call: Any, ours: Outcome, torchs: Outcome) -> bool:
     """A large loss on a CPU keeps one gradient; a second is made from the logits as they are."""
     again = (
@@ -91,6 +103,8 @@ RULES: tuple[Rule, ...] = (
     _kept_input,
     _recomputed,
     _own_copy,
+    _smoothed,
+    _cast_within,
     _once_kept,
 )
 

@@ -102,6 +102,7 @@ def cross_entropy(
     if size_average is not None or reduce is not None:
         reduction = _Reduction.legacy_get_string(size_average, reduce)
     options = LossOptions(ignore_index, reduction, label_smoothing, z_loss)
+    given = input, target, weight  # of which torch's op makes what autocast, or a transform of it, asks for
     if backends.is_autocast(input):  # which runs this loss in float32
         input, target = widened(input), widened(target)
         weight = None if weight is None else widened(weight)
@@ -109,7 +110,7 @@ def cross_entropy(
     if backend is _CPU and z_loss == 0 and not inplace:
         return CpuCrossEntropy.apply(_CPU, options, input, target, weight)
     if backend is None:
-        return reference_loss(input, target, weight, options)
+        return reference_loss(*((input, target, weight) if z_loss else given), options)
     check_loss(tuple(input.shape), input, target, weight, options)
     if inplace and input.is_leaf and input.requires_grad:
         raise RuntimeError("inplace: a leaf that requires grad cannot be overwritten by its own gradient")

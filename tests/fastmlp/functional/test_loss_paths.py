@@ -286,3 +286,16 @@ def test_threads_do_not_share_room(device: str) -> None:
             torch.testing.assert_close(found, expected)
     finally:
         threading.settrace(None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("path", ["small", "tall", "large", "kernels"], indirect=True)
+def test_autocast_within_a_transform(path: Path) -> None:
+    """There torch's cross-entropy stays in bfloat16, where autocast alone would make float32 of it."""
+    x, target = (t.detach() for t in path.inputs())
+    rows = torch.stack([x, -x]).bfloat16()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        ours, torchs = (
+            torch.func.vmap(lambda x, loss=loss: loss(x, target))(rows) for loss in (path.ours, path.torchs)
+        )
+    assert ours.dtype == torchs.dtype
+    torch.testing.assert_close(ours, torchs)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import fastmlp
 from fastmlp import backends
 from fastmlp.functional import chain_cross_entropy, mlp
 from fastmlp.functional.linear import Layer, aten_chain, chain, mlp_layers
@@ -138,6 +139,74 @@ def test_writes_to_what_is_not_read(write: str, plan: str, device: str) -> None:
             return
         found.append(grads(y, tensors(x, layers)))
     agree(*found)
+
+
+@pytest.mark.parametrize("plan", ["layers", "whole"])
+def test_a_second_derivative_reads_everything(plan: str, device: str) -> None:
+    x, layers = net(device)
+    y = chain(x, layers, plan)
+    with torch.no_grad():
+        _bias(x, layers)
+    torch.autograd.grad(y.sum(), x, retain_graph=True)
+    with pytest.raises(RuntimeError, match=r"modified by an inplace operation: a parameter \(7,\)"):
+        torch.autograd.grad(y.sum(), x, create_graph=True)
+
+
+@pytest.mark.parametrize("plan", ["layers", "whole", "torch"])
+@pytest.mark.parametrize("twice", [False, True])
+def test_an_output_that_eager_does_not_keep(plan: str, twice: bool, device: str) -> None:
+    """leaky_relu keeps its input. What follows may write over the output, and again for a second backward."""
+    found = []
+    for ours in (True, False):
+        x, layers = net(device, "leaky_relu", "leaky_relu")
+        if ours:
+            y = aten_chain(x, layers) if plan == "torch" else chain(x, layers, plan)
+        else:
+            y = x
+            for weight, bias, act, _ in layers:
+                y = act(nn.functional.linear(y, weight, bias))
+        y += 3
+        z = nn.functional.elu_(y)
+        if twice:
+            torch.autograd.grad(z.sum(), x, retain_graph=True)
+        found.append(grads(z, tensors(x, layers)))
+    agree(*found)
+
+
+@pytest.mark.parametrize("act", ["none", "relu", "leaky_relu", "tanh", "silu"])
+def test_an_output_of_a_dropout(act: str, device: str) -> None:
+    """Eager keeps what went into it and the mask. The gradient is that of an output left alone."""
+    found = []
+    for write in (True, False):
+        x, layers = net(device, act, act)
+        layers = [layer._replace(dropout=0.5) for layer in layers]
+        torch.manual_seed(1)
+        y = chain(x, layers)
+        if write:
+            y += 3  # which changes its values, and no gradient
+        found.append(list(torch.autograd.grad(y.sum(), tensors(x, layers))))
+    agree(*found)
+
+
+def test_in_a_sequential(device: str) -> None:
+    """The next child writes over the chain's output."""
+    x, found = torch.randn(6, 5, device=device), []
+    for kind in (fastmlp.Sequential, nn.Sequential):
+        torch.manual_seed(0)
+        made = kind(nn.Linear(5, 7), nn.LeakyReLU(0.2), nn.ELU(inplace=True), nn.Linear(7, 3)).to(device)
+        found.append(grads(made(x), list(made.parameters())))
+    agree(*found)
+
+
+def test_of_frozen_layers_nothing_is_kept(device: str) -> None:
+    x, layers = net(device)
+    for t in tensors(x, layers[:2]):
+        t.requires_grad_(False)
+    kept: list[tuple[int, ...]] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(tuple(t.shape)) or t, lambda t: t):
+        y = chain(x, layers)
+    assert sorted(kept) == [(3,), (3, 7), (6, 3), (6, 7)]  # what the last is of
+    agree(grads(y, tensors(x, layers)), grads(aten_chain(x, layers), tensors(x, layers)))
 
 
 @pytest.mark.parametrize("plan", PLANS)

@@ -74,6 +74,12 @@ def _cast_within(call: Any, ours: Outcome, torchs: Outcome) -> bool:
     return kept and "Inference tensors cannot be saved" in ours.said
 
 
+def _of_the_forward(call: Any, ours: Outcome, torchs: Outcome) -> bool:
+    """torch's PReLU reads its slopes again in the backward, of any dtype by then; ours are the forward's."""
+    cast = isinstance(call, NetCall) and call.event == "cast" and ours.error is None
+    return cast and "Found dtype" in torchs.said
+
+
 def _once_kept(call: Any, ours: Outcome, torchs: Outcome) -> bool:
     """A large loss on a CPU keeps one gradient; a second is made from the logits as they are."""
     again = (
@@ -105,6 +111,7 @@ RULES: tuple[Rule, ...] = (
     _own_copy,
     _smoothed,
     _cast_within,
+    _of_the_forward,
     _once_kept,
 )
 

@@ -47,7 +47,7 @@ class _OneLine(TyperGroup):
             if message.endswith(" is not readable"):  # typer looks before any command does: the file's fault
                 about, code = "", 1
             errors.print(f"error: {message}{about}", style="red")
-        except typer.Abort:
+        except (typer.Abort, KeyboardInterrupt):
             errors.print("error: interrupted", style="red")
             code = 130
         except Exception as error:
@@ -57,6 +57,24 @@ class _OneLine(TyperGroup):
             errors.print(f"error: {failure}", style="red")
             code = 1
         sys.exit(code)
+
+    def invoke(self, ctx: Any) -> Any:
+        """typer makes a bare status of Ctrl-C, wherever in the command it came."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise typer.Abort from None
+
+
+class _App(typer.Typer):
+    """Ctrl-C is a line also while the commands are made, before there is one to run."""
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().__call__(*args, **options)
+        except KeyboardInterrupt:
+            errors.print("error: interrupted", style="red")
+            sys.exit(130)
 
 
 #: What options were called before, and what they are everywhere.
@@ -82,7 +100,7 @@ def _renamed(word: str, names: set[str]) -> str:
     return f"{now}{equals}{value}" if now in names else word
 
 
-app = typer.Typer(
+app = _App(
     cls=_OneLine,
     add_completion=True,
     epilog=EXAMPLE,

@@ -20,8 +20,7 @@ from rich.console import Console
 from rich.text import Text
 
 from fastmlp import atomic
-from fastmlp.training import checkpoint, distributed
-from fastmlp.training.memory import is_out_of_memory
+from fastmlp.training import checkpoint, distributed, memory
 
 #: What a terminal obeys or reorders instead of showing it, and what no encoding has.
 _UNSHOWN = re.compile(r"[^\S\n\t ]|[\x00-\x08\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -149,8 +148,8 @@ def what_failed(error: BaseException) -> str | None:
     """A line for what no command has foreseen but the machine or a file is to blame for; None for a fault."""
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}" if error.filename is not None else str(error)
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    if is_out_of_memory(error) or (isinstance(error, _TOO_LARGE) and "verflow" in first):
+    first = memory.said(error)
+    if memory.is_out_of_memory(error) or (isinstance(error, _TOO_LARGE) and "verflow" in first):
         return f"out of memory: {first}"
     return None
 

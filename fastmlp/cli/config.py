@@ -35,9 +35,11 @@ def read(context: typer.Context, path: Path | None) -> Path | None:
     if path is None or context.resilient_parsing:
         return path
     try:
-        found = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        fail(f"--config {path}: {getattr(error, 'strerror', None) or error}")
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        fail(f"--config {path}: {error.strerror or error}")
+    except UnicodeDecodeError:
+        fail(f"--config {path}: expected TOML in UTF-8", 2)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         fail(f"--config {path}: expected TOML: {error}", 2)
     hints = get_type_hints(Settings)

@@ -105,7 +105,7 @@ def _one(path: Path, found: Any) -> Tensor:
     if isinstance(found, dict) and len(found) == 1:
         (found,) = found.values()
     if not isinstance(found, Tensor):
-        what = f"{len(found)} of them" if isinstance(found, dict) else f"a {type(found).__name__}"
+        what = f"{len(found)} of them" if isinstance(found, dict) else type(found).__name__
         raise InputError(f"{path}: expected one tensor, got {what}")
     return found
 

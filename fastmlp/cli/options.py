@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from enum import Enum
@@ -11,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
-from typer import Option
+from typer import BadParameter, Option
 
 from fastmlp import activations
 from fastmlp.cli.common import DEVICE_HELP, Dataset, Dtype, names_of
@@ -44,6 +45,16 @@ class Schedule(str, Enum):
     linear = "linear"
     cosine = "cosine"
     one_cycle = "one-cycle"
+
+
+def _number(text: str | float) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise BadParameter(f"expected a finite number of at least 0, got {text}")
+    return number
 
 
 def _activations(incomplete: str) -> list[str]:
@@ -90,24 +101,28 @@ class Settings:
     lr: Annotated[
         float | None,
         _training(
-            metavar="X",
-            min=0.0,
+            metavar="X [x>=0]",
+            parser=_number,
             help="Learning rate; default: 0.1, with momentum 0.05, of Adam and AdamW 0.001.",
         ),
     ] = None
     momentum: Annotated[
         float | None,
-        _training(metavar="X", min=0.0, help="Of --optimizer momentum or nesterov; default: 0.9."),
+        _training(
+            metavar="X [x>=0]", parser=_number, help="Of --optimizer momentum or nesterov; default: 0.9."
+        ),
     ] = None
     weight_decay: Annotated[
-        float | None, _training(metavar="X", min=0.0, help="Default: 0, of AdamW 0.01.")
+        float | None, _training(metavar="X [x>=0]", parser=_number, help="Default: 0, of AdamW 0.01.")
     ] = None
     schedule: Annotated[
         Schedule, _training(metavar="NAME", help=f"Of the learning rate over the run: {names_of(Schedule)}.")
     ] = Schedule.constant
     clip: Annotated[
         float | None,
-        _training(metavar="X", min=0.0, help="Largest norm of a step's gradient; default: no limit."),
+        _training(
+            metavar="X [x>=0]", parser=_number, help="Largest norm of a step's gradient; default: no limit."
+        ),
     ] = None
     patience: Annotated[
         int | None, _training(metavar="N", min=1, help="Stop early: after N epochs that were no better.")
@@ -115,8 +130,8 @@ class Settings:
     min_delta: Annotated[
         float,
         _training(
-            metavar="X",
-            min=0.0,
+            metavar="X [x>=0]",
+            parser=_number,
             help="With --patience: how much lower a test loss must be to count as better.",
         ),
     ] = 0.0

@@ -85,7 +85,7 @@ def predict(
     if len(given) > 1:
         fail(f"{given[0]}, {given[1]}: expected one of them", 2)
     if invert and not image:
-        fail("--invert: it is of --image, which is not given", 2)
+        fail("--invert: expected --image with it", 2)
     if (image or array) and (dataset or data):
         fail(f"--dataset, --data: they say nothing of {given[0]}", 2)
     if out is not None:

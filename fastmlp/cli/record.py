@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,10 @@ class Record:
         """
         options = {"net": "--out", "config": "--out's .toml", "tensorboard": "--tensorboard"}
         seen: dict[Path, str] = {}
+        out = self.paths["net"]
+        # Of a device, what goes beside the net would land in /dev; a directory is said below.
+        if os.path.exists(out) and not (os.path.isfile(out) or os.path.isdir(out)):
+            fail(f"--out {out}: no file; expected one, or a name that is free")
         for name, path in self.paths.items():
             option = options.get(name, f"--{name}")
             if path in seen:

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 
-from fastmlp.cli.common import fail, warn
+from fastmlp.cli.common import fail, one_of, warn
+from fastmlp.cli.options import Optimizer
 from fastmlp.cli.runs import vacant
 from fastmlp.training import Position, checkpoint, position
+
+#: The options that --changed may name; the last two are not of Adam.
+_CHANGEABLE = ("lr", "weight-decay", "schedule", "batch-size", "clip", "patience", "momentum", "nesterov")
+
+
+def fields_of(changed: Collection[str], optimizer: Optimizer) -> list[str]:
+    """What --changed names, as options or as `fit` calls them, by the names that `fit` has for it."""
+    names = _CHANGEABLE[: -2 if optimizer in (Optimizer.adam, Optimizer.adamw) else None]
+    for name in changed:
+        option = name.replace("_", "-")
+        one_of(names, "clip" if option == "clip-norm" else option, "--changed")
+    return ["clip_norm" if name == "clip" else name.replace("-", "_") for name in changed]
 
 
 def place(path: Path) -> Position | None:

@@ -19,7 +19,8 @@ Set = data.Images | data.Samples
 def check(dataset: Dataset, root: Path | None) -> None:
     """See that --data means something."""
     if root is not None and dataset not in _FROM_FILES:
-        fail(f"--data {root}: the {dataset.value} set is read from no files", 2)
+        source = "is drawn here" if dataset is Dataset.synthetic else "comes with scikit-learn"
+        fail(f"--data {root}: the {dataset.value} set {source} and reads no files", 2)
 
 
 def both(dataset: Dataset, root: Path | None, subset: int | None = None) -> tuple[Set, Set]:

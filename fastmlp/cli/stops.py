@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fastmlp.cli.common import by_option, errors, fail
+from fastmlp.cli.common import by_option, errors, fail, what_failed
 from fastmlp.cli.options import Settings
 from fastmlp.training import Interrupted, TrainingError, distributed
 from fastmlp.training.memory import is_out_of_memory
@@ -34,12 +34,13 @@ def said(kept: Path) -> Iterator[None]:
             fail(f"--compile: {str(error).strip().splitlines()[0]}")
         if not isinstance(error, TrainingError) and not is_out_of_memory(error):
             raise
-        again = "--batch-size N --changed batch_size" if is_out_of_memory(error) else "--lr LR --changed lr"
+        again = "--batch-size N --changed batch-size" if is_out_of_memory(error) else "--lr LR --changed lr"
         goes_on = f"; --resume {again} goes on from there" if str(kept) in str(error) else ""
         whose = ""
         if is_out_of_memory(error) and distributed.size() > 1:  # the others may have enough
             whose, errors.quiet = f"process {distributed.rank()}: ", False
-        fail(f"{whose}{(str(error) or 'out of memory').splitlines()[0]}{goes_on}")
+        what = str(error).splitlines()[0] if isinstance(error, TrainingError) else what_failed(error)
+        fail(f"{whose}{what}{goes_on}")
 
 
 def _is_compilers(error: BaseException) -> bool:

@@ -17,7 +17,17 @@ from torch import nn
 
 from fastmlp import activations, backends
 from fastmlp.cli import nets, optimizers, resuming, runs, sets, stops
-from fastmlp.cli.common import JSON_HELP, count_of, device_of, emit, fail, one_of, start, widths_of
+from fastmlp.cli.common import (
+    JSON_HELP,
+    count_of,
+    device_of,
+    emit,
+    fail,
+    memory_for,
+    one_of,
+    start,
+    widths_of,
+)
 from fastmlp.cli.config import read
 from fastmlp.cli.options import Engine, Settings, spread
 from fastmlp.cli.progress import Live
@@ -59,11 +69,12 @@ def train(
     if distributed.size() > 1 and (settings.checkpoint is not None or resume):
         fail("--checkpoint, --resume: a run in several processes keeps no checkpoint", 2)
     if changed and not resume:
-        fail(f"--changed {changed[0]}: it is of --resume, which is not given", 2)
+        fail(f"--changed {changed[0]}: expected --resume with it", 2)
     if overwrite and settings.out is None:
-        fail("--overwrite: it is of --out, which is not given; a run without takes a name that is free", 2)
+        fail("--overwrite: expected --out with it; a run without takes a name that is free", 2)
     where = device_of(settings.device)
     settings = _checked(settings, where)
+    changed = resuming.fields_of(changed, settings.optimizer)
     distributed.start(where)
     with runs.named(settings, resume, changed) as out:
         record = Record(settings, out, overwrite)
@@ -96,7 +107,8 @@ def _train(
     about = nets.description(settings, widths, classes, train_set.name)
     torch.manual_seed(settings.seed)
     with stops.said(kept or record.paths["net"]):
-        net = nets.build(widths, settings.activation).to(where)
+        with memory_for(f"--hidden {settings.hidden}"):
+            net = nets.build(widths, settings.activation).to(where)
         try:
             choice = backends.choose(next(net.parameters()))
         except RuntimeError as error:  # Triton is asked for and cannot run
@@ -176,7 +188,7 @@ def _checked(settings: Settings, where: torch.device) -> Settings:
     if settings.clip is not None and not 0 < settings.clip < math.inf:
         fail(f"--clip {settings.clip}: expected a positive number", 2)
     if settings.min_delta and settings.patience is None:
-        fail(f"--min-delta {settings.min_delta}: it is of --patience, which is not given", 2)
+        fail(f"--min-delta {settings.min_delta}: expected --patience with it", 2)
     return replace(optimizers.resolved(settings), device=settings.device or where.type)
 
 

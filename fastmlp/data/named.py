@@ -31,14 +31,14 @@ def named(
         seed: of what is drawn: the synthetic set, and how scikit-learn's sets are split.
 
     Raises:
-        ValueError: an unknown name, or a ``root`` for a set that is read from no files.
+        ValueError: an unknown name, or a ``root`` for a set that reads no files.
         DataError: the data is missing or broken, or the library it comes through is; with what to do.
     """
     if name not in NAMES:
         raise ValueError(f"name: expected one of {', '.join(NAMES)}, got {name!r}")
     if name not in idx.SETS:
         if root is not None:
-            raise ValueError(f"root: expected None, as {name} is read from no files, got {str(root)!r}")
+            raise ValueError(f"root: expected None, as {name} reads no files, got {str(root)!r}")
         if name == "diabetes":
             return tables.diabetes(seed)
         return tables.digits(seed) if name == "digits" else synthetic(seed)

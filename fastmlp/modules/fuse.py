@@ -31,11 +31,14 @@ class FuseReport(Generic[M]):
     swapped: tuple[tuple[str, str], ...]
     #: (name, why): each module whose linear layers were left, and each single layer in a swapped one.
     left: tuple[tuple[str, str], ...]
+    #: The names of modules that were fused before.
+    already: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
         """How many of each."""
-        return f"fuse: {len(self.swapped)} swapped, {len(self.left)} left"
+        already = f"{len(self.already)} fused already, " if self.already else ""
+        return f"fuse: {len(self.swapped)} swapped, {already}{len(self.left)} left"
 
     def rows(self) -> list[tuple[str, str]]:
         """(modules, what or why), one row for all of which the same is to be said."""
@@ -87,7 +90,11 @@ def fuse(module: M, *, report: bool = False) -> M | FuseReport[M]:
     left = tuple(found for name, child in module.named_modules() for found in _left(name, child))
     if isinstance(module, nn.Linear):
         left += (("", f"{type(module).__name__}: a layer alone, which torch runs as fast"),)
-    return FuseReport(module, made, left)
+    new = {name for name, _ in swapped}
+    already = [
+        name for name, child in module.named_modules() if isinstance(child, _FUSED) and name not in new
+    ]
+    return FuseReport(module, made, left, tuple(already))
 
 
 def _swap(child: nn.Module) -> bool:

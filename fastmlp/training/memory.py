@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -46,7 +47,7 @@ def explained(loop: Loop, number: int, batch_size: int, left: Callable[[], str])
             else "parameters and optimizer state are as the step before left them"
         )
         raise OutOfMemoryError(
-            f"out of memory in epoch {number}{step} at batch size {batch_size} ({_first_line(error)}); "
+            f"out of memory in epoch {number}{step} at batch size {batch_size} ({said(error)}); "
             f"a smaller batch size takes less; {intact}{left()}"
         ) from error
 
@@ -58,5 +59,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error) for word in _WORDS)
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+def said(error: BaseException) -> str:
+    """The first line of an error; of a CPU's allocator, which names its source's, how much it was to give."""
+    asked = re.search(r"DefaultCPUAllocator: .* tried to allocate (\d+) bytes", str(error))
+    if asked:
+        return f"{int(asked[1]):,} bytes asked for"
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -182,7 +182,7 @@ def test_out_of_memory_in_the_update(device: str) -> None:
 def test_real_out_of_memory() -> None:
     """A process of 300 MB more than it has after a small batch; a big one's activations are 2 GB."""
     printed = output_of(_HUNGRY, OMP_NUM_THREADS="1")
-    assert printed.startswith("out of memory in epoch 1 at batch size 250000 ([enforce fail at")
+    assert printed.startswith("out of memory in epoch 1 at batch size 250000 (2,000,000,000 bytes asked for)")
     assert printed.strip().endswith("True True")
 
 

@@ -110,7 +110,11 @@ def test_no_file_is_a_line(option: str, path: str, tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["profile", "--batch-size", 100000000], 1, "--batch-size 100000000, --steps 20: out of memory: "),
+        (
+            ["profile", "--batch-size", 100000000],
+            1,
+            "--batch-size 100000000, --steps 20: out of memory: 1,568,000,000,000 bytes asked for; a smaller",
+        ),
         (["profile", "--batch-size", 2**62], 1, f"--batch-size {2**62}, --steps 20: out of memory: "),
         (["profile", "--steps", 2**50, "--inference", "--batch-size", 2**50], 1, "out of memory: "),
         (["profile", "--hidden", 2**62], 1, f"--hidden {2**62}: out of memory: "),
@@ -159,6 +163,22 @@ def test_ctrl_c_while_it_is_imported(tmp_path: Path) -> None:
         assert done.returncode == code, done.stderr
         assert done.stderr.endswith(said)
         assert code != 130 or done.stderr == said
+
+
+@pytest.mark.parametrize("where", ["fastmlp.cli.sets.both", "typer.main.get_command"])
+def test_ctrl_c_before_the_first_step(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While the data is read, and while the commands are made."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(where, interrupted)
+    with pytest.raises(SystemExit) as left:
+        cli.app(["train", "--dataset", "digits", "--device", "cpu", "--out", str(tmp_path / "net")])
+    assert (left.value.code, capsys.readouterr().err) == (130, "error: interrupted\n")
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_header_that_promises_too_much(tmp_path: Path) -> None:

@@ -52,9 +52,7 @@ def test_every_option_can_be_set(tmp_path: Path) -> None:
     )  # fmt: skip
     write(tmp_path / "all.toml", settings)
     assert len(tomllib.loads((tmp_path / "all.toml").read_text())) == len(Settings.__dataclass_fields__)
-    assert_fails(
-        run("train", "--config", tmp_path / "all.toml"), 2, "--data a: the digits set is read from no"
-    )
+    assert_fails(run("train", "--config", tmp_path / "all.toml"), 2, "--data a: the digits set comes with")
 
 
 def test_the_command_line_comes_first(tmp_path: Path) -> None:
@@ -80,12 +78,14 @@ def test_the_command_line_comes_first(tmp_path: Path) -> None:
         ('changed = ["lr"]', 2, "changed is not an option that a file can set, which are: dataset, data"),
         ("[training]\nlr = 1", 2, "training is not an option that a file can set"),
         ("lr = ", 2, "expected TOML: Invalid value (at "),
+        ("lr = nan", 2, "lr: expected a finite number of at least 0, got nan"),
+        ('hidden = "\xff"', 2, "expected TOML in UTF-8"),
         (None, 1, "No such file or directory"),
     ],
 )
 def test_errors_name_key_and_file(text: str | None, code: int, message: str, tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     if text is not None:
-        path.write_text(text)
+        path.write_text(text, encoding="latin-1")
     assert_fails(run(*BASE, "--config", path, "--out", tmp_path / "net"), code, f"--config {path}: {message}")
     assert not (tmp_path / "net").exists()

@@ -109,7 +109,9 @@ def test_errors(trained: Path, regression: Path, tmp_path: Path) -> None:
     save(fastmlp.MLP(64, [10]), tmp_path / "other", about)
     fails(1, f"{tmp_path / 'other'}: the state of another net: ", tmp_path / "other")
     fails(1, "10 features and 1 output, but the net has 64 and 10", trained, "--dataset", "diabetes")
-    fails(2, "--data /tmp: the digits set is read from no files", trained, "--data", "/tmp")
+    fails(
+        2, "--data /tmp: the digits set comes with scikit-learn and reads no files", trained, "--data", "/tmp"
+    )
     damaged = bytearray(trained.read_bytes())
     damaged[-3] ^= 1
     (tmp_path / "damaged").write_bytes(damaged)

@@ -125,7 +125,7 @@ def test_errors(trained: Path, regression: Path, tmp_path: Path) -> None:
     fails(1, "--index 360: expected numbers from 0 to 359", "--index", "360")
     fails(2, "--index 1,x: expected numbers with commas", "--index", "1,x")
     fails(2, "--index, --count: expected one of them", "--index", 1, "--count", 2)
-    fails(2, "--invert: it is of --image", "--invert")
+    fails(2, "--invert: expected --image with it", "--invert")
     fails(2, "--dataset, --data: they say nothing of --image", "--image", "a.png", "--dataset", "digits")
     fails(2, "--out p.txt: expected a name that ends in .json or .csv", "--out", "p.txt")
     fails(1, "--out /proc/x/p.csv: No such file or directory", "--out", "/proc/x/p.csv")
@@ -148,7 +148,7 @@ def test_errors(trained: Path, regression: Path, tmp_path: Path) -> None:
         "--input",
         file("d.pt", torch.ones(2, 64).long()),
     )
-    fails(1, "expected one tensor, got a list", "--input", file("e.pt", [1, 2]))
+    fails(1, "expected one tensor, got list", "--input", file("e.pt", [1, 2]))
     holed = torch.ones(3, 64)
     holed[1, 5] = torch.nan
     fails(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -95,6 +96,9 @@ def test_paths_that_cannot_be(tmp_path: Path) -> None:
     ):
         assert_fails(run(*BASE, "--out", tmp_path / "net", option, path), code, message)
         assert [*tmp_path.iterdir()] == []
+    os.mkfifo(pipe := tmp_path / "pipe")
+    assert_fails(run(*BASE, "--epochs", 0, "--out", pipe), 1, f"--out {pipe}: no file; expected one")
+    assert [*tmp_path.iterdir()] == [pipe]
 
 
 def test_a_run_that_is_refused_leaves_what_is_there(tmp_path: Path) -> None:

@@ -88,6 +88,7 @@ def test_options_of_the_users_own_stay(tmp_path: Path) -> None:
 def test_names_count() -> None:
     """Of each data set; neither a run that was refused nor a file that is gone gives one away twice."""
     assert run(*BASE, "--epochs", 0, "--engine", "graph").exit_code == 2
+    assert run(*BASE, "--epochs", 0, "--hidden", 10**11).exit_code == 1
     paths = [Path(run_json(*BASE, "--epochs", 0)["paths"]["net"]) for _ in range(2)]
     assert paths == [Path("runs/digits-1.safetensors"), Path("runs/digits-2.safetensors")]
     paths[0].unlink()
@@ -95,7 +96,7 @@ def test_names_count() -> None:
     assert other["paths"]["net"] == "runs/diabetes-1.safetensors"
     assert other["config"]["out"] == "runs/diabetes-1.safetensors"
     assert run(*BASE, "--epochs", 0).output.endswith("saved to runs/digits-3.safetensors\n")
-    assert_fails(run(*BASE, "--overwrite"), 2, "--overwrite: it is of --out, which is not given")
+    assert_fails(run(*BASE, "--overwrite"), 2, "--overwrite: expected --out with it")
 
 
 def test_resume_finds_the_run_of_these_options(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +119,9 @@ def test_resume_finds_the_run_of_these_options(monkeypatch: pytest.MonkeyPatch) 
     assert first.output.endswith("saved to runs/digits-1.safetensors\n")
     states = [load(f"runs/digits-{n}.safetensors")[0]["0.weight"] for n in (1, 3)]
     assert states[0].equal(states[1])
-    longer = run(*BASE, "--epochs", 3, "--seed", 1, "--resume", "--lr", 0.01, "--changed", "lr")
+    longer = run(
+        *BASE, "--epochs", 3, "--seed", 1, "--resume", "--batch-size", 128, "--changed", "batch-size"
+    )
     assert longer.output.endswith("saved to runs/digits-2.safetensors\n")
     unknown = run(*BASE, "--epochs", 3, "--lr", 0.5, "--resume")
     assert_fails(unknown, 2, "runs/digits-3.ckpt.safetensors: the checkpoint of another run: lr was")

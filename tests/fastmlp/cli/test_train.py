@@ -73,15 +73,27 @@ def test_every_kind_of_activation_trains(activation: str, tmp_path: Path) -> Non
             1,
             "the loss is nan in epoch 1, step 2 of 3; a smaller lr may help; no checkpoint was",
         ),
-        (["--hidden", "99999999999"], 1, "can't allocate memory"),
+        (
+            ["--hidden", "99999999999"],
+            1,
+            "--hidden 99999999999: out of memory: 313,599,999,996,864 bytes asked",
+        ),
         (["--epochs", "-1"], 2, "epochs"),
         (["--out", "/proc/nowhere/net"], 1, "--out /proc/nowhere/net: No such file"),
         (["--out", "/tmp"], 1, "--out /tmp: a directory"),
-        (["--data", "/tmp"], 2, "--data /tmp: the synthetic set is read from no files"),
+        (["--data", "/tmp"], 2, "--data /tmp: the synthetic set is drawn here and reads no files"),
         (["--device", "gpu"], 2, "--device gpu: expected cpu, cuda or cuda:1"),
         (["--device", "meta"], 2, "--device meta: expected cpu, cuda or cuda:1"),
         (["--device", "cuda:99"], 2, "--device cuda:99: torch sees"),
-        (["--lr", "-1"], 2, "lr"),
+        (["--lr", "-1"], 2, "'--lr': expected a finite number of at least 0, got -1"),
+        (["--lr", "nan"], 2, "'--lr': expected a finite number of at least 0, got nan"),
+        (["--weight-decay", "inf"], 2, "'--weight-decay': expected a finite number of at least 0, got inf"),
+        (["--changed", "lr"], 2, "--changed lr: expected --resume with it"),
+        (
+            ["--resume", "--changed", "rate"],
+            2,
+            "--changed rate: expected one of lr, weight-decay, schedule, ",
+        ),
         (["--engine", "graph"], 2, "engine: 'graph' cannot run this: it needs a GPU"),
         (["--activation", "prelu", "--engine", "fused"], 2, "'fused' cannot run this: a PReLU learns"),
         (["--engine", "fastest"], 2, "--engine"),
@@ -227,7 +239,7 @@ def test_early_stopping(tmp_path: Path) -> None:
     lines = again.output.splitlines()
     assert lines[-2] == f"stopped early: {found['stopped']}"
     assert "test loss " in lines[-1]
-    assert_fails(run(*base, "--min-delta", 1), 2, "--min-delta 1.0: it is of --patience, which is not given")
+    assert_fails(run(*base, "--min-delta", 1), 2, "--min-delta 1.0: expected --patience with it")
 
 
 def test_clipping(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_every_name_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
             named(name, say=said.append)
     with pytest.raises(ValueError, match=r"name: expected one of fashion-mnist, .*, synthetic, got 'cifar'"):
         named("cifar")
-    with pytest.raises(ValueError, match="root: expected None, as digits is read from no files, got 'here'"):
+    with pytest.raises(ValueError, match="root: expected None, as digits reads no files, got 'here'"):
         named("digits", "here")
     assert len(said) == 1
     assert data.NAMES == ("fashion-mnist", "mnist", "kmnist", "digits", "diabetes", "synthetic")

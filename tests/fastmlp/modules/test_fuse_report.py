@@ -68,12 +68,13 @@ def test_what_is_swapped_and_what_is_left() -> None:
         ("mine.0", "Mine: not an nn.Linear itself"),
         ("weighted.0", "ParametrizedLinear: not an nn.Linear itself"),
     )
-    assert repr(report) == "<fuse: 7 swapped, 9 left>"
+    assert repr(report) == "<fuse: 7 swapped, 1 fused already, 9 left>"
     assert f"  blocks.0 and 4 more: left: {calls}\n" in str(report)  # the same is said once
     assert "<script" not in report._repr_html_()
     again = fastmlp.fuse(made, report=True)
     assert again.swapped == ()
     assert again.left == report.left
+    assert (report.already, {*again.already}) == (("ours",), {"ours", *(name for name, _ in report.swapped)})
 
 
 def test_a_model_that_is_one_module() -> None:

@@ -147,7 +147,7 @@ def _train(
                 loss=None if classes else nn.MSELoss(),
                 checkpoint=kept,
                 resume=done is not None,
-                changed=changed,
+                changed=changed if done is not None else (),
                 **_numbers(settings),
             )
     begin()  # of a run that had no step left

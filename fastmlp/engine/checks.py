@@ -88,6 +88,44 @@ def takes_any_number() -> bool:
     return True
 
 
+def require_called(value: object, name: str, kind: str) -> None:
+    """See that ``value``, the argument ``name``, is a module or a function, of ``kind``'s arguments.
+
+    Raises:
+        ValueError: it is something else, such as a module's class.
+    """
+    if isinstance(value, type):
+        what = f"expected a {name}, got the class {value.__name__}; {value.__name__}() makes one"
+        raise ValueError(f"{name}: {what}")
+    if not callable(value):
+        raise ValueError(f"{name}: expected a module or a function of {kind}, got {value!r}")
+
+
+def require_optimizer(optimizer: object) -> None:
+    """See that it is one.
+
+    Raises:
+        ValueError: it is something else, such as an optimizer's class.
+    """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ValueError(
+            f"optimizer: expected one over the net's parameters, such as torch.optim.Adam(net.parameters()), "
+            f"got {optimizer!r}"
+        )
+
+
+def check_parts(model: object, loss: object, optimizer: object) -> None:
+    """See that they are what a step is made of; what only behaves as an optimizer will do.
+
+    Raises:
+        ValueError: one is not, such as a class.
+    """
+    require_called(model, "model", "the features")
+    require_called(loss, "loss", "(outputs, targets)")
+    if isinstance(optimizer, type) or not hasattr(optimizer, "param_groups"):
+        require_optimizer(optimizer)
+
+
 def check_optimizer(
     model: nn.Module, loss: nn.Module, optimizer: torch.optim.Optimizer, dtype: torch.dtype
 ) -> None:

@@ -12,7 +12,7 @@ from fastmlp import backends
 from fastmlp.engine import choose, network
 from fastmlp.engine.autograd import AutogradExecutor, products
 from fastmlp.engine.base import Executor
-from fastmlp.engine.checks import batch_problem, check_optimizer
+from fastmlp.engine.checks import batch_problem, check_optimizer, check_parts
 from fastmlp.engine.network import Network
 from fastmlp.engine.snapshot import Snapshot
 
@@ -39,8 +39,9 @@ class TrainStep:
             gives way to an enclosing ``torch.autocast``; another holds within one, too.
 
     Raises:
-        ValueError: ``dtype`` is none of float32, bfloat16, float16, or the last for an optimizer that wants
-            a closure; or none of the optimizer's parameters is the model's or the loss'.
+        ValueError: model, loss or optimizer is no such thing, but a class, say; ``dtype`` is none of float32,
+            bfloat16, float16, or the last for an optimizer that wants a closure; or none of the optimizer's
+            parameters is the model's or the loss'.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class TrainStep:
     ) -> None:
         if dtype not in choose.DTYPES:
             raise ValueError(f"dtype: expected one of {', '.join(map(str, choose.DTYPES))}, got {dtype}")
+        check_parts(model, loss, optimizer)
         check_optimizer(model, loss, optimizer, dtype)
         self.model, self.loss, self.optimizer, self.dtype = model, loss, optimizer, dtype
         self._lock = RLock()  # an executor's buffers are one step's at a time
@@ -108,6 +110,7 @@ class TrainStep:
     def _of(self, x: Tensor, y: Tensor) -> Executor:
         # Looked at anew at every step, as a forward does: children, hooks and modes can change at any time.
         if self._parts != (self.model, self.loss, self.optimizer, self.dtype):
+            check_parts(self.model, self.loss, self.optimizer)
             check_optimizer(self.model, self.loss, self.optimizer, self.dtype)
             self._forget()
         found = self._find(x, y)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastmlp import functional
+from fastmlp.engine.checks import require_called
 from fastmlp.modules import CrossEntropyLoss, MSELoss
 
 #: A loss: a module or a function of (outputs, targets).
@@ -52,10 +53,7 @@ def loss_of(loss: Loss | None) -> nn.Module:
     """
     if loss is None:
         return CrossEntropyLoss()
-    if isinstance(loss, type):
-        raise ValueError(f"loss: expected a loss, got the class {loss.__name__}; {loss.__name__}() makes one")
-    if not callable(loss):
-        raise ValueError(f"loss: expected a module or a function of (outputs, targets), got {loss!r}")
+    require_called(loss, "loss", "(outputs, targets)")
     if not isinstance(loss, nn.Module):
         known = _MODULES.get(loss)
         return FunctionLoss(loss) if known is None else known()
@@ -67,17 +65,39 @@ def loss_of(loss: Loss | None) -> nn.Module:
     return loss
 
 
-def require_optimizer(optimizer: object) -> None:
-    """See that it is one.
+def require_net(net: object) -> None:
+    """See that it is a module.
 
     Raises:
-        ValueError: it is something else, such as an optimizer's class.
+        ValueError: it is something else, such as a module's class.
     """
-    if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
-        raise ValueError(
-            f"optimizer: expected one over the net's parameters, such as torch.optim.Adam(net.parameters()), "
-            f"got {optimizer!r}"
-        )
+    if not isinstance(net, nn.Module):
+        got = f"the class {net.__name__}" if isinstance(net, type) else repr(net)
+        raise ValueError(f"net: expected a module, such as fastmlp.MLP(784, [256, 10]), got {got}")
+
+
+def require_rate(lr: Any) -> None:
+    """See that it is a learning rate.
+
+    Raises:
+        ValueError: it is no finite number, or a negative one.
+    """
+    try:
+        number = math.nan if isinstance(lr, (str, bytes, bool)) else float(lr)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise ValueError(f"lr: expected a finite number of at least 0, got {lr!r}")
+
+
+def require_callback(value: object, name: str) -> None:
+    """See that it is a function, or None.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if value is not None and not callable(value):
+        raise ValueError(f"{name}: expected a function, got {value!r}")
 
 
 def whole(value: Any, name: str, least: int) -> int:
@@ -87,6 +107,8 @@ def whole(value: Any, name: str, least: int) -> int:
         ValueError: it is no whole number, or less than ``least``.
     """
     try:
+        if isinstance(value, bool):
+            raise TypeError
         number = operator.index(value)
     except TypeError:
         raise ValueError(f"{name}: expected a whole number, got {value!r}") from None

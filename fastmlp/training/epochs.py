@@ -66,6 +66,19 @@ def _stale(job: Job, history: History) -> str:
     return stale(history.epochs, job.patience, job.min_delta)
 
 
+def _all_ignored(job: Job) -> int | None:
+    """The label that all examples have and the loss' mean leaves out, if so; of data known as a whole."""
+    ignored, y = getattr(job.run.loss, "ignore_index", None), getattr(job.train, "y", None)
+    if (
+        ignored is None
+        or y is None
+        or y.is_floating_point()
+        or getattr(job.run.loss, "reduction", "") != "mean"
+    ):
+        return None
+    return ignored if bool((y == ignored).all()) else None
+
+
 def _epoch(job: Job, number: int) -> Epoch:
     model, loss, batch, dtype = job.run.model, job.run.loss, job.run.batch, job.run.dtype
     loop, keeper = job.loop, job.keeper
@@ -85,6 +98,11 @@ def _epoch(job: Job, number: int) -> Epoch:
 
     def stop(what: str) -> NoReturn:
         step = f", step {loop.done}" + (f" of {job.steps}" if job.steps else "") if loop.done else ""
+        if (label := _all_ignored(job)) is not None:
+            raise TrainingError(
+                f"{what} in epoch {number}{step}: every label is {label}, which the loss ignores, and a mean "
+                f"over none is nan{left()}"
+            )
         if number == loop.done == 1:
             raise TrainingError(
                 f"{what} in epoch {number}{step}, before any update: look for parameters that are not finite "

@@ -13,7 +13,7 @@ from fastmlp.engine.autograd import one_number, precision
 from fastmlp.modules import CrossEntropyLoss
 from fastmlp.modules.dequantize import dequantizes
 from fastmlp.training import expected, inputs
-from fastmlp.training.arguments import Loss, loss_of, whole
+from fastmlp.training.arguments import Loss, loss_of, require_net, whole
 from fastmlp.training.expected import Expected
 from fastmlp.training.features import Features, pixels
 from fastmlp.training.inputs import Data
@@ -50,6 +50,7 @@ def evaluate(
     Raises:
         ValueError: as `fit`.
     """
+    require_net(net)
     loss, batch_size = loss_of(loss), whole(batch_size, "batch_size", 1)
     source = inputs.take(data, "data", device_of(net), net)
     source.require(expected.of(Features(net, source.device, dtype), loss, source.example(), "data"))
@@ -64,6 +65,7 @@ def accuracy(
     Raises:
         ValueError: as `fit`.
     """
+    require_net(net)
     batch_size, device = whole(batch_size, "batch_size", 1), device_of(net)
     source = inputs.take(data, "data", device, net)
     features = Features(net, device, dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from fastmlp.training import finite, targets
 from fastmlp.training.features import Features
-from fastmlp.training.targets import Targets
+from fastmlp.training.targets import Targets, shape_of
 
 
 class Expected(NamedTuple):
@@ -44,4 +45,20 @@ def of(features: Features, loss: nn.Module, example: tuple[Tensor, Tensor], name
         ValueError: they do not take it.
     """
     x, y = example
-    return Expected(features, targets.of(loss, tuple(features.ask(x, name).outputs), y, features.own))
+    outputs = tuple(features.ask(x, name).outputs)
+    found = targets.of(loss, outputs, y, features.own)
+    if len(outputs) > 1:
+        given = f"{_rows(outputs)} for features {_rows(tuple(x.shape[1:]))}"
+        found = found._replace(hint=f"; the net gives {given}")
+    elif found.compares_anything and {tuple(y.shape[1:]), outputs} == {(), (1,)}:
+        hint = "y[:, 0] makes a row" if y.dim() > 1 else "y[:, None] makes columns"
+        warnings.warn(
+            f"{name}: targets {_rows(tuple(y.shape[1:]))} beside outputs {_rows(outputs)}: a loss that "
+            f"compares them as they are sees (N, N); {hint}",
+            stacklevel=3,
+        )
+    return Expected(features, found)
+
+
+def _rows(sizes: tuple[int, ...]) -> str:
+    return shape_of(("N", *sizes))

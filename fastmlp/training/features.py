@@ -75,7 +75,7 @@ class Features:
         if finite.has_others(x, becomes):
             rows = finite.bad_rows(x, becomes)
             if not self._bears(self._on_device(x[rows[:_ROWS]], becomes)):
-                raise ValueError(finite.message(name, "features", x, rows, where))
+                raise ValueError(finite.message(name, "features", x, rows, where, becomes))
         return x
 
     def _asked(self, x: Tensor, name: str, becomes: torch.dtype | None) -> Answer:
@@ -97,6 +97,13 @@ class Features:
                 raise ValueError(f"net: expected an output for each example, got {got} for two of them")
             return Answer(dtype, outputs.shape[1:])
         said = (str(refused) or type(refused).__name__).splitlines()[0]
+        first = _first(self._net)
+        if (
+            isinstance(first, nn.Linear)
+            and said.startswith("mat1 and mat2 shapes")
+            and x[0].numel() != first.in_features
+        ):  # which the message says, without the two rows
+            said = ""
         raise self._refusal(x, name, becomes, said) from refused
 
     def _forms(self, x: Tensor) -> tuple[torch.dtype | None, ...]:
@@ -117,7 +124,7 @@ class Features:
         expected = (
             f"(N, {first.in_features}) {self.own}" if isinstance(first, nn.Linear) else "that the net takes"
         )
-        return ValueError(f"{name}: expected features {expected}, got {got} ({reason}){hint}")
+        return ValueError(f"{name}: expected features {expected}, got {got}{reason and f' ({reason})'}{hint}")
 
     def _on_device(self, x: Tensor, becomes: torch.dtype | None) -> Tensor:
         return x.to(self._device, becomes if x.is_floating_point() else None)

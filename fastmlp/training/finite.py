@@ -14,6 +14,11 @@ def row(number: int) -> str:
     return f"row {number}"
 
 
+def row_as(dtype: torch.dtype, data: tuple[Tensor, ...], number: int) -> str:
+    """The same of ``data`` before they became ``dtype``: which is named where their numbers are finite."""
+    return row(number) + (f" as {dtype}" if all(bool(t[number].isfinite().all()) for t in data) else "")
+
+
 def has_others(data: Tensor, dtype: torch.dtype | None = None) -> bool:
     """Whether a NaN or an infinity is among ``data``, as ``dtype`` holds them. One pass, and one read."""
     if not data.is_floating_point() or data.numel() == 0:
@@ -30,10 +35,19 @@ def bad_rows(data: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return (~good.flatten(1).all(1) if good.dim() > 1 else ~good).nonzero()[:, 0]
 
 
-def message(name: str, what: str, data: Tensor, rows: Tensor, where: Callable[[int], str] = row) -> str:
-    """That those ``rows`` of ``data``, the ``what`` of the set called ``name``, are `bad_rows`."""
+def message(
+    name: str,
+    what: str,
+    data: Tensor,
+    rows: Tensor,
+    where: Callable[[int], str] = row,
+    dtype: torch.dtype | None = None,
+) -> str:
+    """That those ``rows`` of ``data``, the ``what`` of the set ``name``, are its `bad_rows` as ``dtype``."""
     kind = "nan" if data[rows].isnan().any() else "inf"
     first = where(int(rows[0]))
+    if dtype is not None and bool(data[rows].isfinite().all()):
+        first += f" as {dtype}"
     return (
         f"{name}: expected finite {what}, got {kind} in {len(rows)} of {len(data)} rows, the first in {first}"
     )

@@ -13,8 +13,9 @@ from torch import nn
 
 from fastmlp.engine import Loop, choose
 from fastmlp.engine.autograd import products
+from fastmlp.engine.checks import require_optimizer
 from fastmlp.training import clipping, expected, inputs, schedules, stream
-from fastmlp.training.arguments import Loss, loss_of, require_optimizer, whole
+from fastmlp.training.arguments import Loss, loss_of, require_callback, require_net, require_rate, whole
 from fastmlp.training.clipping import Clip
 from fastmlp.training.epochs import Job
 from fastmlp.training.epochs import run as run_epochs
@@ -26,6 +27,8 @@ from fastmlp.training.inputs import Data
 from fastmlp.training.resume import Keeper
 from fastmlp.training.shares import Ranks, SharedLoop, ranks_of, reshard
 from fastmlp.training.sources import Resident, Source
+
+_LEAST_SEED = -(1 << 63)  # of torch's
 
 
 def fit(
@@ -121,13 +124,21 @@ def fit(
         OutOfMemoryError: a TrainingError and a torch.OutOfMemoryError; it says what became of the parameters.
         Interrupted: a KeyboardInterrupt, with ``checkpoint``: where it stopped, and what was saved.
     """
+    require_net(net)
     device = torch.device(device) if device is not None else device_of(net)
     ranks = ranks_of(net)
     if ranks is not None and checkpoint is not None:
         raise ValueError("checkpoint: expected None for a net in several processes")
     epochs, batch_size, patience = _numbers(epochs, batch_size, patience, min_delta)
+    seed = whole(seed, "seed", _LEAST_SEED)
+    _check_resume(checkpoint, resume, changed)
+    for name, value in (("on_batch", on_batch), ("on_epoch", on_epoch)):
+        require_callback(value, name)
+    if optimizer is None:
+        require_rate(lr)
+    else:
+        require_optimizer(optimizer)
     loss = loss_of(loss).to(device)
-    require_optimizer(optimizer)
     if dtype not in choose.DTYPES:  # autocast would warn and go on in float32
         raise ValueError(f"dtype: expected one of {', '.join(map(str, choose.DTYPES))}, got {dtype}")
     dtype = products(device, dtype)
@@ -220,6 +231,14 @@ def _numbers(
     if min_delta and patience is None:
         raise ValueError(f"min_delta: expected 0 without patience, got {min_delta}")
     return epochs, batch_size, patience
+
+
+def _check_resume(checkpoint: Path | str | None, resume: bool, changed: Collection[str]) -> None:
+    """See that there is something to go on from where it is asked for."""
+    if resume and checkpoint is None:
+        raise ValueError(f"resume: expected False without a checkpoint, got {resume!r}")
+    if changed and not resume:
+        raise ValueError(f"changed: expected nothing without resume, got {changed!r}")
 
 
 def _facts(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,10 +10,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from fastmlp.data import Images, Samples
+from fastmlp.training import finite
 from fastmlp.training.arrays import holds_numbers, is_array, tensor_of
 from fastmlp.training.features import dtype_of
 from fastmlp.training.pairs import Pair, as_targets, check_pair, kind_of, pair_of
-from fastmlp.training.sources import Arrays, Items, Loader, Resident, Source
+from fastmlp.training.sources import Arrays, Items, Loader, Resident, Source, example_of
 
 #: Features with labels or targets: a set, a pair of tensors or of NumPy arrays, or one of torch's; see `fit`.
 Data = Images | Samples | tuple[Any, Any] | Dataset[Any] | DataLoader[Any]
@@ -66,7 +68,8 @@ def _source(data: Any, name: str, device: torch.device, dtype: torch.dtype, aske
     if isinstance(data, (tuple, list)) and data:
         inside = f" with {' and '.join(map(kind_of, data[:2]))}"
     raise ValueError(
-        f"{name}: expected Images, Samples, a pair of tensors or of NumPy arrays, a Dataset or a DataLoader, "
+        f"{name}: expected Images, Samples, a pair (x, y) of tensors or of NumPy arrays, a Dataset or a "
+        f"DataLoader, "
         f"got {kind_of(data)}{inside}"
     )
 
@@ -74,7 +77,9 @@ def _source(data: Any, name: str, device: torch.device, dtype: torch.dtype, aske
 def _is_map_style(data: Any) -> bool:
     """Whether ``data`` may be a data set of pairs; a table by itself is none."""
     indexed = hasattr(data, "__getitem__") and hasattr(data, "__len__")
-    return indexed and not isinstance(data, (*_PLAIN, Tensor)) and (is_array(data) or not holds_numbers(data))
+    if is_array(data):
+        return bool(data.dtype.hasobject)  # pairs; an array of numbers is half of one
+    return indexed and not isinstance(data, (*_PLAIN, Tensor)) and not holds_numbers(data)
 
 
 def _resident(pair: Pair, name: str, device: torch.device) -> Resident:
@@ -90,8 +95,9 @@ def _arrays(pair: tuple[Any, Any], name: str, device: torch.device, dtype: torch
     y = as_targets(y)  # labels are looked at as a whole, and kept
     check_pair(x, y, name)
     if x.nbytes + y.nbytes <= RESIDENT or not x.is_cpu:
+        where = partial(finite.row_as, dtype, (x, y))
         x, y = (t.to(dtype) if t.is_floating_point() else t for t in (x, y))
-        return Resident(name, x.to(device), y.to(device))
+        return Resident(name, x.to(device), y.to(device), where)
     maps = [part._mmap for part in pair if _is_shared_map(part)]
     return Arrays(name, device, (x, y), dtype, maps)
 
@@ -102,7 +108,7 @@ def _items(data: Any, name: str, device: torch.device, dtype: torch.dtype) -> Re
     if count == 0:
         raise ValueError(f"{name}: expected at least one example, got none from {kind_of(data)}")
     with torch.random.fork_rng(devices=[]):  # whoever draws when an example is read
-        looks = [pair_of(data[0], name, "examples") for _ in range(_LOOKS)]
+        looks = [pair_of(example_of(data, 0, name, count), name, "examples") for _ in range(_LOOKS)]
     x, y = looks[0]
     if not isinstance(x, Tensor) and not is_array(x):
         raise ValueError(

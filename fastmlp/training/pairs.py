@@ -48,7 +48,8 @@ def kind_of(item: Any) -> str:
         return f"a {type(item).__name__} of {len(item)}"
     if type(item).__module__.split(".")[0] == "PIL":
         return "a PIL image"
-    return f"a {type(item).__name__}"
+    name = type(item).__name__
+    return f"{'an' if name[0] in 'aeiouAEIO' or name == 'ndarray' else 'a'} {name}"
 
 
 def as_targets(y: Tensor) -> Tensor:

@@ -83,9 +83,9 @@ class Source(ABC):
 class Resident(Source):
     """Tensors on the device: x (N, ...), y (N, ...)."""
 
-    def __init__(self, name: str, x: Tensor, y: Tensor) -> None:
+    def __init__(self, name: str, x: Tensor, y: Tensor, where: Callable[[int], str] = finite.row) -> None:
         super().__init__(name, y.device)
-        self.x, self.y, self.count = x, y, len(y)
+        self.x, self.y, self.count, self._where = x, y, len(y), where
 
     def example(self) -> Pair:
         """See `Source.example`."""
@@ -98,7 +98,8 @@ class Resident(Source):
     def require(self, expected: Expected) -> None:
         """See `Source.require`."""
         self.expected = expected
-        self.x, self.y = expected.take(self.x, self.y, self.name)
+        self.x, self.y = expected.take(self.x, self.y, self.name, where=self._where)
+        self._where = finite.row  # the other may hold what the data were made of
 
     def facts(self) -> dict[str, str]:
         """See `Source.facts`: all labels, and every so-many-th row of what is floating."""
@@ -229,13 +230,14 @@ class Items(Source):
     def _batch(self, rows: list[int]) -> Any:
         # Not by a DataLoader: it draws a seed where it needs none, on the default device.
         several = getattr(self._dataset, "__getitems__", None)
-        try:
-            examples = [self._dataset[row] for row in rows] if several is None else several(rows)
-        except IndexError as error:
-            now = len(self._dataset)  # type: ignore[arg-type]
-            if now >= self.count:
-                raise
-            raise ValueError(f"{self.name}: its length was {self.count}, and now it is {now}") from error
+        if several is None:
+            examples = [example_of(self._dataset, row, self.name, self.count) for row in rows]
+        else:
+            try:
+                examples = several(rows)
+            except IndexError as error:
+                what = f"one of the examples {rows[0]} to {rows[-1]}"
+                raise _missing(self._dataset, what, self.name, self.count, error) from error
         with torch.device("cpu"), _one_shape(self.name):
             return default_collate(examples)
 
@@ -313,6 +315,26 @@ def _one_shape(name: str) -> Iterator[None]:
             raise
         said = str(error).strip().splitlines()[-1]  # behind the traceback of a worker's process
         raise ValueError(f"{name}: expected examples of one shape ({said})") from error
+
+
+def example_of(dataset: Any, row: int, name: str, count: int) -> Any:
+    """Example ``row`` of a map-style data set, called ``name``, that had ``count`` of them.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    try:
+        return dataset[row]
+    except IndexError as error:
+        raise _missing(dataset, f"example {row}", name, count, error) from error
+
+
+def _missing(dataset: Any, what: str, name: str, count: int, error: IndexError) -> ValueError:
+    now = len(dataset)
+    if now < count:
+        return ValueError(f"{name}: its length was {count}, and now it is {now}")
+    said = f" ({error})" if str(error) else ""
+    return ValueError(f"{name}: its length is {count}, but {what} is not there{said}")
 
 
 def taken(

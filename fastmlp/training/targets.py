@@ -36,11 +36,17 @@ class Targets(NamedTuple):
     shape: tuple[int, ...] | None = None  # of an example's; None for a loss that is free to choose
     dtype: torch.dtype | None = None  # of floating targets; None for any
     are_shares: bool = False  # probabilities
+    hint: str = ""  # of what the shape comes from
 
     @property
     def are_answers(self) -> bool:
         """Whether each example has one right class, so that there is an accuracy."""
         return self.classes is not None and not self.shape
+
+    @property
+    def compares_anything(self) -> bool:
+        """Whether the loss is one of which nothing is known, and that gets the targets as they are."""
+        return self.shape is None and self.classes is None
 
     def take(
         self,
@@ -69,13 +75,14 @@ class Targets(NamedTuple):
             self._check_labels(y, name)
             return y
         if y.shape[1:] != self.shape or y.is_complex():
-            raise ValueError(f"{name}: {self._expected(len(y))}, got {_kind(y)}")
+            raise ValueError(f"{name}: {self._expected(len(y))}, got {_kind(y)}{self.hint}")
         if not y.is_floating_point():
             y = y.to(self.dtype or torch.float32)
         elif becomes is None and y.dtype != self.dtype is not None:
             raise ValueError(f"{name}: expected targets {self.dtype} as the net's parameters, got {y.dtype}")
         if finite.has_others(y, becomes):
-            raise ValueError(finite.message(name, "targets", y, finite.bad_rows(y, becomes), where))
+            rows = finite.bad_rows(y, becomes)
+            raise ValueError(finite.message(name, "targets", y, rows, where, becomes))
         if self.are_shares:
             self._check_shares(y, name)
         return y
@@ -93,7 +100,7 @@ class Targets(NamedTuple):
         if y.shape[1:] != self.shape or y.dtype != torch.int64:
             hint = "; regression takes loss=nn.MSELoss()" if y.is_floating_point() else ""
             expected = f"expected labels {shape_of((len(y), *self.shape))} torch.int64 for {self.loss}"
-            raise ValueError(f"{name}: {expected}, got {_kind(y)}{hint}")
+            raise ValueError(f"{name}: {expected}, got {_kind(y)}{hint}{self.hint}")
         counted = y[y != self.ignored]
         low, high = (int(counted.min()), int(counted.max())) if len(counted) else (0, 0)
         if low < 0 or high >= self.classes:

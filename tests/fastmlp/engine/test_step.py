@@ -136,6 +136,28 @@ def test_dtypes_that_are_none(device: str) -> None:
         fastmlp.TrainStep(ours.net, ours.loss, ours.optimizer, dtype=torch.int8)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("model", nn.Linear, r"expected a model, got the class Linear; Linear\(\) makes one"),
+        ("model", None, "expected a module or a function of the features, got None"),
+        ("loss", nn.MSELoss, r"expected a loss, got the class MSELoss; MSELoss\(\) makes one"),
+        ("loss", "mse", r"expected a module or a function of \(outputs, targets\), got 'mse'"),
+        ("optimizer", torch.optim.SGD, "expected one over the net's parameters, such as"),
+        ("optimizer", None, "expected one over the net's parameters, such as"),
+    ],
+)
+def test_parts_that_are_none(name: str, value: Any, said: str) -> None:
+    """When they are given, and when one is put in another's place."""
+    ours = run("cpu")
+    parts = {"model": ours.net, "loss": ours.loss, "optimizer": ours.optimizer}
+    with pytest.raises(ValueError, match=f"{name}: {said}"):
+        fastmlp.TrainStep(**{**parts, name: value})
+    setattr(step := fastmlp.TrainStep(**parts), name, value)
+    with pytest.raises(ValueError, match=f"{name}: {said}"):
+        step(*data("cpu"))
+
+
 @pytest.mark.parametrize("backend", ["auto", "triton"])
 def test_a_batch_that_does_not_fit(backend: str, device: str) -> None:
     ours = run(device)

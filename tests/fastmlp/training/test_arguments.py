@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastmlp
-from fastmlp.training import accuracy, evaluate, fit
+from fastmlp.training import TrainingError, accuracy, evaluate, fit
 from fastmlp.training.arguments import loss_of, whole
 
 X, Y = torch.randn(12, 4), torch.randn(12, 2)
@@ -56,6 +57,16 @@ def test_functions() -> None:
             r"optimizer: expected one over the net's parameters, such as torch\.op",
         ),
         ({"patience": 1.5}, r"patience: expected a whole number, got 1\.5"),
+        ({"epochs": True}, "epochs: expected a whole number, got True"),
+        ({"batch_size": True}, "batch_size: expected a whole number, got True"),
+        ({"seed": 1.5}, r"seed: expected a whole number, got 1\.5"),
+        ({"lr": "0.1"}, "lr: expected a finite number of at least 0, got '0.1'"),
+        ({"lr": float("nan")}, "lr: expected a finite number of at least 0, got nan"),
+        ({"lr": float("inf")}, "lr: expected a finite number of at least 0, got inf"),
+        ({"on_batch": 3}, "on_batch: expected a function, got 3"),
+        ({"on_epoch": "x"}, "on_epoch: expected a function, got 'x'"),
+        ({"resume": True}, "resume: expected False without a checkpoint, got True"),
+        ({"changed": ["lr"]}, r"changed: expected nothing without resume, got \['lr'\]"),
     ],
 )
 def test_other_things(options: dict[str, Any], message: str) -> None:
@@ -67,6 +78,43 @@ def test_other_things(options: dict[str, Any], message: str) -> None:
     if "loss" in options:
         with pytest.raises(ValueError, match=message):
             evaluate(net, (X, Y), options["loss"])
+
+
+@pytest.mark.parametrize("net", [None, fastmlp.MLP, lambda x: x], ids=["none", "class", "function"])
+def test_what_is_no_net(net: Any) -> None:
+    for give in (fit, evaluate, accuracy):
+        with pytest.raises(
+            ValueError, match=r"net: expected a module, such as .*, got (None|the class|<func)"
+        ):
+            give(net, (X, Y))
+
+
+@pytest.mark.parametrize(
+    ("y", "layers", "said"),
+    [
+        (Y[:, 0], [], r"targets \(N,\) beside outputs \(N, 1\): .* sees \(N, N\); y\[:, None\]"),
+        (Y[:, :1], [nn.Flatten(0)], r"targets \(N, 1\) beside outputs \(N,\): .*; y\[:, 0\]"),
+    ],
+    ids=["rows", "columns"],
+)
+def test_targets_that_a_loss_of_ones_own_would_broadcast(
+    y: Tensor, layers: list[nn.Module], said: str
+) -> None:
+    """It may not, so that is a warning; of a loss that is known they are made to fit."""
+    net = nn.Sequential(nn.Linear(4, 1), *layers)
+    with pytest.warns(UserWarning, match=f"train: {said}"):
+        fit(net, (X, y), epochs=1, loss=mean_error)
+    with pytest.warns(UserWarning, match=f"data: {said}"):
+        evaluate(net, (X, y), mean_error)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(net, (X, y), epochs=1, loss=nn.L1Loss())
+        fit(net, (X, net(X).detach()), epochs=1, loss=mean_error)
+
+
+def test_labels_that_are_all_ignored() -> None:
+    with pytest.raises(TrainingError, match="every label is -100, which the loss ignores, and a mean over"):
+        fit(fastmlp.MLP(4, [2]), (X, torch.full((12,), -100)), epochs=1)
 
 
 def test_whole_numbers() -> None:

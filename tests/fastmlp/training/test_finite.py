@@ -91,7 +91,7 @@ def test_numbers_that_become_infinite() -> None:
     wide = X.double().numpy().copy()
     wide[4, 1] = 1e300
     with pytest.raises(
-        ValueError, match="expected finite features, got inf in 1 of 20 rows, the first in row 4"
+        ValueError, match=r"features, got inf in 1 of 20 rows, the first in row 4 as torch\.float32"
     ):
         evaluate(fastmlp.MLP(5, [3]), (wide, Y.numpy()))
     large = np.full((20, 5), 3e38, np.float32)

@@ -29,6 +29,19 @@ class Items(Dataset[Any]):
         return self.item
 
 
+class Short(Items):
+    """Its length is not that of its list."""
+
+    def __init__(self) -> None:
+        super().__init__([(X[0], 1)] * 5)
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, i: int) -> Any:
+        return self.item[i]
+
+
 def picture() -> Any:
     from PIL import Image
 
@@ -42,7 +55,14 @@ def picture() -> Any:
         ((X, Y, Y), r"train: expected Images, .* got a tuple of 3"),
         ((X, "labels"), r"train: expected Images, .* got a tuple of 2 with a Tensor and a str"),
         (X, r"train: expected Images, .* got a Tensor"),
-        (X.numpy(), r"train: expected examples \(features, target\), got a ndarray"),
+        (X.numpy(), r"train: expected Images, Samples, a pair \(x, y\) .* got an ndarray"),
+        (Items((1, 2)), r"features are a tensor or an array, got an int"),
+        (Short(), "train: its length is 10, but example 5 is not there"),
+        (
+            (X[:, None], Y),
+            r"expected labels \(20, 3\) .*; the net gives \(N, 1, 3\) for features \(N, 1, 5\)",
+        ),
+        ((X[:, :3], Y), r"train: expected features \(N, 5\) torch\.float32, got \(N, 3\) torch\.float32$"),
         (Items({"image": 1, "label": 2}), r"train: expected examples .* got a dict of image, label; wrap"),
         (Items(X[0]), r"train: expected examples \(features, target\), got a Tensor; wrap"),
         (Items((1.0, 2)), r"features are a tensor or an array, got a float"),
@@ -136,7 +156,7 @@ def test_features_that_do_not_fit(name: str, give: Callable[[nn.Module, Tensor],
     net = fastmlp.Sequential(nn.Linear(5, 4), nn.Dropout(0.5), nn.Linear(4, 3))
     before = [p.clone() for p in net.parameters()]
     for wrong, got in (
-        (torch.randn(20, 6), r"\(N, 6\) torch\.float32 \("),
+        (torch.randn(20, 6), r"\(N, 6\) torch\.float32"),
         (X.double(), r"\(N, 5\) torch\.float64 .*; x\.to\(torch\.float32\) converts them"),
         (X.half(), r"\(N, 5\) torch\.float16 .*; x\.to\(torch\.float32\) converts them"),
         (X[:, None, :, None], r"\(N, 1, 5, 1\) torch\.float32 .*; x\.flatten\(1\) makes rows"),

@@ -58,8 +58,9 @@ def _recomputed(call: Any, ours: Outcome, torchs: Outcome) -> bool:
 
 
 def _own_copy(call: Any, ours: Outcome, torchs: Outcome) -> bool:
-    """Of a target in bytes ours keeps a copy, which no write reaches: the gradients are the forward's."""
-    return isinstance(call, LossCall) and (call.target, call.event) == ("uint8", "target") and not ours.error
+    """Of a target in bytes, or of strides apart, ours keeps a copy, which no write reaches."""
+    written = isinstance(call, LossCall) and call.event == "target" and not ours.error
+    return written and (call.target == "uint8" or (call.inner != () and call.target_layout != "contiguous"))
 
 
 def _smoothed(call: Any, ours: Outcome, torchs: Outcome) -> bool:
@@ -81,11 +82,9 @@ def _of_the_forward(call: Any, ours: Outcome, torchs: Outcome) -> bool:
 
 
 def _once_kept(call: Any, ours: Outcome, torchs: Outcome) -> bool:
-    """A large loss on a CPU keeps one gradient; a second is made from the logits as they are."""
-    again = (
-        isinstance(call, LossCall) and call.event == "input" and call.way in ("twice", "double", "threads")
-    )
-    return again and "by an inplace operation" in ours.said
+    """A large loss on a CPU keeps one gradient, the kernels none; others are made from the logits."""
+    written = isinstance(call, LossCall) and call.event == "input" and "by an inplace operation" in ours.said
+    return written and (call.way in ("twice", "double", "threads") or backends.requested() == "triton")
 
 
 def _made_anew(call: Any, ours: Outcome, torchs: Outcome) -> bool:

@@ -109,7 +109,7 @@ def untouched(module: nn.Module) -> bool:
         or module._compiled_call_impl is not None
         or torch_module._has_any_global_hook()
         or kind.forward is not FORWARDS.get(kind, kind.forward)
-        or kind.__call__ is not _CALL
+        or kind.__call__ not in CALLS
     )
 
 
@@ -125,7 +125,8 @@ def written(kind: type[Module]) -> type[Module]:
 
 
 Module = TypeVar("Module", bound=nn.Module)
-_CALL = nn.Module.__call__
+#: What a call of a module may be: torch's own, and while somebody profiles one that opens a range around it.
+CALLS: set[Any] = {nn.Module.__call__}
 #: The forward of a class as it was written; None where there was another already.
 FORWARDS: dict[Any, Any] = {}
 for _kind in (

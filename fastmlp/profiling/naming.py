@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmlp import ranges
+from fastmlp.modules.plan import CALLS
 from fastmlp.profiling.trace import LAYER
 
 
@@ -76,10 +77,12 @@ def opened(names: Names, open_range: Callable[[str], AbstractContextManager[Any]
 
     before = ranges.set_opener(of_weight)
     nn.Module.__call__ = named_call  # type: ignore[method-assign, assignment]
+    CALLS.add(named_call)
     try:
         yield
     finally:
         nn.Module.__call__ = call  # type: ignore[method-assign]
+        CALLS.discard(named_call)
         ranges.set_opener(before)
 
 

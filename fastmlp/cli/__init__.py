@@ -20,6 +20,7 @@ import fastmlp
 from fastmlp import starting
 from fastmlp.cli import bench, eval, info, plot, predict, profile, roofline, train
 from fastmlp.cli.common import errors, plain, what_failed
+from fastmlp.training import distributed
 
 EXAMPLE = """Example: fastmlp train --dataset digits && fastmlp eval runs/digits-1.safetensors
 
@@ -56,6 +57,8 @@ class _OneLine(TyperGroup):
                 raise
             errors.print(f"error: {failure}", style="red")
             code = 1
+        if code and distributed.size() > 1:
+            distributed.leave(code)
         sys.exit(code)
 
     def invoke(self, ctx: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -353,6 +354,7 @@ def command(rank: int, device: str, arguments: list[str]) -> tuple[int, str, int
         mock.patch.dict(os.environ, {name: str(value) for name, value in launched.items()}),
         mock.patch.object(distributed, "start"),  # the group is there
         mock.patch.object(distributed, "stop"),
+        mock.patch.object(distributed, "leave", sys.exit),
         mock.patch.object(data, "named", synthetic(601, 101)),
         mock.patch.object(cli.record, "save", wraps=cli.record.save) as save,
     ):

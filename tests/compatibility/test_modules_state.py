@@ -192,7 +192,9 @@ def _one_step(net: nn.Module, done: Any, backend: str) -> None:
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_share_memory(backend: str) -> None:
     """As in Hogwild. Memory of CPUs alone is shared so."""
-    context = torch.multiprocessing.get_context("spawn" if torch.cuda.is_available() else "fork")
+    context = torch.multiprocessing.get_context(
+        "spawn"
+    )  # a fork cannot use autograd once a thread of it runs
     found = []
     for net in twins(plain, "cpu"):
         of = next(net.parameters()).dtype

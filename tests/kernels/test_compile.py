@@ -134,7 +134,7 @@ def test_bad_tiles_fail(tmp_path: Path) -> None:
     """
     tiles = {
         "linear/sm_90/half/narrow": {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 128, "num_stages": 8},
-        "linear/sm_90/half/wide": {"BLOCK_M": 24, "BLOCK_N": 64, "BLOCK_K": 64},
+        "linear/sm_90/half/wide": {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 8},
     }
     (tmp_path / "tiles.json").write_text(json.dumps(tiles))
     words = ["linear narrow relu bf16", "linear wide relu bf16", "linear narrow relu fp32"]
@@ -143,7 +143,7 @@ def test_bad_tiles_fail(tmp_path: Path) -> None:
     lines = [line for line in done.stdout.splitlines() if "<--" in line]
     assert len(lines) == 2
     assert "bytes of shared memory, the limit is 232448" in next(ln for ln in lines if "64x64x128" in ln)
-    assert "does not compile" in next(ln for ln in lines if "24x64x64" in ln)
+    assert "does not compile" in next(ln for ln in lines if "64x64x8" in ln)
     assert "3 kernels" in done.stdout
     assert "2 FAIL" in done.stdout
     assert f"tiles of {tmp_path}" in done.stdout

@@ -191,9 +191,6 @@ def test_what_does_not_fit_is_said_before_anything_is_written(backend: str, norm
             for target in (y[:, 0], y[:, :1], y[:, :, None], y[:5]):
                 with pytest.raises(ValueError, match=r"y: expected \(8, 3\)"):
                     step(x, target)
-            if not (norm or backend == "torch"):
-                with pytest.raises(TypeError, match=r"y: expected torch\.float32, got torch\.float64"):
-                    step(x, y.double())
         assert all(map(torch.equal, start, net.parameters()))
 
 

@@ -116,6 +116,6 @@ def test_what_is_said() -> None:
 
 
 def test_names() -> None:
-    assert {*studies.STUDIES} < {*studies.__all__}
+    assert {*studies.STUDIES} == {*studies.__all__} - {"STUDIES", "Study"}
     exercises = itertools.islice(studies.STUDIES.items(), 5)
     assert all(study.name == name for name, study in exercises)

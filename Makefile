@@ -17,6 +17,7 @@ test-deep:
 lint:
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/python tests/parameters.py
 	$(BIN)/mypy
 
 format:

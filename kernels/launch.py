@@ -77,11 +77,18 @@ def launch_if(needed: bool, kernel: Any, grid: tuple[int, ...], *args: Any, **op
         return
     if INTERPRETED or _dry:
         return
-    key = (kernel, *(a.dtype if isinstance(a, torch.Tensor) else a for a in args), *options.values())
+    key = (kernel, *map(_kind, args), *options.values())
     if key not in _compiled:
         _compiled.add(key)
         with on_device(args[0]):
             kernel.warmup(*args, grid=grid, enable_fp_fusion=True, **options)
+
+
+def _kind(argument: Any) -> Any:
+    """What a kernel is compiled for: a tensor's dtype, and everything else as it is."""
+    if isinstance(argument, torch.Tensor):
+        return argument.dtype
+    return tuple(map(_kind, argument)) if isinstance(argument, tuple) else argument
 
 
 _compiled: set[tuple[Any, ...]] = set()
@@ -90,10 +97,21 @@ _interpreter = RLock()
 
 
 def on_device(argument: Any) -> Any:
-    """A context in which Triton launches on the GPU of a tensor or descriptor, not on the current one."""
+    """A context in which Triton launches on the GPU of a kernel's first argument, not on the current one."""
     if INTERPRETED:
         return _interpreter
-    return torch.cuda.device_of(argument if isinstance(argument, torch.Tensor) else argument.base)
+    return torch.cuda.device_of(next(tensors_in(argument)))
+
+
+def tensors_in(argument: Any) -> Iterator[torch.Tensor]:
+    """The tensors of a kernel's argument: itself, a descriptor's, those of a tuple."""
+    if isinstance(argument, torch.Tensor):
+        yield argument
+    elif isinstance(argument, tuple):
+        for member in argument:
+            yield from tensors_in(member)
+    elif isinstance(getattr(argument, "base", None), torch.Tensor):
+        yield argument.base
 
 
 @contextmanager

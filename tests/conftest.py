@@ -12,6 +12,10 @@ if not torch.cuda.is_available():
 
 import pytest
 
+from tests.interpreter import hasten
+
+hasten()
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--compatibility", type=Path, help="write docs/compatibility.md from the results here")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastmlp
+from fastmlp import backends
+from fastmlp.kernels import configs, decisions
 
 
 class Seen(TorchFunctionMode):
@@ -81,6 +85,33 @@ AROUND: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "deterministic": deterministic,
     "dispatch mode": Dispatched,
     "no oneDNN": lambda: torch.backends.mkldnn.flags(enabled=False),
+}
+
+
+@contextmanager
+def tf32() -> Iterator[None]:
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
+#: The tile that "tile" asks for.
+TILE = configs.Tile(16, 32, 32, 1, 4, 1)
+
+#: Of no consequence for what is computed, but for how: around a whole call.
+MEANS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "torch": lambda: backends.use("torch"),
+    "auto": lambda: backends.use("auto"),
+    "triton": lambda: backends.use("triton"),
+    "tf32": tf32,
+    "debug": lambda: mock.patch.dict(os.environ, FASTMLP_DEBUG="1"),
+    "tile": lambda: configs.override("linear", TILE),
+    "library": lambda: decisions.force(decisions.LIBRARY),
+    "pointer": lambda: decisions.force(decisions.POINTER),
+    "tma": lambda: decisions.force(decisions.TMA, decisions.POINTER),
 }
 #: What the copy in float64 does without.
 _NUMERIC = ("autocast",)

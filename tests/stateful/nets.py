@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jvp, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
 from fastmlp.backends import requested
@@ -25,6 +27,10 @@ WAYS = (
     *("backward", "backward", "grad", "twice", "double", "threads", "checkpoint", "reentrant checkpoint"),
     *("forward threads", "vmap", "func.grad", "jvp", "nothing"),
 )
+
+
+#: Those that trace, too.
+ALL_WAYS = (*WAYS, "dual", "jit.trace", "make_fx")
 
 
 class NetCall(NamedTuple):
@@ -192,4 +198,25 @@ def _tangent(side: Side, forward: Callable[[Tensor], Tensor], x: Tensor) -> dict
     return {"value": value, "tangent": tangent}
 
 
-_TRANSFORMS = {"vmap": _vmapped, "func.grad": _functional, "jvp": _tangent}
+def _dual(side: Side, forward: Callable[[Tensor], Tensor], x: Tensor) -> dict[str, Any]:
+    with forward_ad.dual_level():
+        value, tangent = forward_ad.unpack_dual(forward(forward_ad.make_dual(x.detach(), -x.detach())))
+    return {"value": value.detach(), "tangent": None if tangent is None else tangent.detach()}
+
+
+def _traced(side: Side, forward: Callable[[Tensor], Tensor], x: Tensor) -> dict[str, Any]:
+    return {"traced": torch.jit.trace(forward, x.detach(), check_trace=False)(2 * x.detach()).detach()}
+
+
+def _graphed(side: Side, forward: Callable[[Tensor], Tensor], x: Tensor) -> dict[str, Any]:
+    return {"graph": make_fx(forward)(x.detach())(2 * x.detach()).detach()}
+
+
+_TRANSFORMS = {
+    "vmap": _vmapped,
+    "func.grad": _functional,
+    "jvp": _tangent,
+    "dual": _dual,
+    "jit.trace": _traced,
+    "make_fx": _graphed,
+}

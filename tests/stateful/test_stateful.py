@@ -1,5 +1,7 @@
 """Sequential, the losses and TrainStep beside eager torch, whatever was done to them before.
 
+`Beside` looks for states in which ours does something else, `Routes` for what one call keeps for the next.
+
 A few runs here, the same every time. ``make test-deep`` has new ones for ``FASTMLP_DEEP_MINUTES`` a backend.
 """
 
@@ -20,6 +22,7 @@ from fastmlp import backends
 from fastmlp.backends import onednn
 from tests.fuzzing import DEEP, fuzz
 from tests.stateful.machine import Beside
+from tests.stateful.routes import Routes
 
 MINUTES = float(os.environ.get("FASTMLP_DEEP_MINUTES", 20))
 FIRST = int(os.environ.get("FASTMLP_DEEP_SEED", time.time()))  # of the seeds
@@ -46,28 +49,42 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     sys.setswitchinterval(before)
 
 
-def run(examples: int, steps: int, number: int | None = None) -> None:
+Machine = type[Beside] | type[Routes]
+
+
+def run(kind: Machine, examples: int, steps: int, number: int | None = None) -> None:
     """So many runs of at most so many rules; ``number`` seeds new ones."""
-    machine = Beside if number is None else seed(number)(type("Beside", (Beside,), {}))
+    machine = kind if number is None else seed(number)(type(kind.__name__, (kind,), {}))
     options = settings(fuzz(examples), max_examples=examples, stateful_step_count=steps)
     if number is not None:  # what is found is worth the time to make it short
         options = settings(options, phases=(Phase.generate, Phase.shrink), derandomize=False)
     run_state_machine_as_test(machine, settings=options)
 
 
+FEW = {
+    (Beside, "auto"): (25, 12),
+    (Beside, "triton"): (5, 8),
+    (Routes, "auto"): (20, 12),
+    (Routes, "triton"): (6, 10),
+}
+
+
 @pytest.mark.skipif(DEEP, reason="the long run has them")
-def test_a_few_runs(backend: str) -> None:
-    run(*{"auto": (25, 12), "triton": (5, 8)}[backend])
+@pytest.mark.parametrize("kind", [Beside, Routes])
+def test_a_few_runs(kind: Machine, backend: str) -> None:
+    run(kind, *FEW[kind, backend])
 
 
 @pytest.mark.skipif(not DEEP, reason="FASTMLP_FUZZ=deep")
-def test_runs_for_minutes(backend: str) -> None:
+@pytest.mark.parametrize("kind", [Beside, Routes])
+def test_runs_for_minutes(kind: Machine, backend: str) -> None:
     end = time.monotonic() + 60 * MINUTES
     for number in itertools.count(FIRST):
         if time.monotonic() > end:
             break
-        run(20, 20, number)
+        run(kind, 20, 20, number)
         print(
-            f"{backend}: seed {number}, {Beside.calls:,} calls, of which torch refuses {Beside.raised:,}",
+            f"{kind.__name__}, {backend}: seed {number}, {kind.calls:,} calls, of which torch refuses "
+            f"{kind.raised:,}",
             flush=True,
         )

@@ -5,7 +5,8 @@
 The real launchers run on tensors without memory, so what is compiled is what production would
 launch: its tiles (a tuner's cache included) and its specializations. The exit code is 1 if a
 kernel does not compile, spills registers, needs more shared memory than there is, multiplies 16-bit or
-TF32 matrices without tensor cores, or lacks the TMA or the specialized warps that its launch asks for.
+TF32 matrices without tensor cores, or lacks the TMA or the specialized warps that its launch asks for; with
+``--against`` an earlier report, also if it takes more than it took there.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import multiprocessing
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -67,6 +69,32 @@ class Row:
         if self.needs_specialization and not self.resources.warp_specialized:
             found.append("no specialized warps")
         return found
+
+    def changes(self, before: Row) -> list[str]:
+        """What it takes other than ``before``."""
+        was, now = before.resources, self.resources
+        if was is None or now is None:
+            return [self.error or "compiles now"] if was is not now else []
+        return [
+            f"{name} {vars(was)[name]} -> {vars(now)[name]}"
+            for name in vars(now)
+            if vars(was)[name] != vars(now)[name]
+        ]
+
+    def is_worse(self, before: Row) -> bool:
+        """Whether it takes more than ``before``, or does without instructions that were there."""
+        was, now = before.resources, self.resources
+        if was is None or now is None:
+            return was is not None and now is None
+        return (
+            -(-now.registers // 8) > -(-was.registers // 8)  # a thread gets them by eights
+            or now.local > was.local
+            or now.shared > was.shared
+            or (now.tensor_memory or 0) > (was.tensor_memory or 0)
+            or not was.tensor_cores.keys() <= now.tensor_cores.keys()
+            or now.tma < was.tma
+            or now.warp_specialized < was.warp_specialized
+        )
 
 
 @contextmanager
@@ -221,6 +249,43 @@ def _write_json(path: Path, rows: Sequence[Row]) -> None:
     path.write_text(json.dumps(report, indent=1))
 
 
+def read_json(path: Path) -> list[Row]:
+    """The rows of an earlier report."""
+    rows = []
+    for kernel in json.loads(path.read_text())["kernels"]:
+        del kernel["problems"]
+        used = kernel.pop("resources")
+        rows.append(Row(**kernel, resources=used and Resources(**used)))
+    return rows
+
+
+def compare(before: Sequence[Row], after: Sequence[Row]) -> tuple[str, int]:
+    """The kernels that take other than they took, and how many of them are worse."""
+    was, now = _by_name(before), _by_name(after)
+    both = [name for name in now if name in was]
+    changed = [name for name in both if now[name].changes(was[name])]
+    worse = [name for name in changed if now[name].is_worse(was[name])]
+    lines = [("arch", "kernel", "case", "dtype", "tile", "then -> now", "")]
+    for name in changed:
+        mark = "<-- worse" if name in worse else ""
+        lines.append((*name[:5], "; ".join(now[name].changes(was[name])), mark))
+    lines += [(*name[:5], "gone", "") for name in was if name not in now]
+    lines += [(*name[:5], "new", "") for name in now if name not in was]
+    said = f"{len(both) - len(changed)} of {len(both)} as before, {len(worse)} worse"
+    return f"{align(lines)}\n{said}" if lines[1:] else said, len(worse)
+
+
+def _by_name(rows: Sequence[Row]) -> dict[tuple[str, ...], Row]:
+    """A case can compile a kernel more than once: the first of them, the second, ..."""
+    seen: Counter[tuple[str, ...]] = Counter()
+    named = {}
+    for row in rows:
+        name = (row.arch, row.kernel, row.variant, row.dtype, row.tile)
+        named[(*name, str(seen[name]))] = row
+        seen[name] += 1
+    return named
+
+
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("fastmlp.kernels.compile", description=(__doc__ or "").split("\n")[0])
     known = list(ARCHITECTURES)
@@ -231,9 +296,14 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there as well")
+    parser.add_argument("--against", type=Path, metavar="FILE", help="such a report: say what changed since")
     arguments = parser.parse_args(argv)
     if arguments.jobs < 1:
         parser.error(f"--jobs: {arguments.jobs}, expected at least 1")
+    try:
+        arguments.before = read_json(arguments.against) if arguments.against else []
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        parser.error(f"--against: {arguments.against} is no report ({error})")
     if INTERPRETED:
         parser.error("TRITON_INTERPRET is set, under which nothing is compiled: unset it")
     return arguments
@@ -247,7 +317,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         (arch, index)
         for arch in dict.fromkeys(arguments.arch)
         for index, (row, _) in enumerate(tasks(arch))
-        if any(word in f"{row.family} {row.variant} {row.dtype}" for word in arguments.words)
+        if _has(row, arguments.words)
     ]
     if not todo:
         print(f"no case has any of these words: {' '.join(arguments.words)}", file=sys.stderr)
@@ -261,7 +331,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{len(rows)} kernels in {time.perf_counter() - started:.0f} s, Triton {triton.__version__}{tiles}")
     if arguments.json:
         _write_json(arguments.json, rows)
-    return int(any(row.problems() for row in rows))
+    worse = 0
+    if arguments.against:
+        then = [row for row in arguments.before if row.arch in by_arch and _has(row, arguments.words)]
+        said, worse = compare(then, rows)
+        print(f"\nSince {arguments.against}:\n{said}")
+    return int(bool(worse) or any(row.problems() for row in rows))
+
+
+def _has(row: Row, words: Sequence[str]) -> bool:
+    return any(word in f"{row.family} {row.variant} {row.dtype}" for word in words)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,6 +84,53 @@ def test_the_gate(
     (marked,) = [line for line in out.splitlines() if "<--" in line]
     assert said in marked
     assert "1 FAIL" in out
+
+
+@pytest.mark.parametrize(
+    ("resources", "said", "worse"),
+    [
+        ({}, "1 of 1 as before, 0 worse", 0),
+        ({"registers": 44}, "registers 48 -> 44", 0),
+        ({"registers": 49}, "registers 48 -> 49 <-- worse", 1),
+        ({"local": 8}, "local 0 -> 8 <-- worse", 1),
+        ({"shared": 40960}, "shared 36864 -> 40960 <-- worse", 1),
+        ({"shared": 32768, "registers": 40}, "registers 48 -> 40; shared 36864 -> 32768", 0),
+        ({"tensor_cores": {}}, "tensor_cores {'wgmma.mma_async': 4} -> {} <-- worse", 1),
+        ({"tensor_cores": {"wgmma.mma_async": 8}}, "{'wgmma.mma_async': 4} -> {'wgmma.mma_async': 8}", 0),
+        ({"tma": 0}, "tma 6 -> 0 <-- worse", 1),
+        (None, "CompilationError: no <-- worse", 1),
+    ],
+)
+def test_against_an_earlier_report(
+    resources: dict[str, Any] | None,
+    said: str,
+    worse: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A kernel is found again by its name; what is worse makes the exit code 1."""
+    before, file = replace(TMA, needs_tma=False), tmp_path / "before.json"
+    report._write_json(file, [before, replace(before, arch="sm_80")])
+    assert report.read_json(file)[0] == before
+    now = BROKEN if resources is None else replace(before, resources=replace(TMA.resources, **resources))
+    monkeypatch.setattr(report, "INTERPRETED", False)
+    monkeypatch.setattr(report, "tasks", lambda arch: [(GOOD, None)])
+    monkeypatch.setattr(report, "compile_all", lambda todo, jobs: iter([now]))
+    code = report.main(["--arch", "sm_90", "--against", str(file)])
+    out = " ".join(capsys.readouterr().out.partition("Since")[2].split())
+    assert said in out
+    assert f"{worse} worse" in out
+    assert code == int(bool(worse))
+
+
+def test_kernels_of_one_name_are_told_apart() -> None:
+    """And those that are there no more, or for the first time, are named."""
+    other = replace(GOOD, resources=replace(GOOD.resources, registers=200))
+    gone, new = replace(GOOD, variant="tanh"), replace(GOOD, variant="silu")
+    said, worse = report.compare([GOOD, other, gone], [GOOD, other, new])
+    assert worse == 0
+    assert re.search(r"tanh .* gone\n.* silu .* new\n2 of 2 as before, 0 worse$", said)
 
 
 def run_report(
@@ -177,6 +225,8 @@ if __name__ == "__main__":
         (["--arch", "sm_70"], "invalid choice: 'sm_70'"),
         (["--jobs", "0"], "--jobs: 0, expected at least 1"),
         (["--arch", "sm_90", "-k", "no such case"], "no case has any of these words"),
+        (["--against", "/nowhere"], "--against: /nowhere is no report"),
+        (["--against", __file__], "is no report"),
     ],
 )
 def test_wrong_arguments(

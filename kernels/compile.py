@@ -265,7 +265,7 @@ def compare(before: Sequence[Row], after: Sequence[Row]) -> tuple[str, int]:
     both = [name for name in now if name in was]
     changed = [name for name in both if now[name].changes(was[name])]
     worse = [name for name in changed if now[name].is_worse(was[name])]
-    lines = [("arch", "kernel", "case", "dtype", "tile", "then -> now", "")]
+    lines: list[tuple[str, ...]] = [("arch", "kernel", "case", "dtype", "tile", "then -> now", "")]
     for name in changed:
         mark = "<-- worse" if name in worse else ""
         lines.append((*name[:5], "; ".join(now[name].changes(was[name])), mark))
@@ -278,11 +278,11 @@ def compare(before: Sequence[Row], after: Sequence[Row]) -> tuple[str, int]:
 def _by_name(rows: Sequence[Row]) -> dict[tuple[str, ...], Row]:
     """A case can compile a kernel more than once: the first of them, the second, ..."""
     seen: Counter[tuple[str, ...]] = Counter()
-    named = {}
+    named: dict[tuple[str, ...], Row] = {}
     for row in rows:
         name = (row.arch, row.kernel, row.variant, row.dtype, row.tile)
-        named[(*name, str(seen[name]))] = row
         seen[name] += 1
+        named |= {(*name, str(seen[name])): row}
     return named
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import typer
@@ -12,7 +13,9 @@ from .store import load
 _ROOT = Path(__file__).resolve().parent.parent
 RESULTS = _ROOT / "benchmarks" / "results"
 PAGE = _ROOT / "docs" / "performance.md"
-PICTURE, TABLE = "picture", "benchmarks"
+#: What `python -m benchmarks.host --json` wrote.
+HOST = "host.json"
+PICTURE, TABLE, HOST_TABLE = "picture", "benchmarks", "host"
 _CHINESE = {
     "Every row, every peer and what was missed: ": "所有行、所有对比对象以及未达到的目标：",
     " of the ": " / ",
@@ -34,6 +37,22 @@ _CHINESE = {
     "tabular ": "表格数据 ",
     "epoch, data on the device": "一个迭代周期，数据在设备上",
     "| inference |": "| 推理 |",
+    "| call |": "| 调用 |",
+    "; launches": "；启动次数",
+    "| must | stretch |": "| 必须 | 争取 |",
+    "narrow net, loss, backward": "窄网络、损失、反向",
+    "net, loss, backward": "网络、损失、反向",
+    "narrow net 64 (x 5)-10 forward": "窄网络 64 (x 5)-10 前向",
+    "net 784-256-10 forward": "网络 784-256-10 前向",
+    "squared error forward + backward": "平方误差，前向 + 反向",
+    "linear cross-entropy, ": "线性 + 交叉熵，",
+    " classes, forward + backward": " 类，前向 + 反向",
+    "training step with SGD": "训练步（SGD）",
+    ", engine eager": "，eager 引擎",
+    "timm's Mlp 64-256-64 by fuse": "timm 的 Mlp 64-256-64，经 fuse",
+    ", forward + backward": "，前向 + 反向",
+    ", no grad": "，不求梯度",
+    ", recording": "，记录计算图",
     ", batch ": "，批量 ",
     ", 60000 images": "，60000 张图像",
 }
@@ -55,9 +74,19 @@ def updated(text: str, results: Path, words: dict[str, str]) -> str:
     names = [f"benchmarks/results/{folder.name}" for folder in found]
     picture = f"![Speed relative to eager PyTorch]({names[0]}/headline.png)\n" if names else ""
     table = "\n".join(tables.readme(load(folder), name) for folder, name in zip(found, names))
-    for phrase, own in words.items():
-        picture, table = picture.replace(phrase, own), table.replace(phrase, own)
-    return between(between(text, PICTURE, picture), TABLE, table)
+    parts = {PICTURE: picture, TABLE: table, HOST_TABLE: _host(results / HOST)}
+    for marker, part in parts.items():
+        for phrase, own in words.items():
+            part = part.replace(phrase, own)
+        text = between(text, marker, part)
+    return text
+
+
+def _host(path: Path) -> str:
+    if not path.exists():
+        return ""
+    report = json.loads(path.read_text())
+    return f"{tables.machine(report['machine'])}\n\n{tables.host(report['rows'])}\n"
 
 
 def folders(results: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.report --out DIR``: tests (on a GPU), cases, epochs, accuracy and sweeps.
+"""``python -m benchmarks.report --out DIR``: tests (on a GPU), cases, epochs, accuracy, sweeps and host time.
 
 DIR then holds report.json, table.md and the plots. Rows are kept as they come, and what DIR holds of the
 same machine and commit stays: ``--only``, ``--match`` and ``--budget`` split a report over several calls,
@@ -23,9 +23,10 @@ from rich.console import Console
 
 from fastmlp.data import Images, load
 
-from . import accuracy, cases, epochs, plots, sweeps, tables, targets, whole_net
+from . import accuracy, cases, epochs, host, plots, sweeps, tables, targets, whole_net
 from .cases import Case
 from .floors import Ceilings, measure_ceilings
+from .host_cases import CASES
 from .machine import describe
 from .measure import QUICK, Effort, Row, measure
 from .peers import COMPILING, EAGER
@@ -34,7 +35,9 @@ from .store import load as load_report
 from .supervisor import BROKEN, supervise
 
 _ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("tests", "cases", "epochs", "accuracy", "sweeps")
+PARTS = ("tests", "cases", "epochs", "accuracy", "sweeps", "host")
+_ONLY = f"Only these parts: {', '.join(PARTS)}."
+_UNASKED = {"cpu": PARTS[:-1], "cuda": PARTS}  # on a CPU the host's time is that with a stubbed GPU
 _PATIENCE = 240.0  # seconds; the longest that one row may compile
 _PIXEL = torch.zeros(1, dtype=torch.uint8)
 #: As many images as Fashion-MNIST has, before they are read.
@@ -46,7 +49,7 @@ def main(
     out: Path = typer.Option(..., help="Where the report goes."),
     device: str = typer.Option("", help="cpu or cuda; by default the GPU if there is one."),
     data: Path | None = typer.Option(None, help="Directory that holds FashionMNIST/raw; default: download."),
-    only: list[str] = typer.Option([], help="Only these parts: tests, cases, epochs, accuracy, sweeps."),
+    only: list[str] = typer.Option([], help=_ONLY),
     match: str = typer.Option("", help="Only the rows that have this in their name."),
     quick: bool = typer.Option(False, help="Few rows, few rounds, nothing compiled: within a minute."),
     budget: float = typer.Option(1e9, help="Seconds after which no row is started any more."),
@@ -94,7 +97,9 @@ def take(
         code = supervise(command, store, out, call, _PATIENCE)
     else:
         call = call or time.time()
-        code = Session(store, out, device, quick, match, call, budget, resume).run(only or PARTS, data)
+        code = Session(store, out, device, quick, match, call, budget, resume).run(
+            only or _UNASKED[device], data
+        )
     close(store)
     return code
 
@@ -153,6 +158,8 @@ class Session:
         if "sweeps" in parts:
             for sweep in sweeps.SWEEPS:
                 self._sweep(sweep)
+        if "host" in parts:
+            self._host()
         self._store.save()
         return int(self._failed)
 
@@ -232,6 +239,12 @@ class Session:
         for recipe in accuracy.RECIPES[:1] if self._quick else accuracy.RECIPES:
             make = partial(accuracy.measure, recipe, train, test, self._device, seeds)
             self._row("accuracy", f"{accuracy.GROUP}: {recipe.name}", make)
+
+    def _host(self) -> None:
+        effort = Effort(self._effort.rounds, self._effort.seconds)
+        for case in CASES:
+            if case.must is not None or not self._quick:
+                self._row("host", str(case), partial(host.measure, case, self._device, effort))
 
     def _tests(self) -> Row:
         """The whole suite, natively on the GPU; its log is kept beside the report."""

@@ -33,6 +33,7 @@ def full(report: dict[str, Any]) -> str:
         _plans([row for row in rows if row.get("plans")]),
         f"## {accuracy.GROUP[0].upper()}{accuracy.GROUP[1:]} on Fashion-MNIST",
         _accuracy([row for row in rows if row["part"] == "accuracy"]),
+        *_host([row for row in rows if row["part"] == "host"]),
         "## Sweeps",
         "Peak memory is what a run adds to its inputs: on a GPU by torch's allocator, on a CPU by the "
         "process' resident set (`benchmarks/memory.py`).",
@@ -71,6 +72,40 @@ def readme(report: dict[str, Any], folder: str) -> str:
 
 def _that_matter(report: dict[str, Any]) -> list[Row]:
     return [row for row in report["rows"] if row.get("important") and OURS in row["seconds"]]
+
+
+def host(rows: Iterable[Row]) -> str:
+    """What `benchmarks.host` measured, a line for each call."""
+    rows = [row for row in rows if OURS in row["seconds"]]
+    who = in_order({peer for row in rows for peer in row["seconds"]})
+
+    def time(row: Row, peer: str) -> str:
+        timing = row["seconds"].get(peer)
+        return "-" if timing is None else f"{formats.time(timing)}; {row['launches'][peer]}"
+
+    lines = [
+        [
+            row["label"],
+            *(time(row, peer) for peer in who),
+            f"{row['seconds'][OURS]['median'] / row['seconds'][EAGER]['median']:.2f}",
+            *(str(row[bound] or "") for bound in ("must", "stretch")),
+        ]
+        for row in rows
+    ]
+    head = ["call", *(f"{peer}; launches" for peer in who), f"{OURS} / {EAGER}", "must", "stretch"]
+    return _table(head, lines)
+
+
+def host_meaning(rows: Sequence[Row]) -> str:
+    """What the times of `host` are."""
+    added = {row["added"] for row in rows if "added" in row} - {0.0}
+    if not added:
+        return "The time of a call, in blocks of many between synchronised ends."
+    return (
+        "The host's time with the GPU stubbed, no GPU's: kernels are compiled for sm_90 and launched into "
+        "nothing, eager's ops run on one element, and "
+        f"{formats.seconds(max(added))} a launch are added to all."
+    )
 
 
 def cells(row: Row) -> list[str]:
@@ -201,6 +236,10 @@ def _plans(rows: Sequence[Row]) -> str:
     head = ["work", "size", "dtype", "plan", "launches", "GFLOP", "through memory", "floor", "time"]
     text = "Counted by the cost model (docs/cost.md), with the ceilings measured above."
     return f"## Plans of small nets\n\n{text}\n\n{_table(head, lines)}" if rows else ""
+
+
+def _host(rows: Sequence[Row]) -> list[str]:
+    return ["## Host time of a call", host_meaning(rows), host(rows)] if rows else []
 
 
 def _sweeps(report: dict[str, Any]) -> list[str]:

@@ -5,15 +5,17 @@ An id is the case and the peer; ``-k "not heavy and not max-autotune"`` leaves o
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from . import whole_net
+from . import host, whole_net
 from .cases import Case, cases
+from .host_cases import CASES, HostCase
 from .measure import reason
-from .peers import COMPILED, EAGER, JAX, OURS, OURS_MODULES
+from .peers import COMPILED, EAGER, JAX, LIGER, OURS, OURS_MODULES
 from .sweeps import LIMITS
 from .timing import synchronize
 
@@ -48,3 +50,21 @@ def test_case(benchmark: Any, case: Case, peer: str) -> None:
 
     benchmark.extra_info["steps in a round"] = run.steps
     benchmark.pedantic(measured, rounds=5 if case.heavy else 30, warmup_rounds=1)
+
+
+@pytest.mark.parametrize("peer", [OURS, EAGER, LIGER])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_host_time(benchmark: Any, case: HostCase, peer: str) -> None:
+    """Without what a launch takes: where there is no GPU it is stubbed (`benchmarks.host`)."""
+    benchmark.group = str(case)
+    if peer not in case.peers:
+        pytest.skip(f"{peer} does not do this")
+    unable = host.problem(DEVICE)
+    if unable is not None:
+        pytest.skip(unable)
+    with host.gpu(DEVICE):
+        found, missing = host.calls(replace(case, peers=(peer,)), DEVICE)
+        if peer not in found:
+            pytest.skip(f"{peer}: {missing[peer]}")
+        benchmark.extra_info["launches"] = host.launched(found[peer], DEVICE)
+        benchmark.pedantic(found[peer], rounds=30, iterations=50, warmup_rounds=1)

@@ -18,7 +18,7 @@ from fastmlp.cli.common import JSON_HELP, device_of, emit, errors, fail, start
 from fastmlp.data import DataError
 
 EXAMPLE = "Example: fastmlp bench --match inference --html out/"
-PARTS = ("tests", "cases", "epochs", "accuracy", "sweeps")
+PARTS = ("tests", "cases", "epochs", "accuracy", "sweeps", "host")
 _ONLY = f"Only this part: {', '.join(PARTS)}; repeatable."
 _FOREVER = 1e9
 _READ = (

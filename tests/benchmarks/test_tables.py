@@ -10,7 +10,7 @@ import pytest
 from benchmarks import cases, palette, peers, plots, readme, tables, targets, whole_net
 from benchmarks.machine import describe, folder
 from benchmarks.peers import EAGER, GRAPH, OURS, PEERS
-from tests.benchmarks.stored import report, row, timing
+from tests.benchmarks.stored import host_row, report, row, timing
 
 
 def test_the_full_table_has_every_row_peer_and_reason() -> None:
@@ -148,7 +148,8 @@ def test_the_readmes_are_made_from_what_is_stored(tmp_path: Path) -> None:
         (tmp_path / name / "report.json").write_text(json.dumps(stored))
     assert [folder.name for folder in readme.folders(tmp_path)] == ["gpu-large", "cpu-small", "cpu-old"]
     text = "before\n<!-- {0}: begin -->\nold\n<!-- {0}: end -->\nafter\n"
-    blank = text.format(readme.PICTURE) + text.format(readme.TABLE)
+    blank = "".join(map(text.format, (readme.PICTURE, readme.TABLE, readme.HOST_TABLE)))
+    (tmp_path / readme.HOST).write_text(json.dumps({"machine": report()["machine"], "rows": [host_row()]}))
     for words in readme.READMES.values():
         made = readme.updated(blank, tmp_path, words)
         assert made.index("gpu-large/headline.png") < made.index("gpu-large/table.md")
@@ -156,8 +157,23 @@ def test_the_readmes_are_made_from_what_is_stored(tmp_path: Path) -> None:
         assert "cpu-small/headline.png" not in made
         assert "cpu-old" not in made
         assert "old" not in made
-        assert readme.between(readme.between(made, readme.PICTURE, "old\n"), readme.TABLE, "old\n") == blank
+        assert made.rindex(readme.HOST_TABLE) > made.index(
+            "| 10 µs (9-11); 1 | 20 µs (18-22); 2 | 0.50 | 1.5 |"
+        )
+        unmade = made
+        for marker in (readme.PICTURE, readme.TABLE, readme.HOST_TABLE):
+            unmade = readme.between(unmade, marker, "old\n")
+        assert unmade == blank
         assert readme.updated(made, tmp_path, words) == made
+
+
+def test_a_report_says_what_its_host_time_is() -> None:
+    for added, meaning in ((2.5e-6, "The host's time with the GPU stubbed"), (0.0, "The time of a call")):
+        stored = report()
+        stored["rows"] += [host_row(added=added), host_row(added=added, seconds={}, skipped="no Triton")]
+        section = tables.full(stored).partition("## Host time of a call\n\n")[2].partition("\n\n## ")[0]
+        assert section.startswith(meaning)
+        assert section.count("a call, no grad") == 1
 
 
 def test_a_machines_folder() -> None:

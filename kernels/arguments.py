@@ -3,7 +3,9 @@
 Triton takes named tuples, nested ones too, and passes them on. What is absent is None, which the compiler
 knows: ``if bias is not None`` is decided there. A stride of 1 becomes a constant in a tuple as outside of
 one, but ``do_not_specialize`` does not reach into it: what must not compile a kernel anew (M, the number of
-splits, a dropout's site) stays outside.
+splits, a dropout's site) stays outside. No member may be called ``values`` or ``type``, as attributes of
+Triton's own tuple are. A kernel may make such a tuple too, but where it has a name in it (an `Activation`)
+only as an argument of a call: an assignment turns the members into numbers on the device.
 """
 
 from __future__ import annotations
@@ -35,12 +37,18 @@ class Vector(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A layer's input X = scale * values[index] + shift: rows of a matrix, dequantized as they are loaded."""
+    """A layer's input X = f(scale * matrix[index] + shift): rows of a matrix, made as they are loaded.
 
-    values: Matrix
-    index: Any = None  # (M,): which rows of values are X; None for all
+    With a shift there is a scale too, and either may have a number for each feature; a scale alone is one
+    number (see `fastmlp.kernels.quantized`). ``act`` is for the gradients of the weights, which find the
+    layer before's Z where that alone was kept.
+    """
+
+    matrix: Matrix
+    index: Any = None  # (M,): which rows of the matrix are X; None for all
     scale: Vector | None = None
     shift: Vector | None = None
+    act: Any = None  # f, an `Activation`; None for the identity
 
 
 class Activation(NamedTuple):
@@ -104,10 +112,29 @@ def activation(name: str, slope: float = 0.0, weight: Tensor | None = None) -> A
     return Activation(tl.constexpr(name), slope, vector(weight))
 
 
+def in_which(named: dict[str, Any]) -> tuple[str, str] | None:
+    """What a launch multiplies matrices in, if it does, from its `launch.Launch.named` arguments.
+
+    The dtype by its Triton name, and the PRECISION of float32.
+    """
+    tile = named.get("TILE")
+    precision = named.get("PRECISION") if tile is None else tile.PRECISION
+    if precision is None:
+        return None
+    dtype = named["DTYPE"] if "DTYPE" in named else TL_DTYPE[named["y"].ptr.dtype]
+    return str(dtype), precision
+
+
 @triton.jit
 def at(matrix, rows, cols):
     """Addresses of a tile; 64-bit, since rows * stride passes 2³¹ in large matrices."""
     return matrix.ptr + rows[:, None].to(tl.int64) * matrix.row + cols[None, :].to(tl.int64) * matrix.col
+
+
+@triton.jit
+def transposed(matrix):
+    """The same elements, rows and columns exchanged."""
+    return Matrix(matrix.ptr, matrix.col, matrix.row)
 
 
 @triton.jit

@@ -33,6 +33,7 @@ from triton import knobs
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastmlp.kernels import configs
+from fastmlp.kernels.arguments import in_which
 from fastmlp.kernels.launch import INTERPRETED, Launch, dry_run, record_launches
 from fastmlp.kernels.resources import ARCHITECTURES, Resources, read
 
@@ -149,16 +150,17 @@ def tasks(arch: str) -> list[tuple[Row, Launch]]:
 
 def _tile(launch: Launch) -> str:
     """The launch's blocks, warps and stages, in brief."""
-    blocks = "x".join(str(v) for k, v in launch.options.items() if k.startswith("BLOCK"))
+    tile = launch.options.get("TILE")
+    sizes = launch.options if tile is None else tile._asdict()
+    blocks = "x".join(str(v) for k, v in sizes.items() if k.startswith("BLOCK"))
     stages = f" s{launch.options['num_stages']}" if "num_stages" in launch.options else ""
     return f"{blocks} w{launch.options.get('num_warps', 4)}{stages}"
 
 
 def _needs_tensor_cores(launch: Launch) -> bool:
-    """Whether the launch multiplies matrices (its kernel is told a PRECISION) that tensor cores take."""
-    if "PRECISION" not in launch.options:
-        return False
-    return launch.options["PRECISION"] == "tf32" or str(launch.options["DTYPE"]) in ("fp16", "bf16")
+    """Whether the launch multiplies matrices that tensor cores take."""
+    dtype, precision = in_which(launch.named) or ("", "")
+    return precision == "tf32" or dtype in ("fp16", "bf16")
 
 
 def compile_task(arch: str, index: int) -> Row:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from fastmlp.kernels import cache as cache_files
+from fastmlp.kernels.arguments import Blocks
 from fastmlp.kernels.launch import has_tma
 
 
@@ -34,6 +35,11 @@ class Tile:
     def options(self) -> dict[str, int]:
         """As keyword arguments of a launch."""
         return asdict(self)
+
+    def blocks(self, reduction: int, precision: str) -> Blocks:
+        """As one argument of a kernel whose products are sums over ``reduction`` elements."""
+        even = reduction % self.BLOCK_K == 0
+        return Blocks(self.BLOCK_M, self.BLOCK_N, self.BLOCK_K, self.GROUP_M, even, precision)
 
 
 @dataclass(frozen=True)

@@ -97,11 +97,11 @@ def load_slopes(slope_ptr, slope, stride_slope, features, num_features, ACT: tl.
 
 
 @triton.jit
-def load_scale(scale_ptr, denominator_ptr, HAS_SCALE: tl.constexpr):
-    """scale / denominator, two scalars; 1 if there is none."""
-    if HAS_SCALE:  # a mean over no rows at all is NaN, but its gradient is 0
-        denominator = tl.load(denominator_ptr).to(tl.float32)
-        return tl.where(denominator == 0, 0.0, tl.load(scale_ptr).to(tl.float32) / denominator)
+def load_scale(scale):
+    """scale.numerator / scale.denominator; 1 if there is none."""
+    if scale is not None:  # a mean over no rows at all is NaN, but its gradient is 0
+        denominator = tl.load(scale.denominator).to(tl.float32)
+        return tl.where(denominator == 0, 0.0, tl.load(scale.numerator).to(tl.float32) / denominator)
     else:
         return 1.0
 

@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastmlp.kernels.arguments import Drop
 from fastmlp.kernels.launch import cdiv, launch
 
 #: A dropout as the launchers take it: its probability, a seed (1,) int64 on the device, the layer's number.
@@ -56,9 +57,10 @@ def _keep(r, p):
 
 
 @triton.jit
-def drop(y, seed_ptr, site, p, scale, rows, first_col, BLOCK_N: tl.constexpr):
-    """y ⊙ keep * scale. A product, as torch's: what is infinite or NaN gives NaN where it is dropped."""
-    return y * tl.where(keep_mask(seed_ptr, site, p, rows, first_col, BLOCK_N), scale, 0.0)
+def drop(y, dropout, site, rows, first_col, BLOCK_N: tl.constexpr):
+    """y ⊙ mask / (1 - p). A product, as torch's: what is infinite or NaN gives NaN where it is dropped."""
+    mask = keep_mask(dropout.seed, site, dropout.p, rows, first_col, BLOCK_N)
+    return y * tl.where(mask, dropout.keep, 0.0)
 
 
 @triton.constexpr_function
@@ -69,7 +71,7 @@ def draws(act: str) -> bool:
 
 @triton.jit
 def undrop(
-    grad, seed_ptr, site, p, scale, rows, first_col,
+    grad, dropout, site, rows, first_col,
     ACT: tl.constexpr, TRANSPOSED: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """The gradient of f's output from that of the layer's, float32.
@@ -78,12 +80,12 @@ def undrop(
     (columns, rows).
     """
     if not draws(ACT):
-        return grad.to(tl.float32) * scale  # where it was dropped the output is 0, and so is f'
+        return grad.to(tl.float32) * dropout.keep  # where it was dropped the output is 0, and so is f'
     else:
-        keep = keep_mask(seed_ptr, site, p, rows, first_col, BLOCK_N)
+        mask = keep_mask(dropout.seed, site, dropout.p, rows, first_col, BLOCK_N)
         if TRANSPOSED:
-            keep = tl.trans(keep)
-        return grad.to(tl.float32) * tl.where(keep, scale, 0.0)
+            mask = tl.trans(mask)
+        return grad.to(tl.float32) * tl.where(mask, dropout.keep, 0.0)
 
 
 @triton.jit
@@ -129,9 +131,9 @@ def dropout_mask(dropout: Dropout, m: int, n: int) -> Tensor:
 _BLOCK_M, _BLOCK_N = 16, 128
 
 
-def arguments(dropout: Dropout | None) -> tuple[Tensor | None, int, float, float]:
-    """A dropout as kernel arguments: seed, site, probability, and what is kept is multiplied by."""
+def arguments(dropout: Dropout | None) -> tuple[Drop | None, int]:
+    """A dropout as two arguments of a kernel: all but its layer's number, and that."""
     if dropout is None:
-        return None, 0, 0.0, 1.0
+        return None, 0
     p, seed, site = dropout
-    return seed, site, p, 1 / (1 - p)
+    return Drop(seed, p, 1 / (1 - p)), site

@@ -16,10 +16,11 @@ import triton.language as tl
 from torch import Tensor
 
 from fastmlp.kernels import configs, network, quantized
+from fastmlp.kernels.arguments import TL_DTYPE, Activation, Blocks, Matrix, Source, Undo, Vector
 from fastmlp.kernels.configs import Tile
 from fastmlp.kernels.head import head_tile, target_strides
 from fastmlp.kernels.launch import INTERPRETED, arch_of, cdiv, launch, next_power_of_2
-from fastmlp.kernels.linear import TL_DTYPE, linear_tile
+from fastmlp.kernels.linear import linear_tile
 from fastmlp.kernels.linear_backward import input_tile
 from fastmlp.kernels.network import (
     COLUMNS,
@@ -85,18 +86,21 @@ def forward_phase(
     for tile in range(tl.program_id(0), tl.cdiv(M, BLOCK_M) * tl.cdiv(n, BLOCK_N), tl.num_programs(0)):
         if layer == 0:
             linear_tile(
-                tile, x_ptr, stride_xm, stride_xk, index_ptr, x_scale, 0, 0.0, 0, w_ptr, k, 1,
-                b_ptr, 1, b_ptr, 0, slope, b_ptr, 0, 0.0, 1.0, y_ptr, stride_ym, z_ptr, M, n, k,
-                ACT, False, HAS_BIAS, KEEP_Z, True, DEQUANT, EVEN_K, DTYPE, PRECISION,
-                BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
+                tile,
+                Source(
+                    Matrix(x_ptr, stride_xm, stride_xk), index_ptr,
+                    Vector(x_scale, 0) if DEQUANT == "scale" else None,
+                ),
+                Matrix(w_ptr, k, 1), Vector(b_ptr, 1) if HAS_BIAS else None, Activation(ACT, slope), None, 0,
+                Matrix(y_ptr, stride_ym, 1), Matrix(z_ptr, stride_ym, 1) if KEEP_Z else None, M, n, k,
+                Blocks(BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M, EVEN_K, PRECISION),
             )  # fmt: skip
         else:
             linear_tile(
-                tile, load_pointer(row, X, DTYPE), load_stride(row, STRIDE_X), 1, index_ptr, 1.0, 0, 0.0, 0,
-                w_ptr, k, 1,
-                b_ptr, 1, b_ptr, 0, slope, b_ptr, 0, 0.0, 1.0, y_ptr, stride_ym, z_ptr, M, n, k,
-                ACT, False, HAS_BIAS, KEEP_Z, False, "none", EVEN_K, DTYPE, PRECISION,
-                BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
+                tile, Source(Matrix(load_pointer(row, X, DTYPE), load_stride(row, STRIDE_X), 1)),
+                Matrix(w_ptr, k, 1), Vector(b_ptr, 1) if HAS_BIAS else None, Activation(ACT, slope), None, 0,
+                Matrix(y_ptr, stride_ym, 1), Matrix(z_ptr, stride_ym, 1) if KEEP_Z else None, M, n, k,
+                Blocks(BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M, EVEN_K, PRECISION),
             )  # fmt: skip
 
 
@@ -149,9 +153,10 @@ def input_phase(
     stride_out = load_stride(below, STRIDE_DZ)
     for tile in range(tl.program_id(0), tl.cdiv(M, BLOCK_M) * tl.cdiv(k, BLOCK_N), tl.num_programs(0)):
         input_tile(
-            tile, dz_ptr, stride_dz, 1, dz_ptr, 0, 0, w_ptr, k, 1, dz_ptr, 0, 0.0, dz_ptr, 0, 0.0, 1.0,
-            saved_ptr, stride_y, 1, slope, dz_ptr, 0, 0.0, 1.0, 1.0, out_ptr, stride_out, M, n, k,
-            "none", False, ACT, False, False, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
+            tile, Matrix(dz_ptr, stride_dz, 1), Matrix(w_ptr, k, 1), None, 0,
+            Undo(Activation(ACT, slope), Matrix(saved_ptr, stride_y, 1), None) if ACT != "none" else None,
+            0, 1.0, Matrix(out_ptr, stride_out, 1), M, n, k,
+            Blocks(BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M, False, PRECISION),
         )  # fmt: skip
 
 

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from fastmlp.kernels import configs
 from fastmlp.kernels.activations import undo
+from fastmlp.kernels.arguments import TL_DTYPE
 from fastmlp.kernels.cross_entropy import finish
 from fastmlp.kernels.device import cast, dot, gathered, pointers, store, wait_for_previous
 from fastmlp.kernels.launch import arch_of, cdiv, launch, next_power_of_2
-from fastmlp.kernels.linear import TL_DTYPE
 from fastmlp.kernels.mse import squared_error_tile
 from fastmlp.kernels.softmax import cross_entropy_tile
 

@@ -36,6 +36,11 @@ class Launch:
         """The kernel's function name."""
         return self.kernel.__name__
 
+    @property
+    def named(self) -> dict[str, Any]:
+        """Its arguments by their names in the kernel's signature, and its options."""
+        return dict(zip(self.kernel.arg_names, self.args)) | self.options
+
 
 _observers: list[Callable[[Launch], None]] = []
 _around: Callable[[Launch], AbstractContextManager[tuple[Any, ...]]] | None = None

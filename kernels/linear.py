@@ -9,113 +9,76 @@ from torch import Tensor
 
 from fastmlp.kernels import configs, quantized
 from fastmlp.kernels.activations import activate
-from fastmlp.kernels.device import (
-    dot,
-    gathered,
-    load_slopes,
-    pointers,
-    store,
-    tile_of,
-    wait_for_previous,
+from fastmlp.kernels.arguments import (
+    activation,
+    at,
+    load_vector,
+    matrix,
+    rows_of,
+    slopes_of,
+    transposed,
+    vector,
 )
+from fastmlp.kernels.device import dot, store, tile_of, wait_for_previous
 from fastmlp.kernels.dropout import Dropout, arguments, drop
 from fastmlp.kernels.launch import arch_of, cdiv, launch
 from fastmlp.kernels.quantized import Number, dequantize, scalar
 
-#: The Triton name of each dtype that the kernels compute in.
-TL_DTYPE = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
-
 
 @triton.jit
-def linear_tile(
-    pid,
-    x_ptr, stride_xm, stride_xk, index_ptr, x_scale, stride_scale, x_shift, stride_shift,
-    w_ptr, stride_wn, stride_wk,
-    b_ptr, stride_b, slope_ptr, stride_slope, slope,
-    seed_ptr, site, p, keep_scale,
-    y_ptr, stride_ym, z_ptr,
-    M, N, K,
-    ACT: tl.constexpr, DROPOUT: tl.constexpr, HAS_BIAS: tl.constexpr, KEEP_Z: tl.constexpr,
-    GATHER: tl.constexpr, DEQUANT: tl.constexpr, EVEN_K: tl.constexpr,
-    DTYPE: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
-):  # fmt: skip
-    """One tile of Y (M, N) = f(X Wᵀ + b); with GATHER row m of X is row index[m] of x."""
-    pid_m, pid_n = tile_of(pid, tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP_M)
-    rows = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    cols = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    k = tl.arange(0, BLOCK_K)
-    x = pointers(x_ptr, gathered(rows, rows < M, index_ptr, GATHER), k, stride_xm, stride_xk)
-    w = pointers(w_ptr, k, cols, stride_wk, stride_wn)  # a tile of Wᵀ
+def linear_tile(pid, x, w, bias, act, dropout, site, y, z, M, N, K, TILE: tl.constexpr):
+    """One tile of Y (M, N) = f(X Wᵀ + b), and of Z, f's input; arguments as the kernel's."""
+    pid_m, pid_n = tile_of(pid, tl.cdiv(M, TILE.BLOCK_M), tl.cdiv(N, TILE.BLOCK_N), TILE.GROUP_M)
+    rows = pid_m * TILE.BLOCK_M + tl.arange(0, TILE.BLOCK_M)
+    cols = pid_n * TILE.BLOCK_N + tl.arange(0, TILE.BLOCK_N)
+    k = tl.arange(0, TILE.BLOCK_K)
+    xs = at(x.matrix, rows_of(x, rows, rows < M), k)
+    ws = at(transposed(w), k, cols)
     row_ok = rows[:, None] < M
     col_ok = cols[None, :] < N
 
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for start in range(0, K, BLOCK_K):
-        if EVEN_K:
-            x_tile = tl.load(x, mask=row_ok, other=0.0)
-            w_tile = tl.load(w, mask=col_ok, other=0.0)
+    acc = tl.zeros((TILE.BLOCK_M, TILE.BLOCK_N), tl.float32)
+    for start in range(0, K, TILE.BLOCK_K):
+        if TILE.EVEN_K:
+            x_tile = tl.load(xs, mask=row_ok, other=0.0)
+            w_tile = tl.load(ws, mask=col_ok, other=0.0)
         else:
-            x_tile = tl.load(x, mask=row_ok & (k[None, :] < K - start), other=0.0)
-            w_tile = tl.load(w, mask=col_ok & (k[:, None] < K - start), other=0.0)
-        if DEQUANT == "affine":
-            x_tile = dequantize(x_tile, x_scale, stride_scale, x_shift, stride_shift, start + k, K)
-        acc = dot(x_tile, w_tile, acc, DTYPE, PRECISION)
-        x += BLOCK_K * stride_xk
-        w += BLOCK_K * stride_wk
+            x_tile = tl.load(xs, mask=row_ok & (k[None, :] < K - start), other=0.0)
+            w_tile = tl.load(ws, mask=col_ok & (k[:, None] < K - start), other=0.0)
+        if x.shift is not None:
+            x_tile = dequantize(x_tile, x, start + k, K)
+        acc = dot(x_tile, w_tile, acc, y.ptr.dtype.element_ty, TILE.PRECISION)
+        xs += TILE.BLOCK_K * x.matrix.col
+        ws += TILE.BLOCK_K * w.col
 
-    if DEQUANT == "scale":
-        acc *= scalar(x_scale)
-    if HAS_BIAS:
-        acc += tl.load(b_ptr + cols * stride_b, mask=cols < N, other=0.0).to(tl.float32)[None, :]
+    if x.scale is not None and x.shift is None:  # one number, of exact integers
+        acc *= scalar(x.scale.ptr)
+    if bias is not None:
+        acc += load_vector(bias, cols, N)[None, :]
     inside = row_ok & col_ok
-    offsets = rows[:, None].to(tl.int64) * stride_ym + cols[None, :]
-    if KEEP_Z:
-        store(z_ptr + offsets, acc, inside)
-    slopes = load_slopes(slope_ptr, slope, stride_slope, cols, N, ACT)
-    y = activate(acc, slopes[None, :], ACT)
-    if DROPOUT:
-        y = drop(y, seed_ptr, site, p, keep_scale, rows, pid_n * BLOCK_N, BLOCK_N)
-    store(y_ptr + offsets, y, inside)
+    if z is not None:
+        store(at(z, rows, cols), acc, inside)
+    out = activate(acc, slopes_of(act, cols, N)[None, :], act.name)
+    if dropout is not None:
+        out = drop(out, dropout, site, rows, pid_n * TILE.BLOCK_N, TILE.BLOCK_N)
+    store(at(y, rows, cols), out, inside)
 
 
 @triton.jit(do_not_specialize=["M", "site"])
 def linear_act_kernel(
-    x_ptr, stride_xm, stride_xk,  # X (M, K)
-    index_ptr,  # (M,): which rows of x are X, if GATHER
-    x_scale, stride_scale, x_shift, stride_shift,  # see `fastmlp.kernels.quantized`
-    w_ptr, stride_wn, stride_wk,  # W (N, K)
-    b_ptr, stride_b,  # b (N,)
-    slope_ptr, stride_slope, slope,
-    seed_ptr, site, p, keep_scale,  # see `fastmlp.kernels.dropout`
-    y_ptr, stride_ym,  # Y (M, N), rows contiguous
-    z_ptr,  # Z (M, N), laid out as Y; f's input
+    x,  # a Source: X (M, K)
+    w,  # a Matrix: W (N, K)
+    bias,  # a Vector: b (N,), or None
+    act,  # an Activation
+    dropout, site,  # a Drop, or None; see `fastmlp.kernels.dropout`
+    y,  # a Matrix: Y (M, N), in the dtype of the product
+    z,  # a Matrix: Z (M, N), f's input, or None
     M, N, K,
-    ACT: tl.constexpr,
-    DROPOUT: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    KEEP_Z: tl.constexpr,
-    GATHER: tl.constexpr,
-    DEQUANT: tl.constexpr,
-    EVEN_K: tl.constexpr,  # BLOCK_K divides K: no mask along the reduction
     PDL: tl.constexpr,
-    DTYPE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    GROUP_M: tl.constexpr,
+    TILE: tl.constexpr,  # Blocks
 ):  # fmt: skip
     wait_for_previous(PDL)
-    linear_tile(
-        tl.program_id(0),
-        x_ptr, stride_xm, stride_xk, index_ptr, x_scale, stride_scale, x_shift, stride_shift,
-        w_ptr, stride_wn, stride_wk,
-        b_ptr, stride_b, slope_ptr, stride_slope, slope, seed_ptr, site, p, keep_scale,
-        y_ptr, stride_ym, z_ptr, M, N, K,
-        ACT, DROPOUT, HAS_BIAS, KEEP_Z, GATHER, DEQUANT, EVEN_K, DTYPE, PRECISION,
-        BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
-    )  # fmt: skip
+    linear_tile(tl.program_id(0), x, w, bias, act, dropout, site, y, z, M, N, K, TILE)
 
 
 def linear_act(
@@ -140,8 +103,7 @@ def linear_act(
 
     x (M, K), weight (N, K), bias (N,), slope_weight (1,) or (N,); any strides; none of M, N, K is 0.
     X is x_scale * x[index] + x_shift: numbers, or tensors of one or K elements; index (M,). With
-    ``dropout`` Y is what it leaves. ``out`` is Y and Z (M, N) to
-    write to: rows contiguous, strides alike.
+    ``dropout`` Y is what it leaves. ``out`` is Y and Z (M, N) to write to.
     """
     (rows, k), n = x.shape, weight.shape[0]
     m = rows if index is None else len(index)
@@ -149,32 +111,27 @@ def linear_act(
         y = torch.empty((m, n), device=x.device, dtype=dtype)
         out = y, torch.empty_like(y) if keep_z else None
     y, z = out
-    dequant = quantized.dequant(x_scale, x_shift)
-    family = "linear_extra" if dequant == "affine" else "linear"
+    source = quantized.source(x, index, x_scale, x_shift)
+    family = "linear" if source.shift is None else "linear_extra"
     tile = configs.lookup(family, arch_of(x), configs.precision_class(dtype, precision), n, k)
     launch(
         linear_act_kernel,
         (cdiv(m, tile.BLOCK_M) * cdiv(n, tile.BLOCK_N),),
-        x, x.stride(0), x.stride(1),
-        index, *quantized.arguments(x_scale, x_shift),
-        weight, weight.stride(0), weight.stride(1),
-        bias, 0 if bias is None else bias.stride(0),
-        slope_weight, slope_stride(slope_weight), slope,
+        source,
+        matrix(weight),
+        vector(bias),
+        activation(act, slope, slope_weight),
         *arguments(dropout),
-        y, y.stride(0), z,
-        m, n, k,
-        ACT=act,
-        DROPOUT=dropout is not None,
-        HAS_BIAS=bias is not None,
-        KEEP_Z=keep_z,
-        GATHER=index is not None,
-        DEQUANT=dequant,
-        EVEN_K=k % tile.BLOCK_K == 0,
+        matrix(y),
+        matrix(z),
+        m,
+        n,
+        k,
         PDL=pdl,
-        DTYPE=TL_DTYPE[dtype],
-        PRECISION=precision,
-        **tile.options(),
-    )  # fmt: skip
+        TILE=tile.blocks(k, precision),
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )
     return out
 
 

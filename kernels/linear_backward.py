@@ -16,6 +16,8 @@ bitwise repeatable.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -23,274 +25,223 @@ from torch import Tensor
 
 from fastmlp.kernels import configs, quantized
 from fastmlp.kernels.activations import activate, undo
-from fastmlp.kernels.device import (
-    cast,
-    dot,
-    gathered,
-    load_scale,
-    load_slopes,
-    mask_gradient,
-    pointers,
-    store,
-    tile_of,
-    wait_for_previous,
+from fastmlp.kernels.arguments import (
+    TL_DTYPE,
+    Scale,
+    Undo,
+    activation,
+    at,
+    matrix,
+    rows_of,
+    slopes_of,
+    transposed,
 )
+from fastmlp.kernels.device import cast, dot, load_scale, mask_gradient, store, tile_of, wait_for_previous
 from fastmlp.kernels.dropout import Dropout, arguments, draws, undrop, undropped
 from fastmlp.kernels.launch import arch_of, cdiv, launch, launch_if, num_sms
-from fastmlp.kernels.linear import TL_DTYPE, slope_stride
 from fastmlp.kernels.quantized import Number, dequantize_gradient
 
 # Rows of the batch that one program of dW reduces, at least: below that the workspace costs more.
 _ROWS_PER_SPLIT = 512
 
 
+class ParameterGrads(NamedTuple):
+    """Where the parameters' gradients go, and what they are multiplied by."""
+
+    weight: Any  # (N, K) contiguous
+    bias: Any  # (N,), or None
+    slope: Any  # PReLU's, (N,) float32, or None
+    workspace: Any  # a row for each split of the batch, float32: dW, db and the slopes' side by side
+    scale: Scale | None
+
+
 @triton.jit
-def input_tile(
-    pid,
-    grad_ptr, stride_gm, stride_gn, saved_ptr, stride_sm, stride_sn,
-    w_ptr, stride_wn, stride_wk, slope_ptr, stride_slope, slope, seed_ptr, site, p, keep_scale,
-    previous_ptr, stride_pm, stride_pk, previous_slope,
-    previous_seed_ptr, previous_site, previous_p, previous_keep_scale,
-    scale, dx_ptr, stride_dm, M, N, K,
-    ACT: tl.constexpr, DROPOUT: tl.constexpr, PREVIOUS_ACT: tl.constexpr, PREVIOUS_DROPOUT: tl.constexpr,
-    EVEN_N: tl.constexpr,
-    DTYPE: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
-):  # fmt: skip
-    """One tile of dX (M, K) = dZ (M, N) W (N, K), reduced over N."""
-    pid_m, pid_k = tile_of(pid, tl.cdiv(M, BLOCK_M), tl.cdiv(K, BLOCK_N), GROUP_M)
-    rows = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    cols = pid_k * BLOCK_N + tl.arange(0, BLOCK_N)
-    n = tl.arange(0, BLOCK_K)
+def input_tile(pid, grad, w, after, site, before, before_site, scale, dx, M, N, K, TILE: tl.constexpr):
+    """One tile of dX (M, K) = scale * dZ (M, N) W (N, K), reduced over N; arguments as the kernel's."""
+    pid_m, pid_k = tile_of(pid, tl.cdiv(M, TILE.BLOCK_M), tl.cdiv(K, TILE.BLOCK_N), TILE.GROUP_M)
+    rows = pid_m * TILE.BLOCK_M + tl.arange(0, TILE.BLOCK_M)
+    cols = pid_k * TILE.BLOCK_N + tl.arange(0, TILE.BLOCK_N)
+    n = tl.arange(0, TILE.BLOCK_K)
     row_ok = rows[:, None] < M
     col_ok = cols[None, :] < K
-    grad = pointers(grad_ptr, rows, n, stride_gm, stride_gn)
-    saved = pointers(saved_ptr, rows, n, stride_sm, stride_sn) if ACT != "none" else grad
-    w = pointers(w_ptr, n, cols, stride_wn, stride_wk)
+    grads = at(grad, rows, n)
+    ws = at(w, n, cols)
+    if after is not None:
+        if after.saved is not None:
+            saved = at(after.saved, rows, n)
 
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for start in range(0, N, BLOCK_K):
-        d_ok = row_ok if EVEN_N else row_ok & (n[None, :] < N - start)
-        w_ok = col_ok if EVEN_N else col_ok & (n[:, None] < N - start)
-        d = tl.load(grad, mask=d_ok, other=0.0)
-        w_tile = tl.load(w, mask=w_ok, other=0.0)
-        if ACT != "none" or DROPOUT:
-            s = tl.load(saved, mask=d_ok, other=0.0) if ACT != "none" else d
-            if DROPOUT:
-                d = undrop(d, seed_ptr, site, p, keep_scale, rows, start, ACT, False, BLOCK_K)
-                s = undropped(s, keep_scale, ACT)
-            slopes = load_slopes(slope_ptr, slope, stride_slope, start + n, N, ACT)
-            d = mask_gradient(d, s, slopes[None, :], DTYPE, ACT)
-            saved += BLOCK_K * stride_sn
-        acc = dot(d, w_tile, acc, DTYPE, PRECISION)
-        grad += BLOCK_K * stride_gn
-        w += BLOCK_K * stride_wn
+    acc = tl.zeros((TILE.BLOCK_M, TILE.BLOCK_N), tl.float32)
+    for start in range(0, N, TILE.BLOCK_K):
+        d_ok = row_ok if TILE.EVEN_K else row_ok & (n[None, :] < N - start)
+        w_ok = col_ok if TILE.EVEN_K else col_ok & (n[:, None] < N - start)
+        d = tl.load(grads, mask=d_ok, other=0.0)
+        w_tile = tl.load(ws, mask=w_ok, other=0.0)
+        if after is not None:
+            s = d
+            if after.saved is not None:
+                s = tl.load(saved, mask=d_ok, other=0.0)
+                saved += TILE.BLOCK_K * after.saved.col
+            if after.drop is not None:
+                d = undrop(d, after.drop, site, rows, start, after.act.name, False, TILE.BLOCK_K)
+                s = undropped(s, after.drop.keep, after.act.name)
+            slopes = slopes_of(after.act, start + n, N)
+            d = mask_gradient(d, s, slopes[None, :], dx.ptr.dtype.element_ty, after.act.name)
+        acc = dot(d, w_tile, acc, dx.ptr.dtype.element_ty, TILE.PRECISION)
+        grads += TILE.BLOCK_K * grad.col
+        ws += TILE.BLOCK_K * w.row
 
     inside = row_ok & col_ok
-    if PREVIOUS_ACT != "none" or PREVIOUS_DROPOUT:
-        if PREVIOUS_DROPOUT:
-            acc = undrop(
-                acc, previous_seed_ptr, previous_site, previous_p, previous_keep_scale,
-                rows, pid_k * BLOCK_N, PREVIOUS_ACT, False, BLOCK_N,
-            )  # fmt: skip
-        if PREVIOUS_ACT != "none":
-            s = tl.load(pointers(previous_ptr, rows, cols, stride_pm, stride_pk), mask=inside, other=0.0)
-            if PREVIOUS_DROPOUT:
-                s = undropped(s, previous_keep_scale, PREVIOUS_ACT)
-            acc = undo(acc, s.to(tl.float32), previous_slope, PREVIOUS_ACT)
-    store(dx_ptr + rows[:, None].to(tl.int64) * stride_dm + cols[None, :], acc * scale, inside)
+    if before is not None:
+        first_col = pid_k * TILE.BLOCK_N
+        if before.drop is not None:
+            acc = undrop(acc, before.drop, before_site, rows, first_col, before.act.name, False, TILE.BLOCK_N)
+        if before.saved is not None:
+            s = tl.load(at(before.saved, rows, cols), mask=inside, other=0.0)
+            if before.drop is not None:
+                s = undropped(s, before.drop.keep, before.act.name)
+            acc = undo(acc, s.to(tl.float32), before.act.slope, before.act.name)
+    store(at(dx, rows, cols), acc * scale, inside)
 
 
 @triton.jit
 def weight_gradient(
-    rows, cols, first, last, sum_rows,
-    grad_ptr, stride_gm, stride_gn, saved_ptr, stride_sm, stride_sn, seed_ptr, site, p, keep_scale,
-    x_ptr, stride_xm, stride_xk, index_ptr, slopes, x_slopes, N, K,
-    ACT: tl.constexpr, DROPOUT: tl.constexpr, X_ACT: tl.constexpr, GATHER: tl.constexpr,
-    DTYPE: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
+    rows, cols, first, last, sum_rows, grad, after, site, x, N, K, DTYPE: tl.constexpr, TILE: tl.constexpr
+):
     """A tile of dZᵀ X over the examples from ``first`` to ``last``, with dZ's sums and the slopes'.
 
-    dZ is summed over the examples only if ``sum_rows``: one column of tiles does that for all. X is X_ACT
-    of what is loaded: the layer before may have kept its Z alone.
+    dZ is summed over the examples only if ``sum_rows``: one column of tiles does that for all. A quantized
+    ``x`` (M, K) stands for its integers: see `dequantize_gradient`.
     """
     row_ok = rows[:, None] < N
     col_ok = cols[None, :] < K
-    m = first + tl.arange(0, BLOCK_K)
-    grad = pointers(grad_ptr, rows, m, stride_gn, stride_gm)
-    saved = pointers(saved_ptr, rows, m, stride_sn, stride_sm) if ACT != "none" else grad
-    x = pointers(x_ptr, m, cols, stride_xm, stride_xk)
+    m = first + tl.arange(0, TILE.BLOCK_K)
+    grads = at(transposed(grad), rows, m)
+    xs = at(x.matrix, m, cols)
+    if after is not None:
+        slopes = slopes_of(after.act, rows, N)
+        if after.saved is not None:
+            saved = at(transposed(after.saved), rows, m)
+    if x.act is not None:
+        x_slopes = slopes_of(x.act, cols, K)
 
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    bias = tl.zeros((BLOCK_M,), tl.float32)
-    slope_grad = tl.zeros((BLOCK_M,), tl.float32)
-    first_row = tl.min(rows, 0) if DROPOUT else 0
-    for start in range(first, last, BLOCK_K):
-        examples = start + tl.arange(0, BLOCK_K)
+    acc = tl.zeros((TILE.BLOCK_M, TILE.BLOCK_N), tl.float32)
+    bias = tl.zeros((TILE.BLOCK_M,), tl.float32)
+    slope_grad = tl.zeros((TILE.BLOCK_M,), tl.float32)
+    first_row = tl.min(rows, 0)
+    for start in range(first, last, TILE.BLOCK_K):
+        examples = start + tl.arange(0, TILE.BLOCK_K)
         m_ok = examples < last
-        d = tl.load(grad, mask=row_ok & m_ok[None, :], other=0.0)
-        if GATHER:
-            x = pointers(x_ptr, gathered(examples, m_ok, index_ptr, GATHER), cols, stride_xm, stride_xk)
-        x_tile = tl.load(x, mask=col_ok & m_ok[:, None], other=0.0)
-        if ACT != "none" or DROPOUT:
+        d = tl.load(grads, mask=row_ok & m_ok[None, :], other=0.0)
+        if x.index is not None:
+            xs = at(x.matrix, rows_of(x, examples, m_ok), cols)
+        x_tile = tl.load(xs, mask=col_ok & m_ok[:, None], other=0.0)
+        if after is not None:
             s = d
-            if ACT != "none":
+            if after.saved is not None:
                 s = tl.load(saved, mask=row_ok & m_ok[None, :], other=0.0).to(tl.float32)
-            if DROPOUT:
-                d = undrop(d, seed_ptr, site, p, keep_scale, examples, first_row, ACT, True, BLOCK_M)
-                s = undropped(s, keep_scale, ACT)
-            if ACT == "prelu":
+                saved += TILE.BLOCK_K * after.saved.row
+            if after.drop is not None:
+                d = undrop(d, after.drop, site, examples, first_row, after.act.name, True, TILE.BLOCK_M)
+                s = undropped(s, after.drop.keep, after.act.name)
+            if after.act.weight is not None:
                 slope_grad += tl.sum(tl.where(s > 0, 0.0, d.to(tl.float32) * s), 1)
-            d = mask_gradient(d, s, slopes[:, None], DTYPE, ACT)
-            saved += BLOCK_K * stride_sm
-        if X_ACT != "none":
-            x_tile = cast(activate(x_tile.to(tl.float32), x_slopes[None, :], X_ACT), DTYPE)
+            d = mask_gradient(d, s, slopes[:, None], DTYPE, after.act.name)
+        if x.act is not None:
+            x_tile = cast(activate(x_tile.to(tl.float32), x_slopes[None, :], x.act.name), DTYPE)
         if sum_rows:
             bias += tl.sum(d.to(tl.float32), 1)
-        acc = dot(d, x_tile, acc, DTYPE, PRECISION)
-        grad += BLOCK_K * stride_gm
-        if not GATHER:
-            x += BLOCK_K * stride_xm
+        acc = dot(d, x_tile, acc, DTYPE, TILE.PRECISION)
+        grads += TILE.BLOCK_K * grad.row
+        if x.index is None:
+            xs += TILE.BLOCK_K * x.matrix.row
     return acc, bias, slope_grad
 
 
 @triton.jit
 def _weight_tile(
-    pid,
-    grad_ptr, stride_gm, stride_gn, saved_ptr, stride_sm, stride_sn,
-    seed_ptr, site, p, keep_scale,
-    x_ptr, stride_xm, stride_xk, index_ptr, x_scale, stride_scale, x_shift, stride_shift,
-    slope_ptr, stride_slope, slope,
-    scale, dw_ptr, db_ptr, dslope_ptr, workspace_ptr, num_splits, rows_per_split, M, N, K,
-    ACT: tl.constexpr, DROPOUT: tl.constexpr, HAS_BIAS: tl.constexpr, GATHER: tl.constexpr,
-    DEQUANT: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+    pid, grad, after, site, x, out, num_splits, rows_per_split, M, N, K,
+    DTYPE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """One tile of dW (N, K) = dZᵀ (N, M) X (M, K), reduced over one split of the batch."""
-    num_tiles = tl.cdiv(N, BLOCK_M) * tl.cdiv(K, BLOCK_N)
+    num_n, num_k = tl.cdiv(N, TILE.BLOCK_M), tl.cdiv(K, TILE.BLOCK_N)
+    num_tiles = num_n * num_k
     split = pid // num_tiles
-    pid_n, pid_k = tile_of(pid % num_tiles, tl.cdiv(N, BLOCK_M), tl.cdiv(K, BLOCK_N), GROUP_M)
-    rows = pid_n * BLOCK_M + tl.arange(0, BLOCK_M)
-    cols = pid_k * BLOCK_N + tl.arange(0, BLOCK_N)
+    pid_n, pid_k = tile_of(pid % num_tiles, num_n, num_k, TILE.GROUP_M)
+    rows = pid_n * TILE.BLOCK_M + tl.arange(0, TILE.BLOCK_M)
+    cols = pid_k * TILE.BLOCK_N + tl.arange(0, TILE.BLOCK_N)
     first = split * rows_per_split
     last = tl.minimum(first + rows_per_split, M)
-    slopes = load_slopes(slope_ptr, slope, stride_slope, rows, N, ACT)
+    scale = load_scale(out.scale)
     acc, bias, slope_grad = weight_gradient(
-        rows, cols, first, last, DEQUANT == "affine" or (HAS_BIAS and pid_k == 0),
-        grad_ptr, stride_gm, stride_gn, saved_ptr, stride_sm, stride_sn, seed_ptr, site, p, keep_scale,
-        x_ptr, stride_xm, stride_xk, index_ptr, slopes, slopes, N, K,
-        ACT, DROPOUT, "none", GATHER, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+        rows, cols, first, last, x.shift is not None or (out.bias is not None and pid_k == 0),
+        grad, after, site, x, N, K, DTYPE, TILE,
     )  # fmt: skip
-    acc, bias = dequantize_gradient(acc, bias, x_scale, stride_scale, x_shift, stride_shift, cols, K, DEQUANT)
+    acc, bias = dequantize_gradient(acc, bias, x, cols, K)
 
     offsets = rows[:, None].to(tl.int64) * K + cols[None, :]
     inside = (rows[:, None] < N) & (cols[None, :] < K)
     once = rows < tl.where(pid_k == 0, N, 0)
     if num_splits == 1:
-        store(dw_ptr + offsets, acc * scale, inside)
-        if HAS_BIAS:
-            store(db_ptr + rows, bias * scale, once)
-        if ACT == "prelu":
-            store(dslope_ptr + rows, slope_grad * scale, once)
-    else:  # the workspace's row: dW, db, dslope
-        workspace = workspace_ptr + split.to(tl.int64) * (tl.cast(N, tl.int64) * K + 2 * N)
+        store(out.weight + offsets, acc * scale, inside)
+        if out.bias is not None:
+            store(out.bias + rows, bias * scale, once)
+        if out.slope is not None:
+            store(out.slope + rows, slope_grad * scale, once)
+    else:
+        workspace = out.workspace + split.to(tl.int64) * (tl.cast(N, tl.int64) * K + 2 * N)
         store(workspace + offsets, acc, inside)
         tail = workspace + tl.cast(N, tl.int64) * K + rows
         store(tail, bias, once)
         store(tail + N, slope_grad, once)
 
 
-@triton.jit(do_not_specialize=["M", "num_splits", "rows_per_split", "site", "previous_site"])
+@triton.jit(do_not_specialize=["site", "before_site", "num_splits", "rows_per_split", "M"])
 def linear_backward_kernel(
-    grad_ptr, stride_gm, stride_gn,  # dZ, or dY where ACT is to be undone (M, N)
-    saved_ptr, stride_sm, stride_sn,  # what ACT's derivative is computed from (M, N)
-    x_ptr, stride_xm, stride_xk,  # X (M, K)
-    index_ptr,  # (M,): which rows of x are X, if GATHER
-    x_scale, stride_scale, x_shift, stride_shift,  # see `fastmlp.kernels.quantized`
-    w_ptr, stride_wn, stride_wk,  # W (N, K)
-    slope_ptr, stride_slope, slope,
-    seed_ptr, site, p, keep_scale,  # see `fastmlp.kernels.dropout`
-    previous_ptr, stride_pm, stride_pk, previous_slope,  # the same of the layer before (M, K)
-    previous_seed_ptr, previous_site, previous_p, previous_keep_scale,
-    scale_ptr, denominator_ptr,  # scalars: every parameter's gradient is times scale / denominator
-    dx_ptr, stride_dm,  # (M, K), rows contiguous
-    dw_ptr, db_ptr, dslope_ptr,  # (N, K), (N,), (N,)
-    workspace_ptr, num_splits, rows_per_split,
+    grad,  # a Matrix (M, N): dZ, or dY where there is something to undo after the layer
+    x,  # a Source: X (M, K), or None without ``out``
+    w,  # a Matrix: W (N, K)
+    after, site,  # an Undo of this layer's activation and dropout, or None; the dropout's layer
+    before, before_site,  # likewise of the layer before, whose dZ the input's gradient then is
+    dx,  # a Matrix (M, K), or None
+    dx_scale,  # a Scale of dX, or None
+    out,  # ParameterGrads, or None
+    num_splits, rows_per_split,
     M, N, K,
-    ACT: tl.constexpr,
-    DROPOUT: tl.constexpr,
-    PREVIOUS_ACT: tl.constexpr,
-    PREVIOUS_DROPOUT: tl.constexpr,
-    NEED_INPUT: tl.constexpr,
-    NEED_PARAMS: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    SCALE_INPUT: tl.constexpr,
-    SCALE_PARAMS: tl.constexpr,
-    GATHER: tl.constexpr,
-    DEQUANT: tl.constexpr,
-    EVEN_N: tl.constexpr,
     PDL: tl.constexpr,
-    DTYPE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    GROUP_M: tl.constexpr,
+    DTYPE: tl.constexpr,  # of the products, and of dX
+    TILE: tl.constexpr,  # Blocks
 ):  # fmt: skip
     wait_for_previous(PDL)
     pid = tl.program_id(0)
-    input_tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(K, BLOCK_N) if NEED_INPUT else 0
-    if NEED_INPUT:
+    input_tiles = 0
+    if dx is not None:
+        input_tiles = tl.cdiv(M, TILE.BLOCK_M) * tl.cdiv(K, TILE.BLOCK_N)
         if pid < input_tiles:
-            input_tile(
-                pid,
-                grad_ptr, stride_gm, stride_gn, saved_ptr, stride_sm, stride_sn,
-                w_ptr, stride_wn, stride_wk, slope_ptr, stride_slope, slope, seed_ptr, site, p, keep_scale,
-                previous_ptr, stride_pm, stride_pk, previous_slope,
-                previous_seed_ptr, previous_site, previous_p, previous_keep_scale,
-                load_scale(scale_ptr, denominator_ptr, SCALE_INPUT), dx_ptr, stride_dm, M, N, K,
-                ACT, DROPOUT, PREVIOUS_ACT, PREVIOUS_DROPOUT, EVEN_N,
-                DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
-            )  # fmt: skip
-    if NEED_PARAMS:
+            scale = load_scale(dx_scale)
+            input_tile(pid, grad, w, after, site, before, before_site, scale, dx, M, N, K, TILE)
+    if out is not None:
         if pid >= input_tiles:
             _weight_tile(
-                pid - input_tiles,
-                grad_ptr, stride_gm, stride_gn, saved_ptr, stride_sm, stride_sn,
-                seed_ptr, site, p, keep_scale,
-                x_ptr, stride_xm, stride_xk, index_ptr, x_scale, stride_scale, x_shift, stride_shift,
-                slope_ptr, stride_slope, slope,
-                load_scale(scale_ptr, denominator_ptr, SCALE_PARAMS), dw_ptr, db_ptr, dslope_ptr,
-                workspace_ptr, num_splits, rows_per_split, M, N, K,
-                ACT, DROPOUT, HAS_BIAS, GATHER, DEQUANT, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
-            )  # fmt: skip
+                pid - input_tiles, grad, after, site, x, out, num_splits, rows_per_split, M, N, K, DTYPE, TILE
+            )
 
 
 @triton.jit(do_not_specialize=["num_splits"])
-def sum_splits_kernel(
-    workspace_ptr, num_splits,
-    dw_ptr, db_ptr, dslope_ptr, scale_ptr, denominator_ptr,
-    N, K,
-    HAS_BIAS: tl.constexpr,
-    HAS_SLOPE: tl.constexpr,
-    HAS_SCALE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Sum the workspace over the splits, first to last: the order never varies."""
+def sum_splits_kernel(out, num_splits, N, K, BLOCK: tl.constexpr):
+    """Sum the workspace of ``out`` (ParameterGrads) over the splits, always first to last."""
     size = tl.cast(N, tl.int64) * K
     row = size + 2 * N
     offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     acc = tl.zeros((BLOCK,), tl.float32)
     for split in range(0, num_splits):
-        acc += tl.load(workspace_ptr + split * row + offsets, mask=offsets < row, other=0.0)
-    acc *= load_scale(scale_ptr, denominator_ptr, HAS_SCALE)
-    store(dw_ptr + offsets, acc, offsets < size)
+        acc += tl.load(out.workspace + split * row + offsets, mask=offsets < row, other=0.0)
+    acc *= load_scale(out.scale)
+    store(out.weight + offsets, acc, offsets < size)
     n = offsets - size
-    if HAS_BIAS:
-        store(db_ptr + n, acc, (n >= 0) & (n < N))
-    if HAS_SLOPE:
-        store(dslope_ptr + n - N, acc, (n >= N) & (n < 2 * N))
+    if out.bias is not None:
+        store(out.bias + n, acc, (n >= 0) & (n < N))
+    if out.slope is not None:
+        store(out.slope + n - N, acc, (n >= N) & (n < 2 * N))
 
 
 def linear_backward(
@@ -328,82 +279,70 @@ def linear_backward(
     (numerator, denominator), two scalars on the device. ``out`` (M, K), rows contiguous, receives dX.
     """
     (m, n), k = grad.shape, x.shape[1]
+    source = quantized.source(x, index, x_scale, x_shift)
     family = "linear_backward"
-    dequant = quantized.dequant(x_scale, x_shift)
-    if dequant == "affine" or (previous_dropout is not None and draws(previous_act)):
+    if source.shift is not None or (previous_dropout is not None and draws(previous_act)):
         family += "_extra"
     elif act != "none" or dropout is not None:
         family += "_prologue"
     tile = configs.lookup(family, arch_of(x), configs.precision_class(dtype, precision), n, k)
-    learned = act == "prelu"
     dx = torch.empty((m, k), device=x.device, dtype=dtype) if need_input and out is None else out
-    dw = db = dslope = workspace = None
+    factor = None if scale is None else Scale(*scale)
+    grads = None
     input_tiles = cdiv(m, tile.BLOCK_M) * cdiv(k, tile.BLOCK_N) if need_input else 0
     weight_tiles = cdiv(n, tile.BLOCK_M) * cdiv(k, tile.BLOCK_N) if need_params else 0
     splits, rows_per_split = 1, m
     if need_params:
-        dw = torch.empty((n, k), device=x.device, dtype=weight.dtype)
-        if bias_dtype is not None:
-            db = torch.empty(n, device=x.device, dtype=bias_dtype)
-        if learned:
-            dslope = torch.empty(n, device=x.device, dtype=torch.float32)
         splits, rows_per_split = split_batch(m, weight_tiles, tile.BLOCK_K, num_sms(x.device.index or 0))
-        # Always float32 and always there, so that the number of splits never changes the kernel.
-        workspace = torch.empty(
-            (splits if splits > 1 else 0, n * k + 2 * n), device=x.device, dtype=torch.float32
+        grads = ParameterGrads(
+            torch.empty((n, k), device=x.device, dtype=weight.dtype),
+            None if bias_dtype is None else torch.empty(n, device=x.device, dtype=bias_dtype),
+            torch.empty(n, device=x.device, dtype=torch.float32) if act == "prelu" else None,
+            # Always float32 and always there, so that the number of splits never changes the kernel.
+            torch.empty((splits if splits > 1 else 0, n * k + 2 * n), device=x.device, dtype=torch.float32),
+            factor,
         )
-    scalars = scale or (None, None)
     launch(
         linear_backward_kernel,
         (input_tiles + weight_tiles * splits,),
-        grad, grad.stride(0), grad.stride(1),
-        *_matrix(saved),
-        x, x.stride(0), x.stride(1), index, *quantized.arguments(x_scale, x_shift),
-        weight, weight.stride(0), weight.stride(1),
-        slope_weight, slope_stride(slope_weight), slope, *arguments(dropout),
-        *_matrix(previous_saved), previous_slope, *arguments(previous_dropout),
-        *scalars,
-        dx, 0 if dx is None else dx.stride(0),
-        dw, db, dslope,
-        workspace, splits, rows_per_split,
-        m, n, k,
-        ACT=act,
-        DROPOUT=dropout is not None,
-        PREVIOUS_ACT=previous_act,
-        PREVIOUS_DROPOUT=previous_dropout is not None,
-        NEED_INPUT=need_input,
-        NEED_PARAMS=need_params,
-        HAS_BIAS=db is not None,
-        SCALE_INPUT=scale is not None and scale_input,
-        SCALE_PARAMS=scale is not None,
-        GATHER=index is not None,
-        DEQUANT=dequant,
-        EVEN_N=n % tile.BLOCK_K == 0,
+        matrix(grad),
+        source if need_params else None,
+        matrix(weight),
+        *_undone(act, slope, slope_weight, saved, dropout),
+        *_undone(previous_act, previous_slope, None, previous_saved, previous_dropout),
+        matrix(dx),
+        factor if scale_input else None,
+        grads,
+        splits,
+        rows_per_split,
+        m,
+        n,
+        k,
         PDL=pdl,
         DTYPE=TL_DTYPE[dtype],
-        PRECISION=precision,
-        **tile.options(),
-    )  # fmt: skip
-    if need_params:
-        launch_if(
-            splits > 1,
-            sum_splits_kernel,
-            (cdiv(n * k + 2 * n, _SUM_BLOCK),),
-            workspace, splits, dw, db, dslope, *scalars, n, k,
-            HAS_BIAS=db is not None,
-            HAS_SLOPE=learned,
-            HAS_SCALE=scale is not None,
-            BLOCK=_SUM_BLOCK,
-        )  # fmt: skip
-    return dx, dw, db, dslope
+        TILE=tile.blocks(n, precision),
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )
+    if grads is None:
+        return dx, None, None, None
+    blocks = cdiv(n * k + 2 * n, _SUM_BLOCK)
+    launch_if(splits > 1, sum_splits_kernel, (blocks,), grads, splits, n, k, BLOCK=_SUM_BLOCK)
+    return dx, grads.weight, grads.bias, grads.slope
 
 
 _SUM_BLOCK = 1024
 
 
-def _matrix(tensor: Tensor | None) -> tuple[Tensor | None, int, int]:
-    """A matrix and its strides as kernel arguments; one that is not there has none."""
-    return (None, 0, 0) if tensor is None else (tensor, tensor.stride(0), tensor.stride(1))
+def _undone(
+    act: str, slope: float, slope_weight: Tensor | None, saved: Tensor | None, dropout: Dropout | None
+) -> tuple[Undo | None, int]:
+    """What a gradient goes back through as two arguments of the kernel; None where that is nothing."""
+    if act == "none" and dropout is None:
+        return None, 0
+    drop, site = arguments(dropout)
+    saved = None if act == "none" else saved
+    return Undo(activation(act, slope, slope_weight), matrix(saved), drop), site
 
 
 def split_batch(rows: int, tiles: int, block: int, sms: int) -> tuple[int, int]:

@@ -23,10 +23,11 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastmlp.kernels import configs
 from fastmlp.kernels.activations import activate, undo
+from fastmlp.kernels.arguments import TL_DTYPE, Scale
 from fastmlp.kernels.configs import TmaTile
 from fastmlp.kernels.device import cast, dot, load_scale, load_slopes, store, tile_of
 from fastmlp.kernels.launch import INTERPRETED, arch_of, cdiv, has_tma, launch, num_sms
-from fastmlp.kernels.linear import TL_DTYPE, slope_stride
+from fastmlp.kernels.linear import slope_stride
 
 
 @triton.jit
@@ -112,7 +113,7 @@ def matmul_kernel(
 ):  # fmt: skip
     num_m, num_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
     num_tiles = num_m * num_n
-    scale = load_scale(scale_ptr, denominator_ptr, HAS_SCALE)
+    scale = load_scale(Scale(scale_ptr, denominator_ptr) if HAS_SCALE else None)
     for tile in tl.range(
         tl.program_id(0), num_tiles, tl.num_programs(0), flatten=True, warp_specialize=WARP_SPECIALIZE
     ):

@@ -26,10 +26,11 @@ from torch import Tensor
 
 from fastmlp.kernels import configs
 from fastmlp.kernels.activations import activate
+from fastmlp.kernels.arguments import TL_DTYPE
 from fastmlp.kernels.configs import Tile
 from fastmlp.kernels.device import cast, dot, load_slopes, pointers, store
 from fastmlp.kernels.launch import arch_of, cdiv, launch, next_power_of_2
-from fastmlp.kernels.linear import TL_DTYPE, slope_stride
+from fastmlp.kernels.linear import slope_stride
 
 #: The widest hidden layer that any tile is for; `fastmlp.choice` has the limits by precision.
 MAX_WIDTH = 256

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from fastmlp.kernels import configs
 from fastmlp.kernels.activations import undo
+from fastmlp.kernels.arguments import Activation, Blocks, Matrix, Source, Undo, Vector
 from fastmlp.kernels.device import cast, dot, load_slopes, mask_gradient, pointers, store
 from fastmlp.kernels.launch import arch_of, cdiv, launch, launch_if, num_sms
 from fastmlp.kernels.linear_backward import split_batch, weight_gradient
@@ -182,13 +183,18 @@ def gradient_tile(
     cols = tile % tiles_k * BLOCK_N + tl.arange(0, BLOCK_N)
     first = split * rows_per_split
     last = tl.minimum(first + rows_per_split, M)
-    slopes = load_slopes(slope_ptr, slope, STRIDE_SLOPE, rows, N, ACT)
-    x_slopes = load_slopes(x_slope_ptr, slope, X_STRIDE_SLOPE, cols, K, X_ACT)
     acc, bias, slope_grad = weight_gradient(
-        rows, cols, first, last, first_column,
-        grad_ptr, stride_gm, stride_gn, z_ptr, stride_zm, 1, x_ptr, 0, 0.0, 1.0,
-        x_ptr, stride_xm, stride_xk, x_ptr, slopes, x_slopes, N, K,
-        ACT, False, X_ACT, False, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+        rows, cols, first, last, first_column, Matrix(grad_ptr, stride_gm, stride_gn),
+        Undo(
+            Activation(ACT, slope, Vector(slope_ptr, STRIDE_SLOPE) if ACT == "prelu" else None),
+            Matrix(z_ptr, stride_zm, 1), None,
+        ) if ACT != "none" else None, 0,
+        Source(
+            Matrix(x_ptr, stride_xm, stride_xk), None, None, None,
+            Activation(X_ACT, slope, Vector(x_slope_ptr, X_STRIDE_SLOPE) if X_ACT == "prelu" else None)
+            if X_ACT != "none" else None,
+        ),
+        N, K, DTYPE, Blocks(BLOCK_M, BLOCK_N, BLOCK_K, 1, False, PRECISION),
     )  # fmt: skip
     offsets = place + rows[:, None] * K + cols[None, :]
     inside = (rows[:, None] < N) & (cols[None, :] < K)

@@ -16,6 +16,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.language import core  # Triton 3.6 has `to_tensor` there alone
 
+from fastmlp.kernels.arguments import Source, load_vector, matrix, vector
+
 #: A number, or a tensor of one or of K numbers.
 Number = float | Tensor
 
@@ -31,37 +33,41 @@ def scalar(number):
 
 
 @triton.jit
-def numbers(number, stride, features, num_features):
+def numbers(vector, features, num_features):
     """A number for each feature: one that is given as itself, or a tensor's (stride 0: its one element)."""
-    number = core.to_tensor(number)
+    number = core.to_tensor(vector.ptr)
     if number.dtype.is_ptr():
-        loaded = tl.load(number + features * stride, mask=features < num_features, other=0.0)
-        return loaded.to(tl.float32)
+        return load_vector(vector, features, num_features)
     else:
         return tl.zeros_like(features).to(tl.float32) + number
 
 
 @triton.jit
-def dequantize(q, scale, stride_scale, shift, stride_shift, features, num_features):
+def dequantize(q, source, features, num_features):
     """A tile (rows, features) of X, float32."""
-    scales = numbers(scale, stride_scale, features, num_features)
-    shifts = numbers(shift, stride_shift, features, num_features)
+    scales = numbers(source.scale, features, num_features)
+    shifts = numbers(source.shift, features, num_features)
     return q.to(tl.float32) * scales[None, :] + shifts[None, :]
 
 
 @triton.jit
-def dequantize_gradient(
-    acc, sums, scale, stride_scale, shift, stride_shift, features, num_features, DEQUANT: tl.constexpr
-):
+def dequantize_gradient(acc, sums, source, features, num_features):
     """dZᵀ X from ``acc`` = dZᵀ Q and the ``sums`` of dZ over the same examples; and these sums."""
-    if DEQUANT == "scale":
-        acc = acc * scalar(scale)
-    elif DEQUANT == "affine":
-        scales = numbers(scale, stride_scale, features, num_features)
-        shifts = numbers(shift, stride_shift, features, num_features)
+    if source.shift is not None:
+        scales = numbers(source.scale, features, num_features)
+        shifts = numbers(source.shift, features, num_features)
         sums += 0.0  # Triton 3.8's compiler trips over a loop's row sums that are read more than once
         acc = acc * scales[None, :] + sums[:, None] * shifts[None, :]
+    elif source.scale is not None:
+        acc = acc * scalar(source.scale.ptr)
     return acc, sums
+
+
+def source(x: Tensor, index: Tensor | None, scale: Number, shift: Number | None) -> Source:
+    """X = scale * x[index] + shift as a kernel's argument: what changes nothing is None."""
+    kind = dequant(scale, shift)
+    shift = 0.0 if kind == "affine" and shift is None else shift
+    return Source(matrix(x), index, None if kind == "none" else vector(scale), vector(shift))
 
 
 def dequant(scale: Number, shift: Number | None) -> str:

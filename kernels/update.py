@@ -18,10 +18,10 @@ import triton.language as tl
 from torch import Tensor
 
 from fastmlp.kernels import network, quantized
+from fastmlp.kernels.arguments import TL_DTYPE, Blocks, Matrix, Source, Vector
 from fastmlp.kernels.configs import Tile
 from fastmlp.kernels.device import store, tile_of, wait_for_previous
 from fastmlp.kernels.launch import launch, next_power_of_2, num_sms
-from fastmlp.kernels.linear import TL_DTYPE
 from fastmlp.kernels.linear_backward import split_batch, weight_gradient
 from fastmlp.kernels.network import (
     B_FIRST,
@@ -154,23 +154,26 @@ def tile_gradient(
     """A tile of dZᵀ X over the examples from ``begin`` to ``end``, and dZ's sums (of the first column)."""
     dz_ptr = load_pointer(row, DZ, DTYPE)
     stride_dz = load_stride(row, STRIDE_DZ)
-    slopes = tl.zeros((BLOCK_M,), tl.float32)
     first_column = tl.min(cols, 0) == 0
     if layer == 0:
         acc, bias, _ = weight_gradient(
             rows, cols, begin, end, DEQUANT == "affine" or first_column,
-            dz_ptr, stride_dz, 1, dz_ptr, 0, 0, dz_ptr, 0, 0.0, 1.0,
-            x_ptr, stride_xm, stride_xk, index_ptr, slopes, slopes, n, k,
-            "none", False, "none", GATHER, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+            Matrix(dz_ptr, stride_dz, 1), None, 0,
+            Source(Matrix(x_ptr, stride_xm, stride_xk), index_ptr if GATHER else None), n, k, DTYPE,
+            Blocks(BLOCK_M, BLOCK_N, BLOCK_K, 1, False, PRECISION),
         )  # fmt: skip
         acc, bias = dequantize_gradient(
-            acc, bias, x_scale, stride_scale, x_shift, stride_shift, cols, k, DEQUANT
-        )
+            acc, bias,
+            Source(
+                None, None, Vector(x_scale, stride_scale) if DEQUANT != "none" else None,
+                Vector(x_shift, stride_shift) if DEQUANT == "affine" else None,
+            ), cols, k,
+        )  # fmt: skip
     else:
         acc, bias, _ = weight_gradient(
-            rows, cols, begin, end, first_column, dz_ptr, stride_dz, 1, dz_ptr, 0, 0, dz_ptr, 0, 0.0, 1.0,
-            load_pointer(row, X, DTYPE), load_stride(row, STRIDE_X), 1, index_ptr, slopes, slopes, n, k,
-            "none", False, "none", False, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+            rows, cols, begin, end, first_column, Matrix(dz_ptr, stride_dz, 1), None, 0,
+            Source(Matrix(load_pointer(row, X, DTYPE), load_stride(row, STRIDE_X), 1)), n, k, DTYPE,
+            Blocks(BLOCK_M, BLOCK_N, BLOCK_K, 1, False, PRECISION),
         )  # fmt: skip
     return acc, bias
 

@@ -165,8 +165,9 @@ def tensors_of(value: Any) -> Iterable[Tensor]:
 def _with(value: Any, copies: dict[Any, Tensor]) -> Any:
     if isinstance(value, Tensor):
         return copies.get(_key(value), value)
-    if type(value) in (tuple, list):
-        return type(value)(_with(item, copies) for item in value)
+    if isinstance(value, tuple | list):
+        items = [_with(item, copies) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     if hasattr(value, "base") and isinstance(value.base, Tensor):
         return dataclasses.replace(value, base=_with(value.base, copies))
     return value

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from fastmlp.kernels.arguments import Source, in_which
 from fastmlp.kernels.launch import Launch
 from fastmlp.kernels.network import TABLES, LayerMemory, Table
 from fastmlp.work import Work
@@ -29,7 +30,7 @@ class Counted(NamedTuple):
 
 def count(launch: Launch) -> Counted:
     """What ``launch`` takes."""
-    a = dict(zip(launch.kernel.arg_names, launch.args)) | launch.options
+    a = launch.named
     known = _KERNELS.get(launch.name)
     work = None
     if known is not None:
@@ -74,34 +75,36 @@ def _numbers(a: Arguments) -> int:
     return size(a["x_scale"], a.get("x_shift"))
 
 
+def _source(x: Source | None, m: int, k: int) -> int:
+    """A layer's input: m rows, which ones, where they are gathered, and what dequantizes them."""
+    if x is None:
+        return 0
+    index = 0 if x.index is None else m * x.index.element_size()
+    return m * k * x.matrix.ptr.element_size() + index + size(x.scale, x.shift)
+
+
 def _linear_act(a: Arguments) -> tuple[int, int]:
     m, n, k = a["M"], a["N"], a["K"]
-    read = size(a["w_ptr"], a["b_ptr"], a["slope_ptr"], a["seed_ptr"])
-    return 2 * m * n * k, _rows(a, m, k) + _numbers(a) + read + size(a["y_ptr"], a["z_ptr"])
+    moved = size(a["w"], a["bias"], a["act"], a["dropout"]) + size(a["y"], a["z"])
+    return 2 * m * n * k, _source(a["x"], m, k) + moved
 
 
 def _linear_backward(a: Arguments) -> tuple[int, int]:
-    m, n, k, need_input, need_params = a["M"], a["N"], a["K"], a["NEED_INPUT"], a["NEED_PARAMS"]
-    read: list[Any] = [a["grad_ptr"], a["slope_ptr"], a["seed_ptr"], a["scale_ptr"], a["denominator_ptr"]]
-    written: list[Any] = []
+    m, n, k, x, out = a["M"], a["N"], a["K"], a["x"], a["out"]
+    read: list[Any] = [a["grad"], a["after"], a["before"], a["dx_scale"]]
+    written: list[Any] = [a["dx"]]
     moved = 0
-    if a["ACT"] != "none":
-        read.append(a["saved_ptr"])
-    if need_input:
-        read.append(a["w_ptr"])
-        written.append(a["dx_ptr"])
-        if a["PREVIOUS_ACT"] != "none":
-            read.append(a["previous_ptr"])
-    if need_params:
-        if a["index_ptr"] is None:
-            read.append(a["x_ptr"])  # which the previous activation's output may be
+    if a["dx"] is not None:
+        read.append(a["w"])
+    if out is not None:
+        if x.index is None and x.scale is None:
+            read.append(x)  # which the previous activation's output may be
         else:
-            moved = _rows(a, m, k)
-        moved += _numbers(a)
-        written += (
-            [a["workspace_ptr"]] if a["num_splits"] > 1 else [a["dw_ptr"], a["db_ptr"], a["dslope_ptr"]]
-        )
-    return 2 * m * n * k * (need_input + need_params), moved + size(read) + size(written)
+            moved = _source(x, m, k)
+        read.append(out.scale)
+        written += [out.workspace] if a["num_splits"] > 1 else [out.weight, out.bias, out.slope]
+    products = (a["dx"] is not None) + (out is not None)
+    return 2 * m * n * k * products, moved + size(read) + size(written)
 
 
 def _matmul(a: Arguments) -> tuple[int, int]:
@@ -258,11 +261,9 @@ _KERNELS: dict[str, Callable[[Arguments], tuple[int, int]]] = {
 
 
 def _dtype(a: Arguments) -> str:
-    dtype = a.get("DTYPE")
-    if dtype is None:
-        return ""
-    name = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}.get(str(dtype), str(dtype))
-    return "tf32" if name == "float32" and a.get("PRECISION") == "tf32" else name
+    dtype, precision = in_which(a) or ("", "")
+    name = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}.get(dtype, dtype)
+    return "tf32" if name == "float32" and precision == "tf32" else name
 
 
 def _weights(a: Arguments) -> list[Tensor]:
@@ -273,7 +274,7 @@ def _weights(a: Arguments) -> list[Tensor]:
         return [layer.weight for layer in layers]
     if "weights" in a:
         return list(a["weights"])
-    candidates = _tensors((a.get("w_ptr"), a.get("b_desc"), a.get("a_desc")))
+    candidates = _tensors((a.get("w"), a.get("w_ptr"), a.get("b_desc"), a.get("a_desc")))
     return [_master(tensor) for tensor in candidates if tensor.dim() == 2]
 
 

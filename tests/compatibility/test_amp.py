@@ -21,6 +21,7 @@ from fastmlp.functional import (
     linear_cross_entropy,
     mlp,
 )
+from fastmlp.kernels.arguments import in_which
 from fastmlp.kernels.launch import record_launches
 from tests.compatibility.compare import same_or_as_good
 from tests.compatibility.page import Refusal
@@ -383,7 +384,7 @@ def test_tf32(name: str, device: str) -> None:
         with backends.use("triton"), record_launches() as launches:
             net.cross_entropy(x, y, loss)[0].backward()  # type: ignore[index]
             mlp(x, [net[0].weight, net[2].weight], plan="whole").sum().backward()
-        found = [s.options["PRECISION"] for s in launches if "PRECISION" in s.options]
+        found = [products[1] for products in (in_which(s.named) for s in launches) if products]
         assert len(found) >= 5
         assert set(found) == {"tf32" if on else "ieee"}
 

@@ -131,9 +131,11 @@ def test_dropout_does_not_break_the_chain(device: str) -> None:
                 assert launches[0].name == "mlp_forward_kernel"
                 continue
             assert len(launches) == 4
-            assert [one.options["DROPOUT"] for one in launches] == [mode, False, False, False]
-            assert launches[2].options["PREVIOUS_ACT"] == "relu"
-            assert launches[2].options["PREVIOUS_DROPOUT"] is mode
+            first, second, last, _ = (one.named for one in launches)
+            assert first["dropout"] is not None
+            assert second["dropout"] is last["after"] is None
+            assert last["before"].act.name == "relu"
+            assert last["before"].drop is not None
 
 
 @pytest.mark.parametrize("grad", [True, False])

@@ -24,6 +24,7 @@ from fastmlp.modules import (
 # Each from its own module, whose name it has: mypy takes `from fastmlp.training import fit` for that module.
 from fastmlp.modules.cost import cost
 from fastmlp.modules.fuse import fuse
+from fastmlp.modules.graphed import graphed
 from fastmlp.profiling import profile
 from fastmlp.training.fit import fit
 
@@ -45,6 +46,7 @@ __all__ = [
     "fit",
     "functional",
     "fuse",
+    "graphed",
     "profile",
     "training",
 ]

@@ -3,6 +3,7 @@
 from fastmlp.modules.cost import Cost, cost
 from fastmlp.modules.dequantize import Dequantize
 from fastmlp.modules.fuse import FuseReport, fuse
+from fastmlp.modules.graphed import graphed
 from fastmlp.modules.linear_act import LinearAct
 from fastmlp.modules.linear_cross_entropy import LinearCrossEntropyLoss
 from fastmlp.modules.loss import CrossEntropyLoss, MSELoss
@@ -21,4 +22,5 @@ __all__ = [
     "Sequential",
     "cost",
     "fuse",
+    "graphed",
 ]

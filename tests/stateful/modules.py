@@ -22,7 +22,10 @@ class Flattening(nn.Sequential):
     flatten = False
 
     def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input.flatten(1) if self.flatten else input)
+        x = input.flatten(1) if self.flatten else input
+        for child in self:
+            x = child(x)
+        return x
 
 
 class Block(nn.Module):

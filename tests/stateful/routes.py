@@ -18,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from fastmlp import backends
 from fastmlp.kernels.arguments import Blocks
 from fastmlp.kernels.launch import Launch, record_launches
+from tests.guard import tensors_of
 from tests.stateful import ambient, losses, modules, nets
 from tests.stateful.allowed import allowed
 from tests.stateful.chains import KINDS, ChainCall
@@ -93,6 +94,11 @@ FIELDS = {
         *("bias", "reduction", "ignore", "smoothing", "odd", "way"),
     ),
 }
+#: The usual ones more often.
+_MODES = [
+    *("autocast", "autocast", "no_grad", "inference", "torch", "tf32", "tile"),
+    *sorted([*ambient.FORWARD, *ambient.AROUND, *ambient.MEANS]),
+]
 #: Modes in which torch's own ops run: no kernel may.
 _NO_KERNELS = ("torch", "function mode", "overriding mode")
 
@@ -144,10 +150,14 @@ class Routes(RuleBasedStateMachine):
 
     # The same calls, and something else has changed.
 
-    @rule(name=st.sampled_from(sorted([*ambient.FORWARD, *ambient.AROUND, *ambient.MEANS])))
+    @rule(name=st.sampled_from(_MODES))
     def mode(self, name: str) -> None:
         self.within ^= {name}
         self.judge("net", "chain", "loss")
+
+    @rule(name=st.sampled_from(_MODES))
+    def mode_again(self, name: str) -> None:
+        self.mode(name)
 
     @rule()
     def no_mode(self) -> None:
@@ -176,8 +186,9 @@ class Routes(RuleBasedStateMachine):
     @rule(kind=st.sampled_from(["mse", "cross entropy"]), weighted=st.booleans())
     def new_loss(self, kind: str, weighted: bool) -> None:
         options: dict[str, Any] = {"reduction": "mean"}
-        if kind != "mse" and weighted:
-            options["weight"] = _class_weight(self.sides[1].layers[-1].out_features)
+        layers = self.sides[1].layers
+        if kind != "mse" and weighted and layers:
+            options["weight"] = _class_weight(layers[-1].out_features)
         for side in self.sides:
             side.loss = loss_of(side.ours, kind, options).to(side.dtype)
         self.judge("chain")
@@ -259,8 +270,10 @@ def check_launches(within: list[str], launches: list[Launch]) -> None:
         asked = dict(launch.options)
         for blocks in (a for a in launch.args if isinstance(a, Blocks)):
             asked |= blocks._asdict()
-        if asked.get("PRECISION") == "tf32":
-            assert "tf32" in within, launch.name
+        dtypes = {t.dtype for t in tensors_of(launch.args) if t.is_floating_point()}
+        if "PRECISION" in asked and dtypes == {torch.float32} and "autocast" not in within:
+            wanted = "tf32" if "tf32" in within else "ieee"
+            assert asked["PRECISION"] == wanted, f"{launch.name}: {asked['PRECISION']}, not {wanted}"
         if launch.name == "linear_act_kernel" and "tile" in within:
             sizes = {name: asked[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K")}
             assert sizes == {name: getattr(ambient.TILE, name) for name in sizes}, sizes

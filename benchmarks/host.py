@@ -15,6 +15,7 @@ import pstats
 import sys
 import time
 from collections import Counter
+from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -29,8 +30,8 @@ from fastmlp.profiling.trace import Trace
 from . import peers, tables
 from .host_cases import CASES, GROUP, LAUNCH, Call, HostCase, Side
 from .machine import describe
-from .measure import Effort, Row, reason
-from .peers import LIGER, OURS
+from .measure import LEFT_OUT, Effort, Row, reason
+from .peers import COMPILING, LIGER, OURS
 from .timing import Run, Timing, interleave
 
 EFFORT = Effort(rounds=51, seconds=4.0)
@@ -58,12 +59,17 @@ def gpu(device: str) -> AbstractContextManager[None]:
     return stubbed()
 
 
-def calls(case: HostCase, device: str) -> tuple[dict[str, Call], dict[str, str]]:
+def calls(
+    case: HostCase, device: str, without: Collection[str] = ()
+) -> tuple[dict[str, Call], dict[str, str]]:
     """The call of each peer, made once, and why those that are missing are; within `gpu`."""
     torch.manual_seed(0)
     found: dict[str, Call] = {}
     missing: dict[str, str] = {}
     for peer in case.peers:
+        if peer in without:
+            missing[peer] = LEFT_OUT
+            continue
         try:
             call = case.build(Side(peer, device))
             call()  # compiles
@@ -95,7 +101,7 @@ def measure(case: HostCase, device: str, effort: Effort = EFFORT) -> Row:
     if unable is not None:
         return row | {"skipped": unable}
     with gpu(device):
-        found, missing = calls(case, device)
+        found, missing = calls(case, device, effort.without)
         if OURS not in found:  # which needs what the row is about
             return row | {"skipped": missing[OURS]}
         launches = {peer: launched(call, device) for peer, call in found.items()}
@@ -182,6 +188,7 @@ def main(
     device: str = typer.Option("cpu", help="cpu: with the GPU stubbed; cuda: for real."),
     match: str = typer.Option("", help="Only the rows that have this in their name."),
     rounds: int = typer.Option(EFFORT.rounds, min=3, help="Interleaved turns."),
+    quick: bool = typer.Option(False, help="Nothing compiled by torch.compile."),
     json_path: Path | None = typer.Option(None, "--json", metavar="FILE", help="Write the rows there too."),
     profile: bool = typer.Option(False, help="Instead of times: what our call calls, and how long."),
 ) -> None:
@@ -200,7 +207,7 @@ def main(
         return
     report: dict[str, Any] = {"machine": describe(device), "rows": []}
     for case in found:
-        row = measure(case, device, Effort(rounds))
+        row = measure(case, device, replace(EFFORT, rounds=rounds, without=COMPILING if quick else ()))
         report["rows"].append(row)
         print(tables.line(row), file=sys.stderr, flush=True)
     rows = report["rows"]

@@ -1,4 +1,4 @@
-"""Whose host time is measured: each call, as ours, eager PyTorch and Liger-Kernel make it."""
+"""Whose host time is measured: each call, as we make it, eager PyTorch and Liger-Kernel."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastmlp.engine.autograd import AutogradExecutor
 
 from . import peers
 from .cases import A
-from .peers import EAGER, LIGER, OURS
+from .peers import EAGER, LIGER, OF_OURS, OURS, OURS_COMPILED
 
 GROUP = "host time of a call"
 NARROW = (64, 64, 64, 64, 64, 10)
@@ -44,7 +44,7 @@ class Side:
 
     @property
     def ours(self) -> bool:
-        return self.peer == OURS
+        return self.peer in OF_OURS
 
     @property
     def stubbed(self) -> bool:
@@ -79,6 +79,10 @@ class Side:
         layers = peers.library("timm.layers", "timm", self.device, gpu=False)
         width, hidden = self._sizes((width, hidden))
         return self._fused(layers.Mlp(width, hidden))
+
+    def wrap(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """``function``, compiled where that is what this side is."""
+        return peers.in_one_graph(function) if self.peer == OURS_COMPILED else function
 
     def _dropout(self, p: float) -> nn.Module:
         return _Dropout(p) if self.tiny else nn.Dropout(p)
@@ -116,7 +120,7 @@ def _linear_act(side: Side) -> Call:
 
 
 def _forward(side: Side, net: Callable[[Side], nn.Module], features: int, grad: bool) -> Call:
-    model, x = net(side), side.normal(side.batch, features)
+    model, x = side.wrap(net(side)), side.normal(side.batch, features)
 
     def without() -> Tensor:
         with torch.no_grad():
@@ -162,11 +166,12 @@ def _step(side: Side, net: Callable[[Side], nn.Module], features: int, classes: 
     model, loss = net(side), (fastmlp if side.ours else nn).CrossEntropyLoss()
     x, y = side.normal(side.batch, features), side.labels(classes)
     parameters = list(model.parameters())
+    objective = side.wrap(lambda x, y: loss(model(x), y))
 
     def step() -> None:
         for p in parameters:
             p.grad = None
-        loss(model(x), y).backward()
+        objective(x, y).backward()
 
     return step
 
@@ -210,14 +215,14 @@ def _training(widths: Sequence[int], act: Callable[[], nn.Module] = nn.ReLU, dro
 _BOOK = partial(_forward, net=_net(A), features=A[0])
 _NARROW = partial(_forward, net=_net(NARROW), features=NARROW[0])
 _OF_TIMM = partial(_forward, net=lambda side: side.block(64, 256), features=64)
-_ALL = (OURS, EAGER, LIGER)
+_ALL, _COMPILED = (OURS, EAGER, LIGER), (OURS, OURS_COMPILED, EAGER)
 CASES = (
     HostCase("functional.linear_act, no grad", _linear_act, 1.5, 1.0),
-    HostCase("net 784-256-10 forward, no grad", partial(_BOOK, grad=False), 1.2, 0.8),
+    HostCase("net 784-256-10 forward, no grad", partial(_BOOK, grad=False), 1.2, 0.8, _COMPILED),
     HostCase("net 784-256-10 forward, recording", partial(_BOOK, grad=True), 1.5, 1.0),
     HostCase("functional.cross_entropy, no grad", partial(_loss, backward=False), 1.5, 1.0, _ALL),
     HostCase("cross-entropy forward + backward", partial(_loss, backward=True), 1.0, 0.8, _ALL),
-    HostCase("net, loss, backward", _training(A), 1.0, 0.8),
+    HostCase("net, loss, backward", _training(A), 1.0, 0.8, _COMPILED),
     HostCase("net, loss, backward: tanh", _training(A, nn.Tanh)),
     HostCase("net, loss, backward: GELU", _training(A, nn.GELU)),
     HostCase("net, loss, backward: PReLU", _training(A, nn.PReLU)),

@@ -241,7 +241,7 @@ class Session:
             self._row("accuracy", f"{accuracy.GROUP}: {recipe.name}", make)
 
     def _host(self) -> None:
-        effort = Effort(self._effort.rounds, self._effort.seconds)
+        effort = Effort(self._effort.rounds, self._effort.seconds, self._without)
         for case in CASES:
             if case.must is not None or not self._quick:
                 self._row("host", str(case), partial(host.measure, case, self._device, effort))

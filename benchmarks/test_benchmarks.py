@@ -15,7 +15,7 @@ from . import host, whole_net
 from .cases import Case, cases
 from .host_cases import CASES, HostCase
 from .measure import reason
-from .peers import COMPILED, EAGER, JAX, LIGER, OURS, OURS_MODULES
+from .peers import COMPILED, EAGER, JAX, LIGER, OURS, OURS_COMPILED, OURS_MODULES
 from .sweeps import LIMITS
 from .timing import synchronize
 
@@ -52,7 +52,7 @@ def test_case(benchmark: Any, case: Case, peer: str) -> None:
     benchmark.pedantic(measured, rounds=5 if case.heavy else 30, warmup_rounds=1)
 
 
-@pytest.mark.parametrize("peer", [OURS, EAGER, LIGER])
+@pytest.mark.parametrize("peer", [OURS, OURS_COMPILED, EAGER, LIGER])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_host_time(benchmark: Any, case: HostCase, peer: str) -> None:
     """Without what a launch takes: where there is no GPU it is stubbed (`benchmarks.host`)."""

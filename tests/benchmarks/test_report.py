@@ -12,7 +12,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from benchmarks import report, supervisor
+from benchmarks import host, report, supervisor
 from benchmarks.floors import Ceilings
 from benchmarks.machine import describe
 from benchmarks.peers import COMPILED, EAGER, OURS
@@ -94,6 +94,14 @@ def test_sweeps_stop_and_accuracy_needs_the_real_data(
     (skipped,) = (row for row in data["rows"] if row["part"] == "accuracy")
     assert skipped["skipped"].startswith("needs Fashion-MNIST")
     assert "Skipped: needs Fashion-MNIST" in (tmp_path / "table.md").read_text()
+
+
+def test_host_time_is_asked_for_where_there_is_no_gpu(tmp_path: Path) -> None:
+    """And skipped where kernels are interpreted, as here."""
+    found = _run(tmp_path, only=["host"], match="cross_entropy")["rows"]
+    assert [row["skipped"] for row in found] == [host.problem("cpu")]
+    assert "host" not in report.parts("cpu")
+    assert report.parts("cuda") == report.PARTS
 
 
 def test_an_unknown_part_is_refused(tmp_path: Path) -> None:

@@ -7,6 +7,9 @@ over the classes online where they do not fit in BLOCK_C. Blocks depend on the c
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any, NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -15,11 +18,13 @@ from torch import Tensor
 from fastmlp.kernels.device import store
 from fastmlp.kernels.launch import cdiv, launch, launch_if, next_power_of_2
 from fastmlp.kernels.softmax import (
+    Sums,
+    class_weights,
+    criterion,
     finish_loss,
     finite_max,
     index_coefficients,
     leave_sums,
-    load_class_weights,
     load_targets,
     online_max_and_sum,
     probability_coefficients,
@@ -31,28 +36,28 @@ _ONE_PROGRAM = 32768
 _MAX_BLOCK_C = 4096
 
 
+class Rows(NamedTuple):
+    """The rows of logits (N, C, D): N * D of them, along C. Of (N, D), one number a row, c is None."""
+
+    ptr: Any
+    n: Any
+    c: Any
+    d: Any
+
+
 @triton.jit
-def _row_offsets(rows, D, stride_n, stride_d):
-    """Row r of logits (N, C, D) is n = r // D, d = r % D."""
-    return (rows // D).to(tl.int64) * stride_n + (rows % D).to(tl.int64) * stride_d
+def _pointers(x, rows, D):
+    """To row r of x, which is n = r // D, d = r % D."""
+    return x.ptr + (rows // D).to(tl.int64) * x.n + (rows % D).to(tl.int64) * x.d
 
 
 @triton.jit(do_not_specialize=["num_rows", "rows_per_program"])
 def cross_entropy_forward_kernel(
-    x_ptr, stride_xn, stride_xc, stride_xd,  # logits (N, C, D)
-    t_ptr, stride_tn, stride_tc, stride_td,  # class indices (N, D), or probabilities (N, C, D)
-    w_ptr, stride_w,  # class weights (C,)
-    loss_ptr,  # (num_rows,), or one number if REDUCE
+    x,  # logits (N, C, D)
+    criterion,  # of class indices (N, D), or probabilities (N, C, D)
     stats_ptr,  # (3, num_rows): max, log-sum, coefficient of p
-    partial_ptr,  # (2, programs): sums of losses and of target weights
-    denominator_ptr,
+    sums,  # its loss: one number, or of reduction "none" (num_rows,)
     num_rows, rows_per_program, C, D,
-    ignore_index, smoothing, z_loss,
-    PROBABILITIES: tl.constexpr,
-    SMOOTH: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr,
-    REDUCE: tl.constexpr,
-    MEAN: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -64,12 +69,12 @@ def cross_entropy_forward_kernel(
     for first in range(begin, end, BLOCK_M):
         rows = first + tl.arange(0, BLOCK_M)
         ok = rows < end
-        x_row = x_ptr + _row_offsets(rows, D, stride_xn, stride_xd)
-        t_row = t_ptr + _row_offsets(rows, D, stride_tn, stride_td)
+        x_row = _pointers(x, rows, D)
+        t_row = _pointers(criterion.target, rows, D)
         ignored = None
         invalid = None
-        if not PROBABILITIES:
-            target, ignored, invalid = load_targets(t_row, ok, C, ignore_index)
+        if criterion.target.c is None:
+            target, ignored, invalid = load_targets(t_row, ok, C, criterion.ignore_index)
 
         m = tl.full((BLOCK_M,), float("-inf"), tl.float32)
         s = tl.zeros((BLOCK_M,), tl.float32)
@@ -79,79 +84,66 @@ def cross_entropy_forward_kernel(
             cols = start + tl.arange(0, BLOCK_C)
             inside = ok[:, None] & (cols[None, :] < C)
             col_offsets = cols[None, :].to(tl.int64)
-            x = tl.load(x_row[:, None] + col_offsets * stride_xc, mask=inside, other=float("-inf"))
-            x = x.to(tl.float32)
+            tile = tl.load(x_row[:, None] + col_offsets * x.c, mask=inside, other=float("-inf"))
+            tile = tile.to(tl.float32)
             before = finite_max(m)
-            m, s = online_max_and_sum(x, m, s)
-            if PROBABILITIES or SMOOTH:
-                if PROBABILITIES:
-                    t = tl.load(t_row[:, None] + col_offsets * stride_tc, mask=inside, other=0.0)
-                    a = probability_coefficients(
-                        t.to(tl.float32), cols, C, w_ptr, stride_w, smoothing, HAS_WEIGHT
-                    )
+            m, s = online_max_and_sum(tile, m, s)
+            if criterion.target.c is not None or criterion.smoothing is not None:
+                if criterion.target.c is not None:
+                    t_tile = t_row[:, None] + col_offsets * criterion.target.c
+                    t = tl.load(t_tile, mask=inside, other=0.0).to(tl.float32)
+                    a = probability_coefficients(t, cols, C, criterion.weight, criterion.smoothing)
                 else:
-                    a = index_coefficients(target, cols, C, w_ptr, stride_w, smoothing, HAS_WEIGHT)
+                    a = index_coefficients(target, cols, C, criterion.weight, criterion.smoothing)
                 now = finite_max(m)
                 weighted += total * (before - now)
-                weighted += tl.sum(tl.where(inside, a * (x - now[:, None]), 0.0), 1)
+                weighted += tl.sum(tl.where(inside, a * (tile - now[:, None]), 0.0), 1)
                 total += tl.sum(a, 1)
 
         weight = tl.zeros((BLOCK_M,), tl.float32) + 1.0
-        if not PROBABILITIES:
+        if criterion.target.c is None:
             known = ok & (ignored == 0) & (invalid == 0)
-            weight = tl.where(known, load_class_weights(w_ptr, stride_w, target, known, HAS_WEIGHT), 0.0)
-            if not SMOOTH:  # only the target's logit counts; 0 * inf of the others must not
-                x_target = tl.load(x_row + target * stride_xc, mask=known, other=0.0).to(tl.float32)
+            weight = tl.where(known, class_weights(criterion.weight, target, known), 0.0)
+            if criterion.smoothing is None:  # only the target's logit counts; 0 * inf of the others must not
+                x_target = tl.load(x_row + target * x.c, mask=known, other=0.0).to(tl.float32)
                 total = weight
                 weighted = weight * (x_target - m)
         log_sum = tl.log(s)
-        loss, coefficient = row_loss(total, log_sum, weighted, m, z_loss, ignored, invalid)
+        loss, coefficient = row_loss(total, log_sum, weighted, m, criterion.z_loss, ignored, invalid)
         tl.store(stats_ptr + rows, m, mask=ok)
         tl.store(stats_ptr + num_rows.to(tl.int64) + rows, log_sum, mask=ok)
         tl.store(stats_ptr + 2 * num_rows.to(tl.int64) + rows, coefficient, mask=ok)
-        if REDUCE:
+        if criterion.reduction == "none":
+            store(sums.loss + rows, loss, ok)
+        else:
             loss_sum += tl.where(ok, loss, 0.0)
             weight_sum += tl.where(ok, weight, 0.0)
-        else:
-            store(loss_ptr + rows, loss, ok)
 
-    if REDUCE:
+    if criterion.reduction != "none":
         loss_total = tl.sum(loss_sum, 0)
         weight_total = tl.sum(weight_sum, 0)
-        leave_sums(
-            loss_total, weight_total, 0.0, pid, tl.num_programs(0),
-            loss_ptr, partial_ptr, denominator_ptr, MEAN, False,
-        )  # fmt: skip
+        leave_sums(loss_total, weight_total, 0.0, pid, tl.num_programs(0), sums, criterion.reduction)
 
 
 @triton.jit(do_not_specialize=["count"])
-def finish_loss_kernel(
-    partial_ptr, count, loss_ptr, denominator_ptr, MEAN: tl.constexpr, BLOCK: tl.constexpr
-):
+def finish_loss_kernel(sums, count, REDUCTION: tl.constexpr, BLOCK: tl.constexpr):
     """Sum the programs' partial sums, always in the same order."""
     loss = tl.zeros((BLOCK,), tl.float32)
     weight = tl.zeros((BLOCK,), tl.float32)
     for first in range(0, count, BLOCK):
         i = first + tl.arange(0, BLOCK)
-        loss += tl.load(partial_ptr + i, mask=i < count, other=0.0)
-        weight += tl.load(partial_ptr + count + i, mask=i < count, other=0.0)
-    finish_loss(loss_ptr, denominator_ptr, tl.sum(loss, 0), tl.sum(weight, 0), MEAN)
+        loss += tl.load(sums.partial + i, mask=i < count, other=0.0)
+        weight += tl.load(sums.partial + count + i, mask=i < count, other=0.0)
+    finish_loss(sums, tl.sum(loss, 0), tl.sum(weight, 0), REDUCTION)
 
 
 @triton.jit(do_not_specialize=["num_rows"])
 def cross_entropy_backward_kernel(
-    x_ptr, stride_xn, stride_xc, stride_xd,
-    t_ptr, stride_tn, stride_tc, stride_td,
-    w_ptr, stride_w,
-    stats_ptr,
-    grad_ptr, stride_gn, stride_gd,  # upstream: (N, D), or one number with strides of 0
+    x, criterion, stats_ptr,  # as in the forward
+    grad,  # upstream: (N, D), or one number with strides of 0
     denominator_ptr,
-    dx_ptr, stride_dn, stride_dc, stride_dd,
+    dx,  # (N, C, D)
     num_rows, C, D, first, width,  # the logits are those of classes first .. first + width
-    ignore_index, smoothing,
-    PROBABILITIES: tl.constexpr,
-    REDUCE: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -165,30 +157,28 @@ def cross_entropy_backward_kernel(
     m = tl.load(stats_ptr + rows, mask=ok, other=0.0)
     log_sum = tl.load(stats_ptr + num_rows.to(tl.int64) + rows, mask=ok, other=0.0)
     coefficient = tl.load(stats_ptr + 2 * num_rows.to(tl.int64) + rows, mask=ok, other=0.0)
-    upstream = tl.load(grad_ptr + _row_offsets(rows, D, stride_gn, stride_gd), mask=ok, other=0.0)
-    upstream = upstream.to(tl.float32)
-    if REDUCE:
+    upstream = tl.load(_pointers(grad, rows, D), mask=ok, other=0.0).to(tl.float32)
+    if criterion.reduction != "none":
         upstream = upstream / tl.load(denominator_ptr)
 
-    t_row = t_ptr + _row_offsets(rows, D, stride_tn, stride_td)
-    if PROBABILITIES:
-        t = tl.load(t_row[:, None] + cols[None, :].to(tl.int64) * stride_tc, mask=inside, other=0.0)
-        t = t.to(tl.float32)
-        a = probability_coefficients(t, cols, C, w_ptr, stride_w, smoothing, HAS_WEIGHT)
+    t_row = _pointers(criterion.target, rows, D)
+    if criterion.target.c is not None:
+        t_tile = t_row[:, None] + cols[None, :].to(tl.int64) * criterion.target.c
+        t = tl.load(t_tile, mask=inside, other=0.0).to(tl.float32)
+        a = probability_coefficients(t, cols, C, criterion.weight, criterion.smoothing)
     else:
-        target, ignored, _ = load_targets(t_row, ok, C, ignore_index)
-        a = index_coefficients(target, cols, C, w_ptr, stride_w, smoothing, HAS_WEIGHT)
+        target, ignored, _ = load_targets(t_row, ok, C, criterion.ignore_index)
+        a = index_coefficients(target, cols, C, criterion.weight, criterion.smoothing)
 
-    x_row = x_ptr + _row_offsets(rows, D, stride_xn, stride_xd)
-    x = tl.load(x_row[:, None] + col_offsets * stride_xc, mask=inside, other=0.0).to(tl.float32)
-    p = tl.exp((x - m[:, None]) - log_sum[:, None])
-    dx = upstream[:, None] * (p * coefficient[:, None] - a)
-    if not PROBABILITIES:
+    x_tile = _pointers(x, rows, D)[:, None] + col_offsets * x.c
+    logits = tl.load(x_tile, mask=inside, other=0.0).to(tl.float32)
+    p = tl.exp((logits - m[:, None]) - log_sum[:, None])
+    gradient = upstream[:, None] * (p * coefficient[:, None] - a)
+    if criterion.target.c is None:
         # Selected, not multiplied by upstream, which is inf where every row is ignored. As torch's, the
         # gradient of an ignored row is 0 unless its softmax is NaN.
-        dx = tl.where(ignored[:, None], p * 0.0, dx)
-    dx_row = dx_ptr + _row_offsets(rows, D, stride_dn, stride_dd)
-    store(dx_row[:, None] + col_offsets * stride_dc, dx, inside)
+        gradient = tl.where(ignored[:, None], p * 0.0, gradient)
+    store(_pointers(dx, rows, D)[:, None] + col_offsets * dx.c, gradient, inside)
 
 
 def forward(
@@ -211,46 +201,41 @@ def forward(
     strides; N, C and D are not 0. One launch, two for a reduction over many elements.
     """
     n, c, d = logits.shape
-    rows = n * d
-    reduce = reduction != "none"
-    probabilities = target.dim() == 3
+    rows, each = n * d, reduction == "none"
     # A coefficient for every element besides the logit, and the registers hold an eighth of the rows.
-    block_c, block_m, warps = _blocks(c, 512 if probabilities or label_smoothing > 0 else 4096)
-    programs = 1 if reduce and rows * max(c, block_c) <= _ONE_PROGRAM else cdiv(rows, block_m)
-    loss = torch.empty((n, d) if not reduce else (), device=logits.device, dtype=loss_dtype or logits.dtype)
+    block_c, block_m, warps = _blocks(c, 512 if target.dim() == 3 or label_smoothing > 0 else 4096)
+    programs = cdiv(rows, block_m) if each or rows * max(c, block_c) > _ONE_PROGRAM else 1
     stats = torch.empty((3, rows), device=logits.device, dtype=torch.float32)
-    sums = torch.empty(2 * programs + 1, device=logits.device, dtype=torch.float32)
-    partial, denominator = sums[1:], sums[0]
+    sums = allocate(
+        1 if each else programs, (n, d) if each else (), loss_dtype or logits.dtype, logits.device
+    )
+    numbers = ignore_index, label_smoothing, z_loss
+    against = criterion("cross_entropy", reduction, _rows(target), weight, *numbers)
     launch(
         cross_entropy_forward_kernel,
         (programs,),
-        logits, *logits.stride(),
-        target, *_target_strides(target),
-        weight, 0 if weight is None else weight.stride(0),
-        loss, stats, partial, denominator,
-        rows, rows if programs == 1 else block_m, c, d,
-        ignore_index, float(label_smoothing), float(z_loss),
-        PROBABILITIES=probabilities,
-        SMOOTH=label_smoothing > 0,
-        HAS_WEIGHT=weight is not None,
-        REDUCE=reduce,
-        MEAN=reduction == "mean",
+        _rows(logits), against, stats, sums, rows, rows if programs == 1 else block_m, c, d,
         BLOCK_M=block_m,
         BLOCK_C=block_c,
         num_warps=warps,
     )  # fmt: skip
-    if reduce:
-        finish(partial, programs, loss, denominator, reduction)
-    return loss, stats, denominator
+    if not each:
+        finish(sums, programs, reduction)
+    return sums.loss, stats, sums.denominator
 
 
-def finish(partial: Tensor, count: int, loss: Tensor, denominator: Tensor, reduction: str) -> None:
-    """Reduce ``count`` partial sums of losses and weights to the loss and its denominator.
+def allocate(programs: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Sums:
+    """Memory for a loss, and for the sums of as many programs."""
+    loss = torch.empty(shape, device=device, dtype=dtype)
+    denominator = torch.empty((), device=device, dtype=torch.float32)
+    # A single program leaves no sums, but the kernel is the same.
+    partial = denominator if programs == 1 else torch.empty(2 * programs, device=device, dtype=torch.float32)
+    return Sums(partial, loss, denominator)
 
-    A single program has done that itself.
-    """
-    mean = reduction == "mean"
-    launch_if(count > 1, finish_loss_kernel, (1,), partial, count, loss, denominator, MEAN=mean, BLOCK=1024)
+
+def finish(sums: Sums, programs: int, reduction: str) -> None:
+    """Make the loss and its denominator of the programs' sums; a single one has done that itself."""
+    launch_if(programs > 1, finish_loss_kernel, (1,), sums, programs, REDUCTION=reduction, BLOCK=1024)
 
 
 def backward(
@@ -274,29 +259,22 @@ def backward(
     of some ``classes`` alone, from ``first`` on; target, weight and stats are of all.
     """
     n, c, d = logits.shape
-    reduce = reduction != "none"
     block_c, block_m, warps = _blocks(c, 2048)
     launch(
         cross_entropy_backward_kernel,
         (cdiv(n * d, block_m) * cdiv(c, block_c),),
-        logits, *logits.stride(),
-        target, *_target_strides(target),
-        weight, 0 if weight is None else weight.stride(0),
+        _rows(logits),
+        criterion("cross_entropy", reduction, _rows(target), weight, ignore_index, label_smoothing),
         stats,
-        grad, *((0, 0) if reduce else grad.stride()),
-        denominator,
-        out, *out.stride(),
-        n * d, classes or c, d, first, c,
-        ignore_index, float(label_smoothing),
-        PROBABILITIES=target.dim() == 3,
-        REDUCE=reduce,
-        HAS_WEIGHT=weight is not None,
+        _rows(grad) if reduction == "none" else Rows(grad, 0, None, 0),
+        denominator, _rows(out), n * d, classes or c, d, first, c,
         BLOCK_M=block_m,
         BLOCK_C=block_c,
         num_warps=warps,
     )  # fmt: skip
 
 
+@cache
 def _blocks(classes: int, elements: int) -> tuple[int, int, int]:
     """BLOCK_C, BLOCK_M and warps for a tile of about ``elements``: from the classes alone."""
     block_c = min(next_power_of_2(classes), max(4 * elements, 2048), _MAX_BLOCK_C)
@@ -304,8 +282,9 @@ def _blocks(classes: int, elements: int) -> tuple[int, int, int]:
     return block_c, block_m, 8 if block_c >= 2048 or block_c * block_m >= 4096 else 4
 
 
-def _target_strides(target: Tensor) -> tuple[int, int, int]:
-    """Strides along n, c and d."""
-    if target.dim() == 3:
-        return target.stride(0), target.stride(1), target.stride(2)
-    return target.stride(0), 0, target.stride(1)
+def _rows(tensor: Tensor) -> Rows:
+    """(N, C, D), or (N, D), as a kernel's argument."""
+    if tensor.dim() == 3:
+        return Rows(tensor, *tensor.stride())
+    n, d = tensor.stride()
+    return Rows(tensor, n, None, d)

@@ -18,7 +18,7 @@ from torch import Tensor
 from fastmlp.kernels import configs, network, quantized
 from fastmlp.kernels.arguments import TL_DTYPE, Activation, Blocks, Matrix, Source, Undo, Vector
 from fastmlp.kernels.configs import Tile
-from fastmlp.kernels.head import head_tile, target_strides
+from fastmlp.kernels.head import Results, head_tile, targets
 from fastmlp.kernels.launch import INTERPRETED, arch_of, cdiv, launch, next_power_of_2
 from fastmlp.kernels.linear import linear_tile
 from fastmlp.kernels.linear_backward import input_tile
@@ -39,6 +39,7 @@ from fastmlp.kernels.network import (
 )
 from fastmlp.kernels.optimizers import HYPERS
 from fastmlp.kernels.quantized import Number
+from fastmlp.kernels.softmax import Criterion, Sums
 from fastmlp.kernels.step import Task
 from fastmlp.kernels.update import (
     Accumulators,
@@ -116,21 +117,24 @@ def head_phase(
     row = table_ptr + (num_layers - 1) * COLUMNS
     below = row - COLUMNS
     _, k = load_features(row, ALIGNED)
-    h_ptr = load_pointer(row, X, DTYPE)
     stride_h = load_stride(row, STRIDE_X)
-    w_ptr = load_pointer(row, COPY, DTYPE)
-    b_ptr = tl.load(row + B).to(tl.pointer_type(tl.float32))
-    dlogits_ptr = load_pointer(row, DZ, DTYPE)
-    dz_ptr = load_pointer(below, DZ, DTYPE)
+    h = Matrix(load_pointer(row, X, DTYPE), stride_h, 1)
+    w = Matrix(load_pointer(row, COPY, DTYPE), k, 1)
+    bias = Vector(tl.load(row + B).to(tl.pointer_type(tl.float32)), 1) if HAS_BIAS else None
+    saved = Matrix(load_pointer(below, SAVED, DTYPE), stride_h, 1)
+    dlogits = Matrix(load_pointer(row, DZ, DTYPE), load_stride(row, STRIDE_DZ), 1)
+    dz = Matrix(load_pointer(below, DZ, DTYPE), load_stride(below, STRIDE_DZ), 1)
+    out = Results(Sums(partial_ptr, None, None), None, dlogits, dz)
+    target = Source(Matrix(t_ptr, stride_t, stride_tc), index_ptr, None, None)
+    class_weight = Vector(cw_ptr, stride_cw) if HAS_WEIGHT else None
     for tile in range(tl.program_id(0), num_partials, tl.num_programs(0)):
         head_tile(
-            tile, num_partials,
-            h_ptr, stride_h, load_pointer(below, SAVED, DTYPE), stride_h, 1, 1, slope,
-            w_ptr, k, 1, b_ptr, 1, t_ptr, stride_t, stride_tc, index_ptr, cw_ptr, stride_cw,
-            h_ptr, dlogits_ptr, load_stride(row, STRIDE_DZ), dz_ptr, load_stride(below, STRIDE_DZ),
-            partial_ptr, partial_ptr, partial_ptr, M, C, k, ignore_index, smoothing, z_loss,
-            LOSS, ACT, HAS_BIAS, HAS_WEIGHT, MEAN, True, True, False, True, True,
-            DTYPE, PRECISION, BLOCK_M, BLOCK_C, BLOCK_K,
+            tile, num_partials, h, w, bias,
+            Undo(Activation(ACT, slope, None), saved, None) if ACT != "none" else None,
+            Criterion(
+                LOSS, "mean" if MEAN else "sum", target, class_weight, ignore_index, smoothing, z_loss
+            ),
+            out, M, C, k, DTYPE, Blocks(BLOCK_M, BLOCK_C, BLOCK_K, 1, False, PRECISION),
         )  # fmt: skip
 
 
@@ -316,13 +320,13 @@ def epoch(
             (programs,),
             net.rows, net.depth, net.tiles,
             x, x.stride(0), x.stride(1), quantized.arguments(x_scale, None)[0],
-            y, *target_strides(y), class_weight, 0 if class_weight is None else class_weight.stride(0),
+            *targets(y).matrix, class_weight, 0 if class_weight is None else class_weight.stride(0),
             order,
             hypers, hypers.shape[1],
             partial,
             into.loss, into.sums, barrier,
             len(order), batch, first_step, last_step, first_phase, last_phase,
-            classes, first.slope, task.ignore_index, float(task.label_smoothing), float(task.z_loss),
+            classes, first.slope, task.ignore_index, float(task.label_smoothing) or None, float(task.z_loss),
             LOSS=task.loss,
             ACT=first.act,
             HAS_BIAS=first.bias is not None,

@@ -20,135 +20,122 @@ from torch import Tensor
 
 from fastmlp.kernels import configs
 from fastmlp.kernels.activations import undo
-from fastmlp.kernels.arguments import TL_DTYPE
-from fastmlp.kernels.cross_entropy import finish
-from fastmlp.kernels.device import cast, dot, gathered, pointers, store, wait_for_previous
+from fastmlp.kernels.arguments import (
+    TL_DTYPE,
+    Blocks,
+    Matrix,
+    Source,
+    Undo,
+    activation,
+    at,
+    load_vector,
+    matrix,
+    rows_of,
+    transposed,
+    vector,
+)
+from fastmlp.kernels.configs import Tile
+from fastmlp.kernels.cross_entropy import allocate, finish
+from fastmlp.kernels.device import cast, dot, store, wait_for_previous
 from fastmlp.kernels.launch import arch_of, cdiv, launch, next_power_of_2
 from fastmlp.kernels.mse import squared_error_tile
-from fastmlp.kernels.softmax import cross_entropy_tile
+from fastmlp.kernels.softmax import Criterion, Sums, cross_entropy_tile
 
 #: More classes, or outputs, than this do not fit on the chip beside the rest.
 MAX_CLASSES = 256
 
 
+class Results(NamedTuple):
+    """Where the head writes; None is not asked for."""
+
+    sums: Sums
+    logits: Matrix | None  # (M, C)
+    dlogits: Matrix | None  # (M, C)
+    dz: Matrix | None  # (M, K)
+
+
 @triton.jit
 def head_tile(
-    pid, num_programs,
-    h_ptr, stride_hm, saved_ptr, stride_sm, stride_hk, stride_sk, previous_slope,
-    w_ptr, stride_wc, stride_wk, b_ptr, stride_b,
-    t_ptr, stride_t, stride_tc, index_ptr, cw_ptr, stride_cw,
-    logits_ptr, dlogits_ptr, stride_dm, dz_ptr, stride_zm,
-    loss_ptr, partial_ptr, denominator_ptr,
-    M, C, K, ignore_index, smoothing, z_loss,
-    LOSS: tl.constexpr,
-    PREVIOUS_ACT: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_WEIGHT: tl.constexpr, MEAN: tl.constexpr,
-    GATHER: tl.constexpr, COUNT: tl.constexpr, KEEP_LOGITS: tl.constexpr, NEED_GRAD: tl.constexpr,
-    NEED_INPUT: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
+    pid, num_programs, h, w, bias, before, criterion, out, M, C, K, DTYPE: tl.constexpr, TILE: tl.constexpr
+):
     """The head of BLOCK_M rows. What it leaves of the loss: see `leave_sums`."""
-    rows = pid * BLOCK_M + tl.arange(0, BLOCK_M)
-    cols = tl.arange(0, BLOCK_C)
-    k = tl.arange(0, BLOCK_K)
+    rows = pid * TILE.BLOCK_M + tl.arange(0, TILE.BLOCK_M)
+    cols = tl.arange(0, TILE.BLOCK_N)
+    k = tl.arange(0, TILE.BLOCK_K)
     ok = rows < M
     row_ok = ok[:, None]
     col_ok = cols[None, :] < C
 
-    h = pointers(h_ptr, rows, k, stride_hm, stride_hk)
-    wt = pointers(w_ptr, k, cols, stride_wk, stride_wc)
-    x = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
-    for start in range(0, K, BLOCK_K):
-        h_tile = tl.load(h, mask=row_ok & (k[None, :] < K - start), other=0.0)
-        w_tile = tl.load(wt, mask=col_ok & (k[:, None] < K - start), other=0.0)
-        x = dot(h_tile, w_tile, x, DTYPE, PRECISION)
-        h += BLOCK_K * stride_hk
-        wt += BLOCK_K * stride_wk
-    if HAS_BIAS:
-        x += tl.load(b_ptr + cols * stride_b, mask=cols < C, other=0.0).to(tl.float32)[None, :]
+    hs = at(h, rows, k)
+    ws = at(transposed(w), k, cols)
+    x = tl.zeros((TILE.BLOCK_M, TILE.BLOCK_N), tl.float32)
+    for start in range(0, K, TILE.BLOCK_K):
+        h_tile = tl.load(hs, mask=row_ok & (k[None, :] < K - start), other=0.0)
+        w_tile = tl.load(ws, mask=col_ok & (k[:, None] < K - start), other=0.0)
+        x = dot(h_tile, w_tile, x, DTYPE, TILE.PRECISION)
+        hs += TILE.BLOCK_K * h.col
+        ws += TILE.BLOCK_K * w.col
+    if bias is not None:
+        x += load_vector(bias, cols, C)[None, :]
     inside = row_ok & col_ok
-    if KEEP_LOGITS:
-        store(logits_ptr + rows[:, None].to(tl.int64) * C + cols[None, :], x, inside)
+    if out.logits is not None:
+        store(at(out.logits, rows, cols), x, inside)
 
-    target_ptr = t_ptr + gathered(rows, ok, index_ptr, GATHER).to(tl.int64) * stride_t
-    if LOSS == "mse":
-        d = squared_error_tile(
-            x, target_ptr, stride_tc, ok, tl.minimum(M - pid * BLOCK_M, BLOCK_M), cols, C,
-            pid, num_programs, loss_ptr, partial_ptr, denominator_ptr, MEAN, COUNT,
-        )  # fmt: skip
+    target = criterion.target
+    targets = target.matrix.ptr + rows_of(target, rows, ok).to(tl.int64) * target.matrix.row
+    if criterion.name == "mse":
+        count = tl.minimum(M - pid * TILE.BLOCK_M, TILE.BLOCK_M)
+        d = squared_error_tile(x, targets, ok, count, cols, C, criterion, pid, num_programs, out.sums)
     else:
-        d = cross_entropy_tile(
-            x, target_ptr, ok, cols, C, cw_ptr, stride_cw, ignore_index, smoothing, z_loss,
-            pid, num_programs, loss_ptr, partial_ptr, denominator_ptr, HAS_WEIGHT, MEAN, COUNT,
-        )  # fmt: skip
-    if NEED_GRAD:
+        d = cross_entropy_tile(x, targets, ok, cols, C, criterion, pid, num_programs, out.sums)
+    if out.dlogits is not None:
         d = cast(tl.where(inside, d, 0.0), DTYPE)
-        store(dlogits_ptr + rows[:, None].to(tl.int64) * stride_dm + cols[None, :], d, inside)
-        if NEED_INPUT:
-            w = pointers(w_ptr, cols, k, stride_wc, stride_wk)
-            for start in range(0, K, BLOCK_K):
-                features = start + k
-                k_ok = features[None, :] < K
-                w_tile = tl.load(w, mask=(cols[:, None] < C) & k_ok, other=0.0)
-                dz = dot(d, w_tile, tl.zeros((BLOCK_M, BLOCK_K), tl.float32), DTYPE, PRECISION)
-                if PREVIOUS_ACT != "none":
-                    saved = pointers(saved_ptr, rows, features, stride_sm, stride_sk)
-                    y = tl.load(saved, mask=row_ok & k_ok, other=0.0).to(tl.float32)
-                    dz = undo(dz, y, previous_slope, PREVIOUS_ACT)
-                store(dz_ptr + rows[:, None].to(tl.int64) * stride_zm + features[None, :], dz, row_ok & k_ok)
-                w += BLOCK_K * stride_wk
+        store(at(out.dlogits, rows, cols), d, inside)
+    if out.dz is not None:
+        ws = at(w, cols, k)
+        for start in range(0, K, TILE.BLOCK_K):
+            features = start + k
+            k_ok = features[None, :] < K
+            w_tile = tl.load(ws, mask=(cols[:, None] < C) & k_ok, other=0.0)
+            dz = tl.zeros((TILE.BLOCK_M, TILE.BLOCK_K), tl.float32)
+            dz = dot(d, w_tile, dz, DTYPE, TILE.PRECISION)
+            if before is not None:
+                y = tl.load(at(before.saved, rows, features), mask=row_ok & k_ok, other=0.0)
+                dz = undo(dz, y.to(tl.float32), before.act.slope, before.act.name)
+            store(at(out.dz, rows, features), dz, row_ok & k_ok)
+            ws += TILE.BLOCK_K * w.col
 
 
 @triton.jit(do_not_specialize=["M"])
 def head_kernel(
-    h_ptr, stride_hm, stride_hk,  # hidden outputs (M, K)
-    saved_ptr, stride_sm, stride_sk, previous_slope,  # for the hidden activation's derivative (M, K)
-    w_ptr, stride_wc, stride_wk,  # W_L (C, K)
-    b_ptr, stride_b,
-    t_ptr, stride_t, stride_tc,  # class indices (M,), or the squared error's targets (M, C)
-    index_ptr,  # (M,): whose targets, if GATHER
-    cw_ptr, stride_cw,  # class weights (C,)
-    logits_ptr,  # (M, C)
-    dlogits_ptr, stride_dm,  # (M, C), rows contiguous
-    dz_ptr, stride_zm,  # (M, K), rows contiguous
-    loss_ptr, partial_ptr, denominator_ptr,
+    h, w, bias,  # hidden outputs (M, K), W_L (C, K), b_L (C,)
+    before,  # the hidden activation, whose derivative dZ is times: an `Undo` without a dropout
+    criterion,  # of class indices (M, 1), or the squared error's targets (M, C)
+    out,
     M, C, K,
-    ignore_index, smoothing, z_loss,
-    LOSS: tl.constexpr,  # "cross_entropy" or "mse"
-    PREVIOUS_ACT: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr,
-    MEAN: tl.constexpr,
-    GATHER: tl.constexpr,
-    COUNT: tl.constexpr,
-    KEEP_LOGITS: tl.constexpr,
-    NEED_GRAD: tl.constexpr,
-    NEED_INPUT: tl.constexpr,
     PDL: tl.constexpr,
     DTYPE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    TILE: tl.constexpr,
 ):  # fmt: skip
     wait_for_previous(PDL)
-    head_tile(
-        tl.program_id(0), tl.num_programs(0),
-        h_ptr, stride_hm, saved_ptr, stride_sm, stride_hk, stride_sk, previous_slope,
-        w_ptr, stride_wc, stride_wk, b_ptr, stride_b,
-        t_ptr, stride_t, stride_tc, index_ptr, cw_ptr, stride_cw,
-        logits_ptr, dlogits_ptr, stride_dm, dz_ptr, stride_zm, loss_ptr, partial_ptr, denominator_ptr,
-        M, C, K, ignore_index, smoothing, z_loss,
-        LOSS, PREVIOUS_ACT, HAS_BIAS, HAS_WEIGHT, MEAN, GATHER, COUNT, KEEP_LOGITS, NEED_GRAD, NEED_INPUT,
-        DTYPE, PRECISION, BLOCK_M, BLOCK_C, BLOCK_K,
-    )  # fmt: skip
+    pid, programs = tl.program_id(0), tl.num_programs(0)
+    head_tile(pid, programs, h, w, bias, before, criterion, out, M, C, K, DTYPE, TILE)
+
+
+class Wanted(NamedTuple):
+    """Which results are asked for."""
+
+    logits: bool
+    dlogits: bool
+    dz: bool
 
 
 class Gradients(NamedTuple):
     """Where a training step's head writes: buffers that are there before it."""
 
-    partial: Tensor  # (3, programs or more) float32, contiguous: see `head_tile`
-    dlogits: Tensor  # (M, C), rows contiguous
-    dz: Tensor | None  # (M, K), rows contiguous
+    partial: Tensor  # (3, programs or more) float32, contiguous: see `leave_sums`
+    dlogits: Tensor  # (M, C)
+    dz: Tensor  # (M, K)
 
 
 def head_programs(m: int, arch: str, precision: str, c: int, k: int) -> int:
@@ -156,101 +143,95 @@ def head_programs(m: int, arch: str, precision: str, c: int, k: int) -> int:
     return cdiv(m, configs.lookup("head", arch, precision, c, k).BLOCK_M)
 
 
+def targets(target: Tensor, index: Tensor | None = None) -> Source:
+    """Class indices (M,), or targets (M, C), as the head reads them; with ``index`` those rows of them."""
+    stride, *columns = target.stride()
+    return Source(Matrix(target, stride, columns[0] if columns else None), index)
+
+
+def hidden(act: str, slope: float, saved: Tensor | None) -> Undo | None:
+    """The activation of the layer before the head, as the head undoes it."""
+    return None if act == "none" else Undo(activation(act, slope), matrix(saved), None)
+
+
 def head(
     h: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    target: Tensor,
-    class_weight: Tensor | None,
+    criterion: Criterion,
+    before: Undo | None,
+    wanted: Wanted,
     *,
-    previous_act: str,
-    previous_saved: Tensor | None,
-    previous_slope: float,
-    reduction: str,
-    keep_logits: bool,
-    need_grad: bool,
-    need_input: bool,
     dtype: torch.dtype,
     loss_dtype: torch.dtype,
     precision: str,
-    loss: str = "cross_entropy",
-    ignore_index: int = -100,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
-    index: Tensor | None = None,
-    out: Gradients | None = None,
-    pdl: bool = False,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """The loss of h weightᵀ + bias, with its gradients: "cross_entropy" or "mse".
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """The loss of h weightᵀ + bias, with its gradients.
 
-    Returns the loss, what it was divided by, the logits (M, C), dlogits (M, C) and dZ (M, K).
+    Returns the loss, what it was divided by, and what is ``wanted`` of logits (M, C), dlogits (M, C) and
+    dZ (M, K); dZ comes with dlogits only.
 
-    h (M, K), weight (C, K) with C at most `MAX_CLASSES`, bias (C,); target (M,) class indices and
-    class_weight (C,), or target (M, C) floating; any strides; M, C and K are not 0; ``reduction`` "mean" or
-    "sum". One launch, and one to sum the programs' losses where there are several. With ``index`` (M,) the
-    target of row m is target[index[m]].
-
-    With ``out`` this is a step of the training engine: one launch, which writes there and leaves the
-    loss in sums that the update adds up. What it returns then are those buffers; no loss.
+    h (M, K), weight (C, K) with C at most `MAX_CLASSES`, bias (C,); class indices (M,) or targets (M, C); any
+    strides; M, C and K are not 0; the reduction is "mean" or "sum". One launch, and one to sum the programs'
+    losses where there are several.
     """
     (m, k), c = h.shape, weight.shape[0]
     tile = configs.lookup("head", arch_of(h), configs.precision_class(dtype, precision), c, k)
     programs = cdiv(m, tile.BLOCK_M)
+    logits = torch.empty((m, c), device=h.device, dtype=dtype) if wanted.logits else None
+    dlogits = torch.empty((m, c), device=h.device, dtype=dtype) if wanted.dlogits else None
+    dz = torch.empty((m, k), device=h.device, dtype=dtype) if wanted.dz else None
+    sums = allocate(programs, (), loss_dtype, h.device)
+    out = Results(sums, matrix(logits), matrix(dlogits), matrix(dz))
+    _launch(h, weight, bias, criterion, before, out, tile, dtype, precision)
+    finish(sums, programs, criterion.reduction.value)
+    return sums.loss, sums.denominator, logits, dlogits, dz
 
-    def empty(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
-        return torch.empty(shape, device=h.device, dtype=dtype)
 
-    value = denominator = None
-    if out is None:
-        value = empty(dtype=loss_dtype)
-        sums = empty(2 * programs + 1, dtype=torch.float32)
-        denominator, partial = sums[0], sums[1:]
-        dlogits = empty(m, c) if need_grad else None
-        dz = empty(m, k) if need_grad and need_input else None
-    else:
-        partial, dlogits, dz = out
-    logits = empty(m, c) if keep_logits else None
-    saved = h if previous_saved is None else previous_saved
+def head_step(
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    criterion: Criterion,
+    before: Undo | None,
+    out: Gradients,
+    *,
+    dtype: torch.dtype,
+    precision: str,
+    pdl: bool,
+) -> None:
+    """`head` in a step of the training engine: one launch, whose sums the update makes the loss of."""
+    kind = configs.precision_class(dtype, precision)
+    tile = configs.lookup("head", arch_of(h), kind, *weight.shape)
+    results = Results(Sums(out.partial), None, matrix(out.dlogits), matrix(out.dz))
+    _launch(h, weight, bias, criterion, before, results, tile, dtype, precision, pdl)
+
+
+def _launch(
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    criterion: Criterion,
+    before: Undo | None,
+    out: Results,
+    tile: Tile,
+    dtype: torch.dtype,
+    precision: str,
+    pdl: bool = False,
+) -> None:
+    (m, k), c = h.shape, weight.shape[0]
     launch(
         head_kernel,
-        (programs,),
-        h, *h.stride(),
-        saved, *saved.stride(), previous_slope,
-        weight, *weight.stride(),
-        bias, 0 if bias is None else bias.stride(0),
-        target, *target_strides(target),
-        index,
-        class_weight, 0 if class_weight is None else class_weight.stride(0),
-        logits,
-        dlogits, 0 if dlogits is None else dlogits.stride(0),
-        dz, 0 if dz is None else dz.stride(0),
-        value, partial, denominator,
-        m, c, k,
-        ignore_index, float(label_smoothing), float(z_loss),
-        LOSS=loss,
-        PREVIOUS_ACT=previous_act,
-        HAS_BIAS=bias is not None,
-        HAS_WEIGHT=class_weight is not None,
-        MEAN=reduction == "mean",
-        GATHER=index is not None,
-        COUNT=out is not None,
-        KEEP_LOGITS=keep_logits,
-        NEED_GRAD=need_grad,
-        NEED_INPUT=dz is not None,
+        (cdiv(m, tile.BLOCK_M),),
+        matrix(h), matrix(weight), vector(bias), before, criterion, out, m, c, k,
         PDL=pdl,
         DTYPE=TL_DTYPE[dtype],
-        PRECISION=precision,
-        BLOCK_M=tile.BLOCK_M,
-        BLOCK_C=max(next_power_of_2(c), 16),
-        BLOCK_K=tile.BLOCK_K,
+        TILE=blocks(tile, c, precision),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )  # fmt: skip
-    if value is not None and denominator is not None:
-        finish(partial, programs, value, denominator, reduction)
-    return value, denominator, logits, dlogits, dz
 
 
-def target_strides(target: Tensor) -> tuple[int, int]:
-    """Along the rows and, of targets (M, C), along their numbers."""
-    return target.stride(0), target.stride(1) if target.dim() == 2 else 0
+def blocks(tile: Tile, classes: int, precision: str) -> Blocks:
+    """The head's tile: all classes, and a mask along K."""
+    return Blocks(tile.BLOCK_M, max(next_power_of_2(classes), 16), tile.BLOCK_K, 1, False, precision)

@@ -22,8 +22,10 @@ from fastmlp.kernels.case import (
     matrix,
     vector,
 )
-from fastmlp.kernels.head import MAX_CLASSES
+from fastmlp.kernels.head import MAX_CLASSES, Wanted, hidden
 from fastmlp.kernels.head import head as head_kernels
+from fastmlp.kernels.head import targets as read_targets
+from fastmlp.kernels.softmax import criterion
 
 
 def head(
@@ -49,21 +51,11 @@ def head(
     b = vector(c, storage, device) if bias else None
     targets = matrix(m, c, storage, device) if loss == "mse" else torch.zeros(m, dtype=target, device=device)
     weights = vector(c, storage, device) if class_weight else None
-    arguments: dict[str, Any] = {
-        "previous_act": previous_act,
-        "previous_saved": matrix(m, k, dtype, device) if previous_act in HEAVY else h,
-        "previous_slope": 0.01,
-        "loss": loss,
-        "reduction": "mean",
-        "label_smoothing": smoothing,
-        "keep_logits": keep_logits,
-        "need_grad": need_grad,
-        "need_input": need_input,
-        "loss_dtype": storage,
-        "dtype": dtype,
-        "precision": precision,
-    }
-    return lambda: head_kernels(h, weight, b, targets, weights, **arguments)
+    before = hidden(previous_act, 0.01, matrix(m, k, dtype, device) if previous_act in HEAVY else h)
+    against = criterion(loss, "mean", read_targets(targets), weights, label_smoothing=smoothing)
+    wanted = Wanted(keep_logits, need_grad, need_grad and need_input)
+    kinds = {"dtype": dtype, "loss_dtype": storage, "precision": precision}
+    return lambda: head_kernels(h, weight, b, against, before, wanted, **kinds)
 
 
 def head_cases() -> Iterator[Case]:

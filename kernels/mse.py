@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastmlp.kernels.cross_entropy import finish
+from fastmlp.kernels.arguments import Matrix, matrix
+from fastmlp.kernels.cross_entropy import allocate, finish
 from fastmlp.kernels.device import store
 from fastmlp.kernels.launch import cdiv, launch
 from fastmlp.kernels.softmax import leave_sums
@@ -25,43 +26,31 @@ _MOST_PROGRAMS = 1024
 
 
 @triton.jit
-def squared_error_tile(
-    x, target_ptr, stride_tc, ok, num_rows, cols, C,
-    pid, num_programs, loss_ptr, partial_ptr, denominator_ptr, MEAN: tl.constexpr, COUNT: tl.constexpr,
-):  # fmt: skip
+def squared_error_tile(x, targets, ok, num_rows, cols, C, criterion, pid, num_programs, sums):
     """`cross_entropy_tile` of a tile of rows with all their predictions, of which none is a right answer."""
     inside = ok[:, None] & (cols[None, :] < C)
-    pointers = target_ptr[:, None] + cols[None, :].to(tl.int64) * stride_tc
+    pointers = targets[:, None] + cols[None, :].to(tl.int64) * criterion.target.matrix.col
     t = tl.load(pointers, mask=inside, other=0.0).to(tl.float32)
     d = tl.where(inside, x - t, 0.0)
-    leave_sums(
-        tl.sum(tl.sum(d * d, 1), 0), num_rows.to(tl.float32) * C, 0.0,
-        pid, num_programs, loss_ptr, partial_ptr, denominator_ptr, MEAN, COUNT,
-    )  # fmt: skip
+    loss, weight = tl.sum(tl.sum(d * d, 1), 0), num_rows.to(tl.float32) * C
+    leave_sums(loss, weight, 0.0, pid, num_programs, sums, criterion.reduction)
     return 2.0 * d
 
 
 @triton.jit
-def _load(pointer, i, ok, C, stride_m, stride_c, FLAT: tl.constexpr):
-    """Elements number ``i`` of a matrix with C columns, as float32."""
-    if not FLAT:
-        i = i // C * stride_m + i % C * stride_c
-    return tl.load(pointer + i, mask=ok, other=0.0).to(tl.float32)
+def _load(x, i, ok, C):
+    """Elements number ``i`` of a matrix with C columns, float32; without strides that is their place."""
+    if x.row is not None:
+        i = i // C * x.row + i % C * x.col
+    return tl.load(x.ptr + i, mask=ok, other=0.0).to(tl.float32)
 
 
 @triton.jit(do_not_specialize=["count", "per_program"])
 def mse_forward_kernel(
-    x_ptr, stride_xm, stride_xc,  # predictions (M, C)
-    t_ptr, stride_tm, stride_tc,  # targets (M, C)
-    w_ptr, stride_wm, stride_wc,  # weights (M, C)
-    loss_ptr,  # (M, C), or one number if REDUCE
-    partial_ptr,  # (2, programs): sums of losses and of weights
-    denominator_ptr,
+    x, target, weight,  # (M, C); what is contiguous has no strides
+    sums,  # its loss: one number, or of reduction "none" (M, C)
     count, per_program, C,
-    FLAT: tl.constexpr,  # all are contiguous
-    HAS_WEIGHT: tl.constexpr,
-    REDUCE: tl.constexpr,
-    MEAN: tl.constexpr,
+    REDUCTION: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
@@ -72,54 +61,41 @@ def mse_forward_kernel(
     for first in range(begin, end, BLOCK):
         i = first + tl.arange(0, BLOCK)
         ok = i < end
-        d = _load(x_ptr, i, ok, C, stride_xm, stride_xc, FLAT)
-        d -= _load(t_ptr, i, ok, C, stride_tm, stride_tc, FLAT)
+        d = _load(x, i, ok, C) - _load(target, i, ok, C)
         loss = d * d
-        if HAS_WEIGHT:
-            w = _load(w_ptr, i, ok, C, stride_wm, stride_wc, FLAT)
+        if weight is not None:
+            w = _load(weight, i, ok, C)
             loss *= w
             weight_sum += w
-        if REDUCE:
-            loss_sum += loss
+        if REDUCTION == "none":
+            store(sums.loss + i, loss, ok)
         else:
-            store(loss_ptr + i, loss, ok)
+            loss_sum += loss
 
-    if REDUCE:
+    if REDUCTION != "none":
         loss_total = tl.sum(loss_sum, 0)
-        weight_total = tl.sum(weight_sum, 0) if HAS_WEIGHT else (end - begin).to(tl.float32)
-        leave_sums(
-            loss_total, weight_total, 0.0, pid, tl.num_programs(0),
-            loss_ptr, partial_ptr, denominator_ptr, MEAN, False,
-        )  # fmt: skip
+        weight_total = (end - begin).to(tl.float32) if weight is None else tl.sum(weight_sum, 0)
+        leave_sums(loss_total, weight_total, 0.0, pid, tl.num_programs(0), sums, REDUCTION)
 
 
 @triton.jit(do_not_specialize=["count"])
 def mse_backward_kernel(
-    x_ptr, stride_xm, stride_xc,
-    t_ptr, stride_tm, stride_tc,
-    w_ptr, stride_wm, stride_wc,
-    grad_ptr, stride_gm, stride_gc,  # upstream: (M, C) if EACH, else one number
-    denominator_ptr,
+    x, target, weight,  # as in the forward
+    grad,  # upstream: (M, C) if EACH, else one number
+    denominator_ptr,  # None where the loss was not divided
     dx_ptr,  # (M, C), contiguous
     count, C,
-    FLAT: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr,
     EACH: tl.constexpr,
-    MEAN: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     ok = i < count
-    if EACH:
-        upstream = _load(grad_ptr, i, ok, C, stride_gm, stride_gc, FLAT)
-    else:
-        upstream = tl.load(grad_ptr).to(tl.float32)
-    if MEAN:
+    upstream = _load(grad, i, ok, C) if EACH else tl.load(grad.ptr).to(tl.float32)
+    if denominator_ptr is not None:
         upstream = upstream / tl.load(denominator_ptr)
-    d = _load(x_ptr, i, ok, C, stride_xm, stride_xc, FLAT)
-    d -= _load(t_ptr, i, ok, C, stride_tm, stride_tc, FLAT)
-    if HAS_WEIGHT:
-        d *= _load(w_ptr, i, ok, C, stride_wm, stride_wc, FLAT)
+    d = _load(x, i, ok, C) - _load(target, i, ok, C)
+    if weight is not None:
+        d *= _load(weight, i, ok, C)
     store(dx_ptr + i, 2.0 * upstream * d, ok)
 
 
@@ -129,29 +105,22 @@ def forward(input: Tensor, target: Tensor, weight: Tensor | None, *, reduction: 
     input, target, weight (M, C); any strides; neither size is 0. A mean is over the sum of the weights. One
     launch, two for a reduction over many elements.
     """
-    count, reduce = input.numel(), reduction != "none"
-    each = cdiv(cdiv(count, _MOST_PROGRAMS), _BLOCK) * _BLOCK
-    programs = 1 if reduce and count <= _ONE_PROGRAM else cdiv(count, each)
-    loss = torch.empty(() if reduce else input.shape, device=input.device, dtype=input.dtype)
-    sums = torch.empty(2 * programs + 1, device=input.device, dtype=torch.float32)
-    partial, denominator = sums[1:], sums[0]
-    operands = _operands(input, target, weight)
+    count, each = input.numel(), reduction == "none"
+    share = cdiv(cdiv(count, _MOST_PROGRAMS), _BLOCK) * _BLOCK
+    programs = cdiv(count, share) if each or count > _ONE_PROGRAM else 1
+    sums = allocate(1 if each else programs, input.shape if each else (), input.dtype, input.device)
     launch(
         mse_forward_kernel,
         (programs,),
-        *operands,
-        loss, partial, denominator,
-        count, count if programs == 1 else each, input.shape[1],
-        FLAT=_flat(input, target, weight),
-        HAS_WEIGHT=weight is not None,
-        REDUCE=reduce,
-        MEAN=reduction == "mean",
+        _elements(input), _elements(target), _elements(weight), sums,
+        count, count if programs == 1 else share, input.shape[1],
+        REDUCTION=reduction,
         BLOCK=_BLOCK,
         num_warps=4,
     )  # fmt: skip
-    if reduce:
-        finish(partial, programs, loss, denominator, reduction)
-    return loss, denominator
+    if not each:
+        finish(sums, programs, reduction)
+    return sums.loss, sums.denominator
 
 
 def backward(
@@ -172,26 +141,17 @@ def backward(
     launch(
         mse_backward_kernel,
         (cdiv(input.numel(), _BLOCK),),
-        *_operands(input, target, weight),
-        grad, *(grad.stride() if each else (0, 0)),
-        denominator,
-        out,
-        input.numel(), input.shape[1],
-        FLAT=_flat(input, target, weight, grad if each else None),
-        HAS_WEIGHT=weight is not None,
+        _elements(input), _elements(target), _elements(weight),
+        _elements(grad) if each else Matrix(grad, None, None),
+        denominator if reduction == "mean" else None,
+        out, input.numel(), input.shape[1],
         EACH=each,
-        MEAN=reduction == "mean",
         BLOCK=_BLOCK,
         num_warps=4,
     )  # fmt: skip
     return out
 
 
-def _operands(*matrices: Tensor | None) -> list[object]:
-    """Each with its strides."""
-    return [value for m in matrices for value in (m, *((0, 0) if m is None else m.stride()))]
-
-
-def _flat(*matrices: Tensor | None) -> bool:
-    """Whether the elements' numbers are their places."""
-    return all(m is None or m.is_contiguous() for m in matrices)
+def _elements(tensor: Tensor | None) -> Matrix | None:
+    """A matrix as a kernel's argument: without strides where an element's number is its place."""
+    return Matrix(tensor, None, None) if tensor is not None and tensor.is_contiguous() else matrix(tensor)

@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 
 from fastmlp.kernels import configs
+from fastmlp.kernels.arguments import Source
 from fastmlp.kernels.configs import Tile
-from fastmlp.kernels.head import Gradients, head, head_programs
+from fastmlp.kernels.head import Gradients, head_programs, head_step, hidden, targets
 from fastmlp.kernels.launch import arch_of
 from fastmlp.kernels.linear import linear_act
 from fastmlp.kernels.linear_backward import linear_backward
 from fastmlp.kernels.network import Table
 from fastmlp.kernels.quantized import Number
+from fastmlp.kernels.softmax import Criterion, criterion
 from fastmlp.kernels.update import Accumulators, update
 
 
@@ -33,6 +35,11 @@ class Task:
     ignore_index: int = -100
     label_smoothing: float = 0.0
     z_loss: float = 0.0
+
+    def criterion(self, target: Source) -> Criterion:
+        """The loss against a batch's targets, as the head's argument."""
+        numbers = self.class_weight, self.ignore_index, self.label_smoothing, self.z_loss
+        return criterion(self.loss, self.reduction, target, *numbers)
 
     def programs(self, net: Table, rows: int) -> int:
         """Programs of the head, each of which leaves three sums."""
@@ -83,28 +90,15 @@ def train_step(
             pdl=pdl,
         )
     last, below = layers[-1], layers[-2]
-    head(
+    head_step(
         inputs,
         last.copy,
         last.bias,
-        y,
-        task.class_weight,
-        previous_act=below.act,
-        previous_saved=_rows(below.saved, m),
-        previous_slope=below.slope,
-        loss=task.loss,
-        reduction=task.reduction,
-        ignore_index=task.ignore_index,
-        label_smoothing=task.label_smoothing,
-        z_loss=task.z_loss,
-        keep_logits=False,
-        need_grad=True,
-        need_input=True,
+        task.criterion(targets(y, index)),
+        hidden(below.act, below.slope, _rows(below.saved, m)),
+        Gradients(partial, last.dz[:m], below.dz[:m]),
         dtype=dtype,
-        loss_dtype=torch.float32,
         precision=precision,
-        index=index,
-        out=Gradients(partial, last.dz[:m], below.dz[:m]),
         pdl=pdl,
     )
     for layer, below in reversed(list(zip(layers[1:-1], layers))):

@@ -26,7 +26,7 @@ from fastmlp.autograd.chain import (
 from fastmlp.autograd.cross_entropy import reference_loss
 from fastmlp.autograd.node import Node, held, left_to_torch
 from fastmlp.autograd.saved import Owners, aliases
-from fastmlp.backends.base import Backend, Loss, LossOptions, Scale, SquaredError
+from fastmlp.backends.base import Backend, Loss, LossOptions, Scale, SquaredError, Wanted
 
 
 def reference(logits: Tensor, target: Tensor, weight: Tensor | None, options: Loss) -> Tensor:
@@ -81,9 +81,7 @@ class ChainLoss(Node):
             options,
             previous_act=acts[-2] if fold else NONE,
             previous_saved=outputs[-1] if fold else None,
-            keep_logits=keep_logits,
-            need_grad=first is not None,
-            need_input=any(needs[:-PER_LAYER]),
+            wanted=Wanted(keep_logits, first is not None, any(needs[:-PER_LAYER])),
             dtype=dtype,
             loss_dtype=loss_dtype,
         )

@@ -94,6 +94,14 @@ class SquaredError(NamedTuple):
 Loss = LossOptions | SquaredError
 
 
+class Wanted(NamedTuple):
+    """Which results of the head are asked for, beside the loss; dZ comes with dlogits only."""
+
+    logits: bool
+    dlogits: bool
+    dz: bool
+
+
 class HeadResult(NamedTuple):
     """What the head leaves; the gradients are those of the *sum* of the rows' losses."""
 
@@ -284,13 +292,11 @@ class Backend(ABC):
         *,
         previous_act: Act,
         previous_saved: Tensor | None,
-        keep_logits: bool,
-        need_grad: bool,
-        need_input: bool,
+        wanted: Wanted,
         dtype: torch.dtype,
         loss_dtype: torch.dtype,
     ) -> HeadResult:
-        """The loss ("mean" or "sum") of logits h weightᵀ + bias, with its gradients.
+        """The loss ("mean" or "sum") of logits h weightᵀ + bias, and what else of `HeadResult` is wanted.
 
         h (M, K), weight (C, K), bias (C,); target (M,) class indices and class_weight (C,), or of a
         `SquaredError` target (M, C) in any floating dtype.

@@ -25,6 +25,7 @@ from fastmlp.backends.base import (
     Quantized,
     Scale,
     SquaredError,
+    Wanted,
 )
 from fastmlp.backends.pages import large_like
 from fastmlp.backends.philox import keep_mask
@@ -247,9 +248,7 @@ class TorchBackend(Backend):
         *,
         previous_act: Act,
         previous_saved: Tensor | None,
-        keep_logits: bool,
-        need_grad: bool,
-        need_input: bool,
+        wanted: Wanted,
         dtype: torch.dtype,
         loss_dtype: torch.dtype,
     ) -> HeadResult:
@@ -258,7 +257,7 @@ class TorchBackend(Backend):
         wide = logits if dtype == torch.float64 else logits.float()
         total, denominator, dlogits = _sum_of_losses(wide, target, class_weight, options)
         dz = None
-        if need_grad and need_input:
+        if wanted.dz:
             dz = dlogits.to(dtype) @ weight.to(dtype)
             if previous_saved is not None:
                 dz = dz * previous_act.derivative(previous_saved)
@@ -266,8 +265,8 @@ class TorchBackend(Backend):
         return HeadResult(
             loss,
             denominator,
-            logits if keep_logits else None,
-            dlogits.to(dtype) if need_grad else None,
+            logits if wanted.logits else None,
+            dlogits.to(dtype) if wanted.dlogits else None,
             dz,
         )
 

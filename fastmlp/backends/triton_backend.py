@@ -22,13 +22,14 @@ from fastmlp.backends.base import (
     Quantized,
     Scale,
     SquaredError,
+    Wanted,
 )
 from fastmlp.backends.torch_backend import TorchBackend
 from fastmlp.kernels import cross_entropy as loss_kernels
 from fastmlp.kernels import decisions, mse
 from fastmlp.kernels.decisions import LIBRARY, TMA
 from fastmlp.kernels.dropout import dropout_mask
-from fastmlp.kernels.head import MAX_CLASSES, head
+from fastmlp.kernels.head import MAX_CLASSES, head, hidden, targets
 from fastmlp.kernels.linear import linear_act
 from fastmlp.kernels.linear_backward import linear_backward
 from fastmlp.kernels.linear_tma import (
@@ -39,6 +40,7 @@ from fastmlp.kernels.linear_tma import (
 )
 from fastmlp.kernels.mlp import Net, mlp_forward, saved_offsets
 from fastmlp.kernels.mlp_backward import mlp_backward, places
+from fastmlp.kernels.softmax import criterion
 
 
 def fp32_precision() -> str:
@@ -250,34 +252,23 @@ class TritonBackend(Backend):
         *,
         previous_act: Act,
         previous_saved: Tensor | None,
-        keep_logits: bool,
-        need_grad: bool,
-        need_input: bool,
+        wanted: Wanted,
         dtype: torch.dtype,
         loss_dtype: torch.dtype,
     ) -> HeadResult:
         """See `Backend.head`."""
-        loss, denominator, *gradients = head(
+        found = head(
             h,
             weight,
             bias,
-            target,
-            class_weight,
-            previous_act=previous_act.name,
-            previous_saved=previous_saved,
-            previous_slope=previous_act.slope,
-            keep_logits=keep_logits,
-            need_grad=need_grad,
-            need_input=need_input,
+            criterion(options.loss, target=targets(target), weight=class_weight, **options._asdict()),
+            hidden(previous_act.name, previous_act.slope, previous_saved),
+            wanted,
             dtype=dtype,
             loss_dtype=loss_dtype,
             precision=_precision(dtype),
-            loss=options.loss,
-            **options._asdict(),
         )
-        assert loss is not None  # as no sums were asked for
-        assert denominator is not None
-        return HeadResult(loss, denominator, *gradients)
+        return HeadResult(*found)
 
     def mlp(
         self,

@@ -113,19 +113,20 @@ def _matmul(a: Arguments) -> tuple[int, int]:
 
 
 def _head(a: Arguments) -> tuple[int, int]:
-    m, c, k = a["M"], a["C"], a["K"]
-    need_input = a["NEED_GRAD"] and a["NEED_INPUT"]
-    saved = a["saved_ptr"] if need_input and a["PREVIOUS_ACT"] != "none" else None
-    written = size(a["logits_ptr"], a["dlogits_ptr"], a["dz_ptr"], a["partial_ptr"], a["loss_ptr"])
-    read = size(a["h_ptr"], saved, a["w_ptr"], a["b_ptr"], a["cw_ptr"])
-    return 2 * m * c * k * (1 + need_input), _targets(a, m, c) + read + written
+    m, c, k, out, before = a["M"], a["C"], a["K"], a["out"], a["before"]
+    saved = None if out.dz is None or before is None else before.saved
+    each = c if a["criterion"].name.value == "mse" else 1
+    written = size(out.logits, out.dlogits, out.dz, out.sums.partial, out.sums.loss)
+    read = size(a["h"], saved, a["w"], a["bias"], a["criterion"].weight)
+    return 2 * m * c * k * (1 + (out.dz is not None)), _targets(
+        *a["criterion"].target[:2], each, m
+    ) + read + written
 
 
-def _targets(a: Arguments, m: int, c: int) -> int:
-    """m class indices, or rows of c numbers, and which ones, where they are gathered."""
-    each = c if a["LOSS"] == "mse" else 1
-    index = a["index_ptr"]
-    return m * (each * a["t_ptr"].element_size() + (0 if index is None else index.element_size()))
+def _targets(target: Any, index: Tensor | None, each: int, m: int) -> int:
+    """m class indices, or rows of numbers, and which ones, where they are gathered."""
+    gathered = 0 if index is None else index.element_size()
+    return m * (each * next(iter(_tensors([target]))).element_size() + gathered)
 
 
 def _stream(a: Arguments) -> tuple[int, int]:
@@ -134,11 +135,11 @@ def _stream(a: Arguments) -> tuple[int, int]:
 
 
 def _cross_entropy_backward(a: Arguments) -> tuple[int, int]:
-    whole, share = a["t_ptr"], 1.0
-    if a["PROBABILITIES"]:  # the logits may be those of some classes alone
+    target, share = a["criterion"].target, 1.0
+    if target.c is not None:  # probabilities; the logits may be those of some classes alone
         share = a["width"] / a["C"]
-    read = size(a["x_ptr"], a["w_ptr"], a["stats_ptr"], a["grad_ptr"], a["denominator_ptr"])
-    return 0, round(share * size(whole)) + read + size(a["dx_ptr"])
+    read = size(a["x"], a["criterion"].weight, a["stats_ptr"], a["grad"], a["denominator_ptr"])
+    return 0, round(share * size(target)) + read + size(a["dx"])
 
 
 def _mlp_forward(a: Arguments) -> tuple[int, int]:
@@ -235,7 +236,7 @@ def _phase(table: Table, a: Arguments, m: int, phase: int) -> tuple[int, int]:
     # What f' of the layer below is computed from: its output, which is the head's X, or another matrix.
     masked = m * k * e * (below.act != "none" and (below.keeps_z or phase >= depth))
     if phase == depth - 1:
-        targets = _targets(a, m, n)
+        targets = _targets(a["t_ptr"], a["index_ptr"], n if a["LOSS"] == "mse" else 1, m)
         return 4 * m * n * k, x + weight + size(layer.bias) + masked + m * n * e + m * k * e + targets
     return 2 * m * n * k, m * n * e + weight + masked + m * k * e
 
@@ -267,7 +268,6 @@ def _dtype(a: Arguments) -> str:
 
 
 def _weights(a: Arguments) -> list[Tensor]:
-    """A cross-entropy's w_ptr are class weights: a layer's are a matrix."""
     if "table_ptr" in a:
         table = TABLES.get(a["table_ptr"].data_ptr())
         layers: list[LayerMemory] = [] if table is None else table.layers

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastmlp.activations import NAMES, NONE, TABLE, Act
-from fastmlp.backends.base import HeadResult, LossOptions, SquaredError
+from fastmlp.backends.base import HeadResult, LossOptions, SquaredError, Wanted
 from fastmlp.backends.torch_backend import TorchBackend
 from fastmlp.backends.triton_backend import TritonBackend
 from fastmlp.kernels.launch import record_launches
@@ -70,9 +70,7 @@ def test_random_problem(name: str, dtype: torch.dtype, seed: int, device: str) -
         options=options,
         previous_act=act,
         previous_saved=None if name == "none" else (h if act.saves_output else pre),
-        keep_logits=rng.random() < 0.5,
-        need_grad=True,
-        need_input=rng.random() < 0.8,
+        wanted=Wanted(rng.random() < 0.5, True, rng.random() < 0.8),
         dtype=dtype,
         loss_dtype=dtype,
     )
@@ -98,9 +96,7 @@ def test_random_squared_error(dtype: torch.dtype, seed: int, device: str) -> Non
         options=SquaredError(rng.choice(["mean", "sum"])),
         previous_act=act,
         previous_saved=None if act.name == "none" else (h if act.saves_output else pre),
-        keep_logits=rng.random() < 0.5,
-        need_grad=True,
-        need_input=rng.random() < 0.8,
+        wanted=Wanted(rng.random() < 0.5, True, rng.random() < 0.8),
         dtype=dtype,
         loss_dtype=dtype,
     )
@@ -112,8 +108,8 @@ def test_a_target_that_is_not_finite_spoils_its_row_alone(value: float, device: 
     h, w = torch.randn(20, 8, device=device), torch.randn(5, 8, device=device)
     t = torch.randn(20, 5, device=device)
     t[3, 2] = value
-    plain = {"previous_act": NONE, "previous_saved": None, "keep_logits": False, "need_grad": True}
-    kinds = {"need_input": True, "dtype": torch.float32, "loss_dtype": torch.float32}
+    plain = {"previous_act": NONE, "previous_saved": None, "wanted": Wanted(False, True, True)}
+    kinds = {"dtype": torch.float32, "loss_dtype": torch.float32}
     options = SquaredError("sum")
     ours = TritonBackend().head(h, w, None, t, None, options, **plain, **kinds)
     theirs = TorchBackend().head(h, w, None, t, None, options, **plain, **kinds)
@@ -137,9 +133,7 @@ def run(t: Tensor, classes: int = 5, **options: Any) -> HeadResult:
         LossOptions(**options),
         previous_act=NONE,
         previous_saved=None,
-        keep_logits=False,
-        need_grad=True,
-        need_input=True,
+        wanted=Wanted(False, True, True),
         dtype=torch.float32,
         loss_dtype=torch.float32,
     )
@@ -181,9 +175,7 @@ def test_evaluation_computes_no_gradient(device: str) -> None:
         options=LossOptions(),
         previous_act=Act(TABLE["relu"]),
         previous_saved=h,
-        keep_logits=True,
-        need_grad=False,
-        need_input=True,
+        wanted=Wanted(True, False, False),
         dtype=torch.float32,
         loss_dtype=torch.float32,
     )

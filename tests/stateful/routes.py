@@ -34,7 +34,9 @@ _WITHIN = st.just(())  # a mode stays from call to call: `Routes.within`
 NETS = st.fixed_dictionaries(
     {
         "kind": st.sampled_from(modules.KINDS),
-        "widths": st.sampled_from([(16, 7, 3), (16, 16, 16), (5, 17, 4), (16, 32, 16, 4), (7, 1), (16, 16)]),
+        "widths": st.sampled_from(
+            [(16, 7, 3), (16, 72, 4), (16, 72, 72), (5, 17, 4), (16, 65, 16, 4), (7, 1), (16, 16)]
+        ),
         "acts": st.lists(st.sampled_from(sorted(ACTS)), max_size=2).map(tuple),
         "bias": st.booleans(),
     }

@@ -64,8 +64,8 @@ def run(kind: Machine, examples: int, steps: int, number: int | None = None) -> 
 FEW = {
     (Beside, "auto"): (25, 12),
     (Beside, "triton"): (5, 8),
-    (Routes, "auto"): (20, 12),
-    (Routes, "triton"): (6, 10),
+    (Routes, "auto"): (12, 12),
+    (Routes, "triton"): (5, 8),
 }
 
 

@@ -28,6 +28,11 @@ def each(items: Iterable[T], weight_of: Callable[[T], Tensor | None]) -> Iterabl
     return _opened(items, weight_of, opener)
 
 
+def opened() -> bool:
+    """Whether somebody profiles."""
+    return _opener is not None
+
+
 def _opened(items: Iterable[T], weight_of: Callable[[T], Tensor | None], opener: Opener) -> Iterator[T]:
     for item in items:
         with opener(weight_of(item)):

@@ -6,12 +6,12 @@ without launching, with the very code that runs in production.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from functools import cache
-from threading import RLock
-from typing import Any
+from threading import RLock, local
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -22,8 +22,7 @@ from triton.runtime import driver
 INTERPRETED: bool = knobs.runtime.interpret
 
 
-@dataclass(frozen=True)
-class Launch:
+class Launch(NamedTuple):
     """One kernel launch: which kernel, over which grid, with which arguments."""
 
     kernel: Any
@@ -65,10 +64,94 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
     with on_device(args[0]):
         around = _around
         if around is None:
-            kernel[grid](*args, **options)
-            return
-        with around(Launch(kernel, grid, args, options)) as replaced:
-            kernel[grid](*replaced, **options)
+            compiled = kernel[grid](*args, **options)
+        else:
+            with around(Launch(kernel, grid, args, options)) as replaced:
+                compiled = kernel[grid](*replaced, **options)
+    recorder = getattr(_thread, "recorder", None)
+    if recorder is not None:
+        recorder(Launch(kernel, grid, args, options), None if fast_problem() else compiled)
+
+
+_thread = local()
+
+
+@contextmanager
+def recorded(recorder: Callable[[Launch, Any], None]) -> Iterator[None]:
+    """Tell ``recorder`` every launch of this thread and what Triton compiled for it, if that is known."""
+    _thread.recorder = recorder
+    try:
+        yield
+    finally:
+        _thread.recorder = None
+
+
+_runtime, _compilation = knobs.runtime, knobs.compilation
+
+
+def watched() -> bool:
+    """Whether every launch has to go through `launch` now, since somebody looks at it there.
+
+    An observer or a dry run; Triton's own hooks, which profilers set; what Triton instruments or checks; or a
+    recorder at work.
+    """
+    runtime = _runtime
+    return bool(
+        _observers
+        or _around is not None
+        or _dry
+        or runtime.launch_enter_hook.calls
+        or runtime.launch_exit_hook.calls
+        or runtime.debug
+        or runtime.add_stages_inspection_hook
+        or _compilation.instrumentation_mode
+        or getattr(_thread, "recorder", None)
+    )
+
+
+@cache
+def fast_problem() -> str | None:
+    """Why a compiled kernel is not launched directly but by Triton's own ``run``; None if it is.
+
+    What ``run`` passes on is no public interface: where it looks otherwise nothing is guessed.
+    """
+    if INTERPRETED:
+        return "kernels are interpreted"
+    try:
+        source = "".join(inspect.getsource(triton.JITFunction.run).split())
+        knobs.runtime.launch_enter_hook.calls, knobs.runtime.debug, knobs.compilation.instrumentation_mode  # noqa: B018
+        knobs.runtime.add_stages_inspection_hook  # noqa: B018
+    except (AttributeError, OSError) as error:
+        return f"Triton {triton.__version__} launches in a way that is not known ({error})"
+    if _RUN not in source:
+        return f"Triton {triton.__version__} launches in a way that is not known"
+    return None
+
+
+_RUN = (
+    "kernel.run(grid_0,grid_1,grid_2,stream,kernel.function,kernel.packed_metadata,launch_metadata,"
+    "knobs.runtime.launch_enter_hook,knobs.runtime.launch_exit_hook,*bound_args.values())"
+)
+
+
+def in_order(kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> list[Any]:
+    """All arguments of ``kernel``'s function, in the order of its signature."""
+    rest = kernel.params[len(args) :]
+    return [*args, *(options[p.name] if p.name in options else p.default for p in rest)]
+
+
+_generation = 0
+
+
+def generation() -> int:
+    """A number that is another one once tiles or decisions are."""
+    return _generation
+
+
+def forget() -> None:
+    """Let no call be made again as it was recorded: what it was decided by has changed."""
+    global _generation
+    _generation += 1
 
 
 def launch_if(needed: bool, kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:

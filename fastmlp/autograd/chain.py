@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from fastmlp import ranges
 from fastmlp.activations import NONE, Act
-from fastmlp.autograd.node import Node, left_to_torch, torch_grads
-from fastmlp.autograd.saved import Owners, aliases, saved_output
+from fastmlp.autograd.node import Node, Route, left_to_torch, saves_as_given, torch_grads
+from fastmlp.autograd.saved import Overwritable, Owners, aliases, may_be_written
 from fastmlp.backends.base import Backend, Dropout, Quantized, Scale
 
 #: weight, bias, PReLU's weight: the tensors of one layer.
@@ -196,20 +196,9 @@ class Saved(NamedTuple):
     outputs: list[Tensor | None]  # what each activation's derivative is computed from
     params: list[Tensor | None]  # `aliases`
 
-    def tensors(self, first: int) -> list[Tensor | None]:
-        """What autograd saves where the backward stops at layer ``first``."""
-        values: list[Tensor | None] = [*self.source] if first == 0 else [None] * FIRST_PARAM
-        for some, count in (
-            (self.inputs[1:], first - 1),
-            (self.outputs, first),
-            (self.params, PER_LAYER * first),
-        ):
-            values = [*values, *[None] * count, *some[max(count, 0) :]]  # type: ignore[list-item]
-        return values
-
     @classmethod
     def of(cls, tensors: Sequence[Tensor | None], depth: int, numbers: Numbers) -> Saved:
-        """What `tensors` gave of a chain of ``depth`` layers."""
+        """What `Chain` saved, after the seed, of a chain of ``depth`` layers."""
         source, rest = list(tensors[:FIRST_PARAM]), tensors[FIRST_PARAM:]
         inputs: list[Input] = [unpack(source, numbers), *rest[: depth - 1]]  # type: ignore[list-item]
         return cls(source, inputs, list(rest[depth - 1 : 2 * depth - 1]), list(rest[2 * depth - 1 :]))
@@ -230,6 +219,7 @@ def params_read(needs: Sequence[bool]) -> list[bool]:
 
 def reference_grads(
     ctx: Any,
+    decided: Decided,
     grad: Tensor,
     saved: Saved,
     needs: Sequence[bool],
@@ -237,12 +227,13 @@ def reference_grads(
     closing: Callable[[Tensor], Tensor] = lambda y: y,
 ) -> list[Tensor | None]:
     """The gradients of the input and of every parameter by torch's own ops; ``closing`` follows the chain."""
-    first = ctx.first
+    first: int = decided.first  # type: ignore[assignment]
     before: list[Tensor | None] = [None] * (PER_LAYER * first)
 
     def again(x: Tensor, *params: Tensor | None) -> Tensor:
-        entry = x if first else unpack([x, *saved.source[1:]], ctx.numbers)
-        return closing(reference_chain(ctx.backend, entry, params, ctx.acts[first:], ctx.dtype, drops, first))
+        entry = x if first else unpack([x, *saved.source[1:]], decided.numbers)
+        acts = decided.acts[first:]
+        return closing(reference_chain(decided.backend, entry, params, acts, decided.dtype, drops, first))
 
     x = saved.inputs[first] if first else saved.source[0]
     params = ctx.owners.in_graph(saved.params)[len(before) :]
@@ -250,60 +241,133 @@ def reference_grads(
     return [found[0], *before, *found[1:]]
 
 
-class Chain(Node):
-    """X (M, K) through a chain of layers to Y (M, N)."""
+class Decided(NamedTuple):
+    """All of a chain but its tensors."""
 
-    @staticmethod
-    def forward(
-        ctx: Any,
+    backend: Backend
+    dtype: torch.dtype  # of the products
+    acts: tuple[Act, ...]  # without tensors
+    probabilities: tuple[float, ...]  # of the dropouts
+    numbers: Numbers
+    needs_input: bool  # whether the input needs a gradient
+    first: int | None  # the first layer whose backward runs; None for none
+    read: tuple[bool, ...]  # of which parameters the backward's kernels read the values
+    overwritable: bool  # the output may be written over though its derivative is computed from it
+    recompute: bool  # the backward of a whole net runs the forward again
+
+    @classmethod
+    def of(
+        cls,
         backend: Backend,
         dtype: torch.dtype,
         acts: Sequence[Act],
-        drops: Drops,
+        probabilities: tuple[float, ...],
         numbers: Numbers,
-        *tensors: Tensor | None,
-    ) -> Tensor:
-        """``tensors``: the input's, as `pack` gives them, then weight, bias and PReLU weight of each layer.
-
-        ``acts`` hold no tensors.
-        """
-        source, params = list(tensors[:FIRST_PARAM]), tensors[FIRST_PARAM:]
-        needs = [ctx.needs_input_grad[5], *ctx.needs_input_grad[5 + FIRST_PARAM :]]
-        first = first_needed(needs)
-        y, inputs, outputs = forward_chain(
-            backend, unpack(source, numbers), params, acts, dtype, first, drops
+        needs: Sequence[bool],
+        recompute: bool = False,
+    ) -> Decided:
+        """``needs``: what needs a gradient: the input, then every parameter."""
+        written = may_be_written(acts[-1], probabilities[-1] > 0)
+        first, read = first_needed(needs), tuple(recompute or r for r in params_read(needs))
+        return cls(
+            backend, dtype, tuple(acts), probabilities, numbers, needs[0], first, read, written, recompute
         )
-        if first is not None:
-            ctx.backend, ctx.dtype, ctx.acts, ctx.first = backend, dtype, acts, first
-            ctx.probabilities, ctx.numbers, ctx.owners = drops.probabilities, numbers, Owners(params)
-            outputs[-1], ctx.output = saved_output(y, outputs[-1], acts[-1], drops.probabilities[-1] > 0)
-            saved = Saved(source, inputs, outputs, aliases(params, params_read(needs)))
-            ctx.save_for_backward(drops.seed, *saved.tensors(first))
+
+
+def chain_forward(
+    decided: Decided, seed: Tensor | None, *tensors: Tensor | None
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    """The output, and of each layer's input and of what its derivative needs all that the backward reads."""
+    backend, dtype, acts, probabilities, numbers, _, first, *_ = decided
+    source, params = tensors[:FIRST_PARAM], tensors[FIRST_PARAM:]
+    drops = Drops(probabilities, seed)
+    y, inputs, outputs = forward_chain(backend, unpack(source, numbers), params, acts, dtype, first, drops)
+    if first is None:
+        return y, ()
+    return y, kept_of(inputs, outputs, first)
+
+
+def kept_of(inputs: Sequence[Input], outputs: Sequence[Tensor | None], first: int) -> tuple[Any, ...]:
+    """What a backward down to layer ``first`` reads of the layers' inputs, but the first, and outputs."""
+    hidden = [None] * max(first - 1, 0) + list(inputs[max(first, 1) :])  # type: ignore[operator]
+    return (*hidden, *[None] * first, *outputs[first:])
+
+
+def saved_chain(
+    decided: Decided, tensors: Sequence[Tensor | None], kept: Sequence[Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    """What a node saves of a chain's ``tensors``, and of what `kept_of` gave: `Saved.of` reads it."""
+    first: int = decided.first  # type: ignore[assignment]
+    source = (None,) * FIRST_PARAM if first else tensors[:FIRST_PARAM]
+    skipped = PER_LAYER * first
+    values = aliases(tensors[FIRST_PARAM + skipped :], decided.read[skipped:])
+    return (*source, *kept, *(None,) * skipped, *values)
+
+
+def chain_backward(
+    decided: Decided, needs: Sequence[bool], grad: Tensor, seed: Tensor | None, *tensors: Tensor | None
+) -> list[Tensor | None]:
+    """One launch a layer: dX with the previous f' in its epilogue, beside dW and db."""
+    saved = Saved.of(tensors, len(decided.acts), decided.numbers)
+    return backward_chain(
+        decided.backend,
+        grad,
+        saved.inputs,
+        saved.params,
+        saved.outputs,
+        decided.acts,
+        of_chain(needs, 2),
+        decided.dtype,
+        Drops(decided.probabilities, seed),
+    )
+
+
+def of_chain(needs: Sequence[bool], before: int) -> list[bool]:
+    """Of a Function's arguments the input and the parameters; so many come before the input."""
+    return [needs[before], *needs[before + FIRST_PARAM :]]
+
+
+class Chain(Node):
+    """X (M, K) through a chain of layers to Y (M, N), where a backward may follow."""
+
+    @staticmethod
+    def forward(ctx: Any, route: Route[Decided], seed: Tensor | None, *tensors: Tensor | None) -> Tensor:
+        """``tensors``: the input's, as `pack` gives them; weight, bias and PReLU weight of each layer."""
+        y, kept = route.forward(None, (seed, *tensors))
+        decided = route.decided
+        ctx.route, ctx.saved_as_given, ctx.owners = route, saves_as_given(), Owners(tensors[FIRST_PARAM:])
+        ctx.output = None
+        if decided.overwritable and kept[-1] is y:
+            kept, ctx.output = (*kept[:-1], y.data), Overwritable(y)
+        ctx.save_for_backward(seed, *saved_chain(decided, tensors, kept))
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """One launch a layer: dX with the previous f' in its epilogue, beside dW and db."""
-        last, (seed, *tensors) = len(ctx.acts) - 1, ctx.saved_tensors
-        saved, drops = Saved.of(tensors, last + 1, ctx.numbers), Drops(ctx.probabilities, seed)
-        needs = [ctx.needs_input_grad[5], *ctx.needs_input_grad[5 + FIRST_PARAM :]]
+        """See `chain_backward`."""
+        seed, *tensors = ctx.saved_tensors
+        route, decided = ctx.route, ctx.route.decided
+        depth = len(decided.acts)
         if left_to_torch(grad):
-            grads = reference_grads(ctx, grad, saved, needs, drops)
+            saved, drops = Saved.of(tensors, depth, decided.numbers), Drops(decided.probabilities, seed)
+            grads = reference_grads(ctx, decided, grad, saved, of_chain(ctx.needs_input_grad, 2), drops)
         else:
             if ctx.output is not None and ctx.output.is_written:
+                saved, drops = Saved.of(tensors, depth, decided.numbers), Drops(decided.probabilities, seed)
                 weight, bias, _ = ctx.owners.values(saved.params)[-PER_LAYER:]
-                saved.outputs[last], _ = ctx.backend.linear_act(
-                    saved.inputs[last], weight, bias, ctx.acts[last], False, ctx.dtype, drops.of(last)
+                tensors[FIRST_PARAM + 2 * depth - 2], _ = decided.backend.linear_act(
+                    saved.inputs[-1],
+                    weight,
+                    bias,
+                    decided.acts[-1],
+                    False,
+                    decided.dtype,
+                    drops.of(depth - 1),
                 )
-            grads = backward_chain(
-                ctx.backend,
-                grad,
-                saved.inputs,
-                saved.params,
-                saved.outputs,
-                ctx.acts,
-                needs,
-                ctx.dtype,
-                drops,
-            )
-        return None, None, None, None, None, grads[0], None, None, None, *grads[1:]
+            grads = route.backward(ctx, grad, (seed, *tensors))
+        return None, None, grads[0], None, None, None, *grads[1:]
+
+
+def chain_route(decided: Decided, patience: int) -> tuple[Route[Decided], type[Node]]:
+    """How a chain goes a layer at a time, and the node for where a backward may follow."""
+    return Route(decided, decided.backend, chain_forward, chain_backward, patience), Chain

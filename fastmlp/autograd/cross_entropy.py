@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastmlp.autograd.node import Node, Once, held, left_to_torch, torch_grads
+from fastmlp.autograd.node import Node, Once, Route, held, left_to_torch, saves_as_given, torch_grads
 from fastmlp.backends.base import Backend, LossOptions
 
 
@@ -56,41 +57,70 @@ def torch_gradient(
     return torch_grads(again, (logits,), (True,), grad)[0]
 
 
+class Decided(NamedTuple):
+    """All of a cross-entropy but its tensors."""
+
+    backend: Backend
+    options: LossOptions
+    inplace: bool  # the gradient takes the logits' memory
+
+
+def as_kernels(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (N, C) or (N, C, D) as (N, C, D); class indices as (N, D), or probabilities as (N, C, D)."""
+    if logits.dim() == 3:
+        return logits, target
+    return logits.unsqueeze(2), target.unsqueeze(2 if target.is_floating_point() else 1)
+
+
+def loss_forward(
+    decided: Decided, logits: Tensor, target: Tensor, weight: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss, (N, D) or a scalar; and for the backward three numbers a row and one; no softmax."""
+    return decided.backend.cross_entropy(*as_kernels(logits, target), weight, decided.options)
+
+
+def loss_backward(decided: Decided, _: Sequence[bool], grad: Tensor, *saved: Tensor) -> Tensor:
+    """One pass over the logits; ``saved`` are the forward's arguments, and what it left."""
+    logits, target, weight, stats, denominator = saved
+    dx = logits.detach() if decided.inplace else torch.empty_like(logits)
+    wide, target = as_kernels(logits, target)
+    out = dx if dx.dim() == 3 else dx.unsqueeze(2)
+    decided.backend.cross_entropy_backward(
+        grad, wide, target, weight, stats, denominator, out, decided.options
+    )
+    return dx
+
+
 class CrossEntropy(Node):
-    """logits (N, C, D) and a target to a loss: (N, D), or a scalar."""
+    """logits (N, C) or (N, C, D) and a target to a loss: (N, D), or a scalar."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        backend: Backend,
-        options: LossOptions,
-        inplace: bool,
-        logits: Tensor,
-        target: Tensor,
-        weight: Tensor | None,
+        ctx: Any, route: Route[Decided], logits: Tensor, target: Tensor, weight: Tensor | None
     ) -> Tensor:
-        """Keeps the logits and three numbers a row; no softmax."""
-        loss, stats, denominator = backend.cross_entropy(logits, target, weight, options)
-        # Where elements may share memory (expanded logits) the gradient must not.
-        ctx.backend, ctx.options = backend, options
-        ctx.room = Once(True) if inplace and logits.is_contiguous() else None
+        """Keeps the logits and what `loss_forward` leaves."""
+        loss, stats, denominator = route.forward(None, (logits, target, weight))
+        ctx.route, ctx.saved_as_given = route, saves_as_given()
+        ctx.room = Once(True) if route.decided.inplace else None
         ctx.save_for_backward(logits, held(target), held(weight), stats, denominator)
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """One pass over the logits; with ``inplace`` the gradient takes their memory."""
-        logits, target, weight, stats, denominator = ctx.saved_tensors
+        logits, target, weight, *_ = saved = ctx.saved_tensors
         if left_to_torch(grad):
-            dx = torch_gradient(grad, logits, target, weight, ctx.options)
-        else:
-            inplace = ctx.room is not None
-            if inplace and not ctx.room.take():  # another thread's backward is at it: no version tells yet
-                raise RuntimeError("inplace: the logits were modified by an inplace operation, a backward's")
-            dx = logits.detach() if inplace else torch.empty_like(logits)
-            ctx.backend.cross_entropy_backward(
-                grad, logits, target, weight, stats, denominator, dx, ctx.options
-            )
-            if inplace:  # a second backward must fail rather than read gradients as logits
-                torch.autograd.graph.increment_version(logits)
-        return None, None, None, dx, None, None
+            dx = torch_gradient(grad, *as_kernels(logits, target), weight, ctx.route.decided.options)
+            return None, None if dx is None else dx.view_as(logits), None, None
+        if ctx.room is not None and not ctx.room.take():
+            # Another thread's backward is at it: no version tells yet.
+            raise RuntimeError("inplace: the logits were modified by an inplace operation, a backward's")
+        dx = ctx.route.backward(ctx, grad, saved)
+        if ctx.room is not None:  # a second backward must fail rather than read gradients as logits
+            torch.autograd.graph.increment_version(logits)
+        return None, dx, None, None
+
+
+def loss_route(decided: Decided, patience: int) -> Route[Decided]:
+    """How a cross-entropy goes."""
+    return Route(decided, decided.backend, loss_forward, loss_backward, patience)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -10,8 +11,52 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from fastmlp.backends import readable
+from fastmlp.backends.base import Backend
+from fastmlp.backends.route import describe, precision
 
 T = TypeVar("T")
+
+
+class Route(Generic[T]):
+    """How all calls of one key go: what was decided for them, and their launches forward and backward.
+
+    Args:
+        decided: the first argument of both functions.
+        backend: what runs them.
+        forward: of tensors, after ``decided``.
+        backward: of the upstream gradient and what was saved, after ``decided`` and what needs a gradient.
+        patience: see `Backend.recorded`.
+    """
+
+    def __init__(
+        self,
+        decided: T,
+        backend: Backend,
+        forward: Callable[..., Any],
+        backward: Callable[..., Any],
+        patience: int = 0,
+    ) -> None:
+        self.decided = decided
+        self.forward = backend.recorded(partial(forward, decided), patience)
+        self._backend, self._function, self._patience = backend, backward, patience
+        self._backwards: dict[tuple[bool, ...], Any] = {}
+
+    def backward(self, ctx: Any, grad: Tensor, saved: Sequence[Tensor | None]) -> Any:
+        """The gradients, by the launches alone where those of such a ``grad`` are known."""
+        needs = ctx.needs_input_grad
+        run = self._backwards.get(needs)
+        if run is None:
+            function = partial(self._function, self.decided, needs)
+            run = self._backwards[needs] = self._backend.recorded(function, self._patience)
+        # What hooks give back for what was saved may lie in memory in another way.
+        tensors = (grad, *saved)
+        known = (grad,) if ctx.saved_as_given else tensors
+        return run((describe(known), precision()), tensors)
+
+
+def saves_as_given() -> bool:
+    """Whether what a node saves now comes back as it is: nobody's hooks pack it."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is None
 
 
 def records_grad() -> bool:
@@ -31,6 +76,11 @@ class Node(torch.autograd.Function):
         if not records_grad():
             args = tuple(a.detach() if isinstance(a, Tensor) and a.requires_grad else a for a in args)
         return super().apply(*args)
+
+    @classmethod
+    def record(cls, *args: Any) -> Any:
+        """`apply` where it is known that a backward may follow, and that nobody transforms the call."""
+        return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
 
 
 def held(tensor: Tensor | None) -> Tensor | None:

@@ -100,13 +100,10 @@ class Overwritable:
         return self._counter._version != self._version
 
 
-def saved_output(
-    output: Tensor, saved: Tensor | None, act: Act, dropped: bool
-) -> tuple[Tensor | None, Overwritable | None]:
-    """What is saved of a node's last activation, which needs ``saved``; and of what may be written over.
+def may_be_written(act: Act, dropped: bool) -> bool:
+    """Whether eager lets somebody write over the output of a chain's last activation.
 
-    ReLU, sigmoid and tanh keep their output in eager too, where a write in place is torch's error.
+    ReLU, sigmoid and tanh keep their output in eager too, where a write in place is torch's error. What is to
+    be saved then is the output's ``data``, beside an `Overwritable`.
     """
-    if saved is not output or not (dropped or act.name == "leaky_relu"):
-        return saved, None
-    return output.data, Overwritable(output)
+    return dropped or act.name == "leaky_relu"

@@ -7,8 +7,8 @@ decide what to save. Every matrix is 2-D here; the functions above flatten leadi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -135,6 +135,10 @@ class NetLayout(NamedTuple):
     params: tuple[int, ...]  # each layer's dW in `NetGrads.params`
 
 
+#: A function of tensors that is called with a key too: all that it depends on, but for the tensors' values.
+Recorded = Callable[[Hashable, Sequence[Tensor | None]], Any]
+
+
 class Backend(ABC):
     """What a device must be able to do for the autograd Functions."""
 
@@ -143,6 +147,15 @@ class Backend(ABC):
     head_classes: int
     #: Whether it has `mlp` and `mlp_backward`.
     whole_nets: bool = False
+
+    def recorded(self, function: Callable[..., Any], patience: int = 0) -> Recorded:
+        """``function`` of tensors and None, whose launches are made again where its key is known.
+
+        Args:
+            function: what it returns is made of these too, in tuples and lists.
+            patience: so many calls are not recorded.
+        """
+        return lambda _, tensors: function(*tensors)
 
     @abstractmethod
     def linear_act(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from fastmlp.backends.base import (
     NetGrads,
     NetLayout,
     Quantized,
+    Recorded,
     Scale,
     SquaredError,
     Wanted,
@@ -40,6 +41,7 @@ from fastmlp.kernels.linear_tma import (
 )
 from fastmlp.kernels.mlp import Net, mlp_forward, saved_offsets
 from fastmlp.kernels.mlp_backward import mlp_backward, places
+from fastmlp.kernels.replay import Replay
 from fastmlp.kernels.softmax import criterion
 
 
@@ -57,6 +59,10 @@ class TritonBackend(Backend):
     name = "triton"
     head_classes = MAX_CLASSES
     whole_nets = True
+
+    def recorded(self, function: Callable[..., Any], patience: int = 0) -> Recorded:
+        """See `Backend.recorded`."""
+        return Replay(function, patience)
 
     def linear_act(
         self,

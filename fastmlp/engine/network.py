@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastmlp.activations import Act
 from fastmlp.backends import readable
 from fastmlp.backends.base import Loss, LossOptions, SquaredError
-from fastmlp.functional.layer import Layer
+from fastmlp.functional.layer import Layer, Layers
 from fastmlp.modules import MLP, CrossEntropyLoss, MSELoss, Sequential
 from fastmlp.modules.plan import FORWARDS, Dequantized, is_flatten, plan, untouched
 
@@ -66,7 +66,7 @@ def recognise(model: nn.Module, loss: nn.Module) -> Network | str:
         first = stages[0]
         scale, shift = first.module.scale, first.module.shift
         flatten, stages = flatten or first.flatten is not None, [first.layers, *stages[1:]]
-    if len(stages) != 1 or not isinstance(stages[0], list):
+    if len(stages) != 1 or not isinstance(stages[0], Layers):
         return "the model is no single chain of linear layers and known activations"
     layers = tuple(stages[0])
     if layers[-1].act.name != "none":

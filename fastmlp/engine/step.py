@@ -131,7 +131,7 @@ class TrainStep:
             return "the batch is empty"
         dtype, requested = products(x.device, self.dtype), backends.requested()
         found: Network | str | None = self._network
-        same = self._snapshot is not None and self._snapshot.holds(self.model, self.loss)
+        same = self._snapshot is not None and self._snapshot.of(self.model, self.loss)
         if found is None or not same or requested != self._requested or dtype != self._products:
             found = network.recognise(self.model, self.loss)
             self._network = found if isinstance(found, Network) else None

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastmlp import backends
-from fastmlp.autograd.chain import pack
-from fastmlp.autograd.chain_loss import ChainLoss
+from fastmlp.autograd.chain import Decided
+from fastmlp.autograd.chain_loss import ChainLoss, Closed, loss_route
+from fastmlp.autograd.node import Route
 from fastmlp.backends import Traced
 from fastmlp.backends.base import Backend, Loss, LossOptions, Quantized, SquaredError
-from fastmlp.functional.layer import Layer
-from fastmlp.functional.linear import chain, check_chain, draw_drops, fits_kernels, like, split_layers
+from fastmlp.backends.route import Last, Routes
+from fastmlp.functional.layer import Layer, Layers
+from fastmlp.functional.linear import (
+    chain,
+    chain_needs,
+    check_chain,
+    draw_seed,
+    fits_kernels,
+    flat,
+    like,
+    split_layers,
+)
 from fastmlp.functional.loss import check_loss, cross_entropy, left_to_torch
 from fastmlp.functional.mse import mse_loss
 from fastmlp.functional.quantized import is_constant
@@ -43,21 +55,53 @@ def chain_cross_entropy(
     Raises:
         ValueError, TypeError, RuntimeError, IndexError: as `chain` and `cross_entropy`.
     """
-    x = like(input, layers)
-    backend = _with_head(input, x, layers, options)
+    layers = layers if type(layers) is Layers else Layers(layers)
+    way = _find(input, layers, target, weight, options, with_logits)
+    if way is None:
+        logits = chain(input, layers)
+        loss = cross_entropy(logits, target, weight, **options._asdict())
+        return loss, logits.detach() if with_logits else None
+    return way((target, weight, *flat(input, layers)[0]))
+
+
+def _find(
+    input: Tensor | Quantized,
+    layers: Layers,
+    target: Tensor,
+    weight: Tensor | None,
+    options: Loss,
+    with_output: bool,
+) -> _Kernels | None:
+    """By what the chain and its loss go, and all that is to be decided about that; None for one by one."""
+    tensors, numbers = flat(input, layers)
+    what = (options, with_output, numbers, layers.what)
+    way, key = _WAYS.find(what, (*tensors, target, weight), _LAST)
+    if way is None:
+        x = like(input, layers)
+        backend = _with_head(input, x, layers, options)
+        takes: Any = _takes_targets if isinstance(options, SquaredError) else _takes_labels
+        if backend is None or not takes(x, layers, target, weight, options):
+            way = "one by one"
+        else:
+            way = _closed(backend, input, x, layers, options, with_output, _WAYS.patience(key))
+        _WAYS.keep(key, way)
+    return way if isinstance(way, _Kernels) else None
+
+
+def _takes_labels(
+    x: Tensor, layers: Layers, target: Tensor, weight: Tensor | None, options: LossOptions
+) -> bool:
+    """Whether the head does; raises an error for what nobody takes."""
     if (
-        backend is None
-        or target.is_floating_point()
+        target.is_floating_point()
         or left_to_torch(target, 2, weight, options)
         or not backends.readable(target)
         or (weight is not None and (not backends.readable(weight) or weight.requires_grad))
     ):
-        logits = chain(input, layers)
-        loss = cross_entropy(logits, target, weight, **options._asdict())
-        return loss, logits.detach() if with_logits else None
+        return False
     check_chain(x, layers)
     check_loss((len(x), layers[-1].weight.shape[0]), x, target, weight, options)
-    return _closed(backend, input, x, layers, target, weight, options, with_logits)
+    return True
 
 
 def chain_mse_loss(
@@ -82,21 +126,27 @@ def chain_mse_loss(
     Raises:
         ValueError, TypeError, RuntimeError: as `chain` and `mse_loss`.
     """
-    x = like(input, layers)
-    backend = _with_head(input, x, layers, options)
+    layers = layers if type(layers) is Layers else Layers(layers)
+    way = _find(input, layers, target, None, options, with_output)
+    if way is None:
+        output = chain(input, layers)
+        return mse_loss(output, target, **options._asdict()), output.detach() if with_output else None
+    return way((target, None, *flat(input, layers)[0]))
+
+
+def _takes_targets(x: Tensor, layers: Layers, target: Tensor, _: None, options: SquaredError) -> bool:
+    """Whether the head does; raises an error for what nobody takes."""
     dtypes = backends.KERNEL_DTYPES if backends.is_autocast(x) else (x.dtype,)
     if (
-        backend is None
-        or target.shape != (len(x), layers[-1].weight.shape[0])
+        target.shape != (len(x), layers[-1].weight.shape[0])
         or target.dtype not in dtypes
         or target.device != x.device
         or target.requires_grad
         or not backends.readable(target)
     ):
-        output = chain(input, layers)
-        return mse_loss(output, target, **options._asdict()), output.detach() if with_output else None
+        return False
     check_chain(x, layers)
-    return _closed(backend, input, x, layers, target, None, options, with_output)
+    return True
 
 
 def _with_head(
@@ -124,26 +174,36 @@ def _closed(
     backend: Backend,
     input: Tensor | Quantized,
     x: Tensor,
-    layers: Sequence[Layer],
-    target: Tensor,
-    weight: Tensor | None,
+    layers: Layers,
     options: Loss,
-    with_logits: bool,
-) -> tuple[Tensor, Tensor | None]:
+    with_output: bool,
+    patience: int,
+) -> _Kernels:
     """The loss as one node, and the logits if asked."""
-    acts, params = split_layers(layers)
-    tensors, numbers = pack(input)
-    return ChainLoss.apply(
-        backend,
-        backends.compute_dtype(x),
-        torch.float32 if backends.is_autocast(x) else x.dtype,
-        options,
-        with_logits,
-        acts,
-        draw_drops(layers, x.device),
-        target,
-        weight,
-        numbers,
-        *tensors,
-        *params,
-    )
+    tensors, numbers = flat(input, layers)
+    probabilities, needs = tuple(layer.dropout for layer in layers), chain_needs(tensors)
+    acts, dtype = split_layers(layers)[0], backends.compute_dtype(x)
+    decided = Decided.of(backend, dtype, acts, probabilities, numbers, needs)
+    loss_dtype = torch.float32 if backends.is_autocast(x) else x.dtype
+    route = loss_route(Closed.of(decided, loss_dtype, options, with_output), patience)
+    return _Kernels(route, any(needs), x.device if any(probabilities) else None)
+
+
+class _Kernels(NamedTuple):
+    """A chain and its loss by the kernels."""
+
+    route: Route[Closed]
+    recorded: bool  # whether a backward may follow
+    device: torch.device | None  # where its dropouts' seed is drawn, if it has any
+
+    def __call__(self, tensors: Sequence[Tensor | None]) -> tuple[Tensor, Tensor | None]:
+        seed = None if self.device is None else draw_seed(self.device)
+        if self.recorded:
+            return ChainLoss.record(self.route, seed, *tensors)
+        loss, logits, *_ = self.route.forward(None, (seed, *tensors))
+        return loss, logits
+
+
+#: By what a chain and its loss go.
+_WAYS: Routes[_Kernels | str] = Routes()
+_LAST: Last[_Kernels | str] = Last()

@@ -1,12 +1,14 @@
-"""One layer of a chain."""
+"""The layers of a chain."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Hashable, Iterable
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from fastmlp.activations import NONE, Act
+from fastmlp.backends.route import Last
 
 
 class Layer(NamedTuple):
@@ -16,3 +18,22 @@ class Layer(NamedTuple):
     bias: Tensor | None  # (N,)
     act: Act = NONE
     dropout: float = 0.0  # the probability of being dropped, in [0, 1]
+
+
+class Layers(tuple[Layer, ...]):
+    """The layers of a chain, and what a call of it is found by."""
+
+    #: Weight, bias and PReLU's weight of each.
+    params: tuple[Tensor | None, ...]
+    #: Activations and dropouts.
+    what: Hashable
+    #: How they went the last time.
+    last: Last[Any]
+
+    def __new__(cls, layers: Iterable[Layer]) -> Layers:
+        """Of one layer after another."""
+        made = super().__new__(cls, layers)
+        made.params = tuple([t for weight, bias, act, _ in made for t in (weight, bias, act.weight)])
+        made.last = Last()
+        made.what = tuple([(act.row.name, act.slope, dropout) for _, _, act, dropout in made])
+        return made

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +13,24 @@ from torch.overrides import handle_torch_function
 
 from fastmlp import backends, ops, ranges
 from fastmlp.activations import Act, resolve
-from fastmlp.autograd.chain import Chain, Drops, pack
-from fastmlp.autograd.whole import WholeNet
+from fastmlp.autograd.chain import (
+    FIRST_PARAM,
+    Decided,
+    Drops,
+    Numbers,
+    chain_route,
+    layers_of,
+    pack,
+    unpack,
+)
+from fastmlp.autograd.node import Node, Route, records_grad
+from fastmlp.autograd.whole import whole_route
 from fastmlp.backends import Traced, onednn
 from fastmlp.backends.base import Quantized
+from fastmlp.backends.route import Last, Routes
 from fastmlp.errors import ArgumentError, DtypeError
 from fastmlp.functional import whole
-from fastmlp.functional.layer import Layer
+from fastmlp.functional.layer import Layer, Layers
 from fastmlp.functional.quantized import is_constant, stand_in
 from fastmlp.functional.traced import is_stand_in
 from fastmlp.functional.whole import PLANS
@@ -52,10 +64,21 @@ def linear_act(
         IndexError: with ``FASTMLP_DEBUG=1`` an index that is no row.
         RuntimeError: tensors on different devices.
     """
+    tensors = (input, *_NOT_QUANTIZED, weight, bias, None)
+    key = None
+    if type(activation) in _NAMES:
+        way, key = _WAYS.find(activation, tensors, _LAST)  # type: ignore[arg-type]
+        if way is not None:
+            return way(tensors)  # type: ignore[arg-type]
     given = (input, weight, bias)
     if any(map(is_stand_in, given)):
         return handle_torch_function(linear_act, given, input, weight, bias, activation)
-    return chain(input, [Layer(weight, bias, resolve(activation))])
+    layers = Layers([Layer(weight, bias, resolve(activation))])
+    return chain(input, layers) if key is None else _first(key, input, layers, "auto")
+
+
+#: What a route can be found by.
+_NAMES = (str, type(None))
 
 
 def mlp(
@@ -101,7 +124,7 @@ def mlp_layers(
     biases: Sequence[Tensor | None] | None,
     activation: str | nn.Module | None,
     output_activation: str | nn.Module | None = None,
-) -> list[Layer]:
+) -> Layers:
     """The layers that `mlp` runs."""
     biases = [None] * len(weights) if biases is None else biases
     if not weights or len(weights) != len(biases):
@@ -110,7 +133,7 @@ def mlp_layers(
         )
     act, out = resolve(activation), resolve(output_activation)
     last = len(weights) - 1
-    return [Layer(w, b, act if i < last else out) for i, (w, b) in enumerate(zip(weights, biases))]
+    return Layers([Layer(w, b, act if i < last else out) for i, (w, b) in enumerate(zip(weights, biases))])
 
 
 def chain(input: Tensor | Quantized, layers: Sequence[Layer], plan: str = "auto") -> Tensor:
@@ -129,33 +152,122 @@ def chain(input: Tensor | Quantized, layers: Sequence[Layer], plan: str = "auto"
     """
     if plan not in PLANS:
         raise ValueError(f"plan: {plan!r} is not one of {', '.join(PLANS)}")
+    if type(layers) is not Layers:
+        layers = Layers(layers)
+    tensors, numbers = flat(input, layers)
+    way, key = _WAYS.find((plan, numbers, layers.what), tensors, layers.last)
+    return _first(key, input, layers, plan) if way is None else way(tensors)
+
+
+def again(input: Tensor, layers: Layers) -> Tensor | None:
+    """The chain, if its kernels are known to run for such an input; else None."""
+    tensors = [input, *_NOT_QUANTIZED, *layers.params]
+    way, _ = _WAYS.find(("auto", None, layers.what), tensors, layers.last)
+    return way(tensors) if isinstance(way, _Kernels) else None
+
+
+def _first(key: Hashable | None, input: Tensor | Quantized, layers: Layers, plan: str) -> Tensor:
+    """A call whose way is not known: it is decided, and kept if there is a ``key``.
+
+    Raises:
+        ValueError, TypeError, RuntimeError, IndexError: as `chain`.
+    """
     x = like(input, layers)
     backend = backends.choose(x).backend
     check_chain(x, layers)
     traced = isinstance(backend, Traced)
     if backend is None or not fits_kernels(x, layers) or not _is_plain(input, traced):
+        if key is not None:
+            _WAYS.keep(
+                key, _Torch(split_layers(layers)[0], [layer.dropout for layer in layers], pack(input)[1])
+            )
         return aten_chain(input if isinstance(input, Tensor) else input.dense(x.dtype), layers)
-    acts, params = split_layers(layers)
-    dtype = backends.compute_dtype(x)
-    rows = as_rows(input)
-    plan = whole.choose(backend, rows, layers, dtype, plan)
+    dtype, acts = backends.compute_dtype(x), split_layers(layers)[0]
+    probabilities = tuple([layer.dropout for layer in layers])
+    plan = whole.choose(backend, x, isinstance(input, Quantized), layers, dtype, plan)
     if isinstance(backend, Traced):
-        return _traced(x, params, acts, dtype, plan, draw_drops(layers, x.device))
-    if plan == "layers":
-        tensors, numbers = pack(rows)
-        y = Chain.apply(backend, dtype, acts, draw_drops(layers, x.device), numbers, *tensors, *params)
-    else:
-        y = WholeNet.apply(backend, dtype, acts, plan == "recompute", rows, *params)
-    return y if x.dim() == 2 else y.view(*x.shape[:-1], y.shape[1])
+        return _by_ops(x, layers.params, acts, dtype, plan, probabilities)
+    tensors, numbers = flat(input, layers)
+    needs = chain_needs(tensors)
+    decided = Decided.of(backend, dtype, acts, probabilities, numbers, needs, recompute=plan == "recompute")
+    route, node = (chain_route if plan == "layers" else whole_route)(decided, _WAYS.patience(key))
+    seeded, leading = x.device if any(probabilities) else None, None if x.dim() == 2 else x.shape[:-1]
+    way = _Kernels(route, node if any(needs) else None, seeded, leading)
+    return _WAYS.keep(key, way)(tensors)
 
 
-def _traced(
-    x: Tensor, params: list[Tensor | None], acts: list[Act], dtype: torch.dtype, plan: str, drops: Drops
+class _Kernels(NamedTuple):
+    """A chain by the kernels."""
+
+    route: Route[Decided]
+    node: type[Node] | None  # None where no backward follows
+    device: torch.device | None  # where its dropouts' seed is drawn, if it has any
+    leading: torch.Size | None  # of the input, if it is no matrix
+
+    def __call__(self, tensors: Sequence[Tensor | None]) -> Tensor:
+        seed = None if self.device is None else draw_seed(self.device)
+        if self.leading is not None:
+            tensors = [as_matrix(tensors[0]), *tensors[1:]]  # type: ignore[arg-type]
+        if self.node is None:
+            y = self.route.forward(None, (seed, *tensors))[0]
+        else:
+            y = self.node.record(self.route, seed, *tensors)
+        return y if self.leading is None else y.view(*self.leading, y.shape[1])
+
+
+class _Torch(NamedTuple):
+    """A chain by torch's own ops."""
+
+    acts: list[Act]
+    dropouts: list[float]
+    numbers: Numbers
+
+    def __call__(self, tensors: Sequence[Tensor | None]) -> Tensor:
+        input, params = unpack(tensors[:FIRST_PARAM], self.numbers), layers_of(tensors[FIRST_PARAM:])
+        layers = [
+            Layer(w, b, a._replace(weight=s), d) for (w, b, s), a, d in zip(params, self.acts, self.dropouts)
+        ]
+        return aten_chain(input if isinstance(input, Tensor) else input.dense(layers[0].weight.dtype), layers)
+
+
+#: By what a chain goes, its tensors being as `flat` gives them.
+_WAYS: Routes[_Kernels | _Torch] = Routes()
+#: The last layer of `linear_act`.
+_LAST: Last[_Kernels | _Torch] = Last()
+
+
+def _by_ops(
+    x: Tensor,
+    params: Sequence[Tensor | None],
+    acts: list[Act],
+    dtype: torch.dtype,
+    plan: str,
+    probabilities: tuple[float, ...],
 ) -> Tensor:
     """The chain as ops that torch.compile keeps whole."""
     if plan == "layers":
+        drops = Drops(probabilities, draw_seed(x.device) if any(probabilities) else None)
         return ops.chain(x, params, acts, dtype, drops)
     return ops.whole_net(x, params, acts, dtype, plan == "recompute")
+
+
+def flat(input: Tensor | Quantized, layers: Layers) -> tuple[list[Tensor | None], Numbers]:
+    """The input's tensors, then weight, bias and PReLU's weight of each layer; and `pack`'s numbers."""
+    if isinstance(input, Tensor):
+        return [input, *_NOT_QUANTIZED, *layers.params], None
+    tensors, numbers = pack(input)
+    return [*tensors, *layers.params], numbers
+
+
+#: In the places of a quantized input's scale, shift and index.
+_NOT_QUANTIZED = (None, None, None)
+
+
+def chain_needs(tensors: Sequence[Tensor | None]) -> list[bool]:
+    """What needs a gradient: the input, and every parameter."""
+    records = records_grad()
+    wanted = [tensors[0], *tensors[FIRST_PARAM:]]
+    return [records and t is not None and t.requires_grad for t in wanted]
 
 
 def like(input: Tensor | Quantized, layers: Sequence[Layer]) -> Tensor:
@@ -163,11 +275,9 @@ def like(input: Tensor | Quantized, layers: Sequence[Layer]) -> Tensor:
     return input if isinstance(input, Tensor) else stand_in(input, layers[0].weight)
 
 
-def as_rows(input: Tensor | Quantized) -> Tensor | Quantized:
-    """The input as a matrix."""
-    if isinstance(input, Tensor):
-        return input.reshape(-1, input.shape[-1])
-    return input._replace(values=input.values.reshape(-1, input.values.shape[-1]))
+def as_matrix(x: Tensor) -> Tensor:
+    """(..., K) as (M, K)."""
+    return x.reshape(-1, x.shape[-1])
 
 
 def _is_plain(input: Tensor | Quantized, traced: bool) -> bool:
@@ -193,14 +303,12 @@ def aten_chain(input: Tensor, layers: Sequence[Layer]) -> Tensor:
 _WEIGHT = operator.attrgetter("weight")
 
 
-def draw_drops(layers: Sequence[Layer], device: torch.device) -> Drops:
-    """The layers' dropouts with a fresh seed from torch's generator of ``device``; nothing waits for it.
+def draw_seed(device: torch.device) -> Tensor:
+    """A fresh seed for dropouts from torch's generator of ``device``; nothing waits for it.
 
     So ``torch.manual_seed``, checkpointing and CUDA graphs do with it what they do with torch's own.
     """
-    probabilities = tuple(layer.dropout for layer in layers)
-    seed = torch.randint(2**63 - 1, (1,), device=device) if any(probabilities) else None
-    return Drops(probabilities, seed)
+    return torch.randint(2**63 - 1, (1,), device=device)
 
 
 def split_layers(layers: Sequence[Layer]) -> tuple[list[Act], list[Tensor | None]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Hashable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,10 +13,11 @@ from torch.nn import functional as F
 
 from fastmlp import backends, ops
 from fastmlp.autograd.cpu_cross_entropy import CpuCrossEntropy
-from fastmlp.autograd.cross_entropy import CrossEntropy, reference_loss
-from fastmlp.autograd.node import records_grad
+from fastmlp.autograd.cross_entropy import CrossEntropy, Decided, loss_route, reference_loss
+from fastmlp.autograd.node import Route, records_grad
 from fastmlp.backends import Traced
 from fastmlp.backends.base import Backend, LossOptions
+from fastmlp.backends.route import Last, Routes
 from fastmlp.backends.torch_backend import TorchBackend
 from fastmlp.functional.traced import of_stand_ins
 
@@ -66,6 +69,12 @@ def cross_entropy(
     Raises:
         ValueError, RuntimeError, IndexError, TypeError: as torch's, naming the argument.
     """
+    what = (ignore_index, reduction, label_smoothing, z_loss, inplace)
+    way = key = None
+    if size_average is None and reduce is None:
+        way, key = _WAYS.find(what, (input, target, weight), _LAST)
+    if way is not None and not (inplace and input.is_leaf):
+        return way(input, target, weight)
     if not (isinstance(input, Tensor) and isinstance(target, Tensor)):
         return of_stand_ins(
             cross_entropy,
@@ -102,27 +111,118 @@ def cross_entropy(
     if size_average is not None or reduce is not None:
         reduction = _Reduction.legacy_get_string(size_average, reduce)
     options = LossOptions(ignore_index, reduction, label_smoothing, z_loss)
-    given = input, target, weight  # of which torch's op makes what autocast, or a transform of it, asks for
-    if backends.is_autocast(input):  # which runs this loss in float32
-        input, target = widened(input), widened(target)
-        weight = None if weight is None else widened(weight)
-    backend = _backend(input, target, weight, options)
-    if backend is _CPU and z_loss == 0 and not inplace:
-        return CpuCrossEntropy.apply(_CPU, options, input, target, weight)
-    if backend is None:
-        return reference_loss(*((input, target, weight) if z_loss else given), options)
-    check_loss(tuple(input.shape), input, target, weight, options)
-    if inplace and input.is_leaf and input.requires_grad:
+    way = _WAYS.keep(key, _decide(input, target, weight, options, inplace, key))
+    if inplace and input.is_leaf and input.requires_grad and isinstance(way, _Kernels | _Ops):
         raise RuntimeError("inplace: a leaf that requires grad cannot be overwritten by its own gradient")
-    n, c = input.shape[:2]
-    rows = input.shape[2:]
-    logits = input.reshape(n, c, -1)
+    return way(input, target, weight)
+
+
+class _Kernels(NamedTuple):
+    """The loss by the kernels."""
+
+    route: Route[Decided]
+    recorded: bool  # whether a backward may follow
+    widens: bool  # autocast runs this loss in float32
+    rows: tuple[int, ...] | None  # the loss' shape, where every row has its own
+
+    def __call__(self, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+        if self.widens:
+            logits, target, weight = _widened(logits, target, weight)
+        if logits.dim() > 3:
+            logits, target = _matrices(logits, target)
+        tensors = logits, target, weight
+        if self.recorded:
+            loss = CrossEntropy.record(self.route, *tensors)
+        else:
+            loss = self.route.forward(None, tensors)[0]
+        return loss if self.rows is None else loss.view(self.rows)
+
+
+class _Ops(NamedTuple):
+    """The loss by the op that torch.compile keeps whole."""
+
+    options: LossOptions
+
+    def __call__(self, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+        shape = logits.shape
+        if backends.is_autocast(logits):
+            logits, target, weight = _widened(logits, target, weight)
+        loss = ops.cross_entropy(*_matrices(logits, target), weight, self.options)
+        return loss.view(len(logits), *shape[2:]) if self.options.reduction == "none" else loss
+
+
+class _Torch(NamedTuple):
+    """The loss by torch's own op."""
+
+    options: LossOptions
+
+    def __call__(self, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+        if self.options.z_loss and backends.is_autocast(logits):  # torch's op makes what it is to make
+            logits, target, weight = _widened(logits, target, weight)
+        return reference_loss(logits, target, weight, self.options)
+
+
+class _OnCpu(NamedTuple):
+    """The loss by the chunked passes of `TorchBackend`."""
+
+    options: LossOptions
+
+    def __call__(self, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+        if backends.is_autocast(logits):
+            logits, target, weight = _widened(logits, target, weight)
+        return CpuCrossEntropy.apply(_CPU, self.options, logits, target, weight)
+
+
+def _matrices(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (N, C, ...) as (N, C, D), and their targets likewise."""
+    n, c = logits.shape[:2]
     target = target.reshape(n, c, -1) if target.is_floating_point() else target.reshape(n, -1)
+    return logits.reshape(n, c, -1), target
+
+
+_Way = _Kernels | _Ops | _Torch | _OnCpu
+#: By what a loss goes.
+_WAYS: Routes[_Way] = Routes()
+_LAST: Last[_Way] = Last()
+
+
+def _decide(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    options: LossOptions,
+    inplace: bool,
+    key: Hashable | None,
+) -> _Way:
+    """By what the loss goes, and all that is to be decided about that.
+
+    Raises:
+        ValueError, RuntimeError, IndexError: as `cross_entropy`.
+    """
+    widens = backends.is_autocast(input)
+    given = input, target, weight
+    if widens:
+        input, target, weight = _widened(*given)
+    backend = _backend(input, target, weight, options)
+    if backend is None:
+        return _Torch(options)
+    if backend is _CPU and options.z_loss == 0 and not inplace:
+        return _OnCpu(options)
+    check_loss(tuple(input.shape), input, target, weight, options)
     if isinstance(backend, Traced):
-        loss = ops.cross_entropy(logits, target, weight, options)
-    else:
-        loss = CrossEntropy.apply(backend, options, inplace, logits, target, weight)
-    return loss.view(n, *rows) if reduction == "none" else loss
+        return _Ops(options)
+    # Where elements may share memory (expanded logits) the gradient must not.
+    decided = Decided(
+        backend, options, inplace and (input if input.dim() == 2 else input.flatten(2)).is_contiguous()
+    )
+    rows = (len(input), *input.shape[2:]) if options.reduction == "none" else None
+    recorded = records_grad() and input.requires_grad
+    return _Kernels(loss_route(decided, _WAYS.patience(key)), recorded, widens, rows)
+
+
+def _widened(input: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What autocast makes of the loss' arguments."""
+    return widened(input), widened(target), None if weight is None else widened(weight)
 
 
 def left_to_torch(target: Tensor, rank: int, weight: Tensor | None, options: LossOptions) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastmlp.backends import Traced
-from fastmlp.backends.base import Backend, Quantized
+from fastmlp.backends.base import Backend
 from fastmlp.choice import WHOLE_WIDTHS, choose_plan
 from fastmlp.compiling import constant
 from fastmlp.devices import operand_kind
@@ -22,7 +22,8 @@ PLANS = ("auto", "layers", "whole", "recompute")
 
 def choose(
     backend: Backend | Traced,
-    input: Tensor | Quantized,
+    input: Tensor,
+    quantized: bool,
     layers: Sequence[Layer],
     dtype: torch.dtype,
     asked: str = "auto",
@@ -31,7 +32,8 @@ def choose(
 
     Args:
         backend: what runs it.
-        input: (M, K), or integers that stand for it.
+        input: (..., K), or what stands for it.
+        quantized: whether integers are the input.
         layers: the chain, its shapes checked.
         dtype: of the products.
         asked: one of `PLANS`.
@@ -42,22 +44,22 @@ def choose(
     if asked == "layers" or (asked == "auto" and len(layers) < 2):
         return "layers"
     problem = misfit(backend, layers, dtype)
-    if isinstance(input, Quantized):
+    if quantized:
         problem = "the input is quantized"
     if asked != "auto":
         if problem is not None:
             raise ValueError(f"plan: {asked!r} does not take these layers: {problem}")
         return asked
-    if problem is not None or isinstance(input, Quantized):
+    if problem is not None:
         return "layers"
-    widths = (input.shape[1], *(layer.weight.shape[0] for layer in layers))
+    widths = (input.shape[-1], *(layer.weight.shape[0] for layer in layers))
     trained = sum(layer.weight.requires_grad for layer in layers) if torch.is_grad_enabled() else 0
     if 0 < trained < len(layers):
         return "layers"  # which skip the frozen ones' gradients
     training = trained > 0 or (torch.is_grad_enabled() and input.requires_grad)
     if isinstance(backend, Traced):  # a trace is for every batch size
         return _for_traces(widths, dtype, input.device, training)
-    return choose_plan(widths, len(input), dtype, input.device, training)
+    return choose_plan(widths, input.numel() // widths[0], dtype, input.device, training)
 
 
 @constant

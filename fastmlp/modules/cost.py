@@ -12,7 +12,7 @@ from torch import nn
 from fastmlp import choice, markup, plans
 from fastmlp.activations import from_module, resolve
 from fastmlp.devices import Device, find, operand_kind
-from fastmlp.functional.layer import Layer
+from fastmlp.functional.layer import Layer, Layers
 from fastmlp.modules.linear_act import LinearAct
 from fastmlp.modules.plan import Dequantized, untouched
 from fastmlp.modules.plan import plan as stages_of
@@ -202,7 +202,7 @@ class _Walk:
     def _sequential(self, module: nn.Sequential, name: str) -> None:
         names = {id(child): key for key, child in module.named_modules(remove_duplicate=False)}
         for stage in stages_of(module, (nn.Sequential, Sequential)):
-            if isinstance(stage, list):
+            if isinstance(stage, Layers):
                 self.chain([_dense(layer) for layer in stage])
             elif isinstance(stage, Dequantized):  # its bytes are fewer than are counted here
                 self.not_counted.append(f"{name}.{names[id(stage.module)]} (Dequantize)".lstrip("."))

@@ -10,6 +10,7 @@ from typing import Generic, Literal, TypeVar, overload
 from torch import nn
 
 from fastmlp import markup, plans
+from fastmlp.functional.layer import Layers
 from fastmlp.modules.linear_act import LinearAct
 from fastmlp.modules.mlp import MLP
 from fastmlp.modules.plan import Dequantized, layer_of, plan, untouched
@@ -124,7 +125,7 @@ def _what(child: nn.Module) -> str:
             found.layers if isinstance(found, Dequantized) else found
             for found in plan(_run_by(child), _OPENED)
         )
-        if isinstance(stage, list)
+        if isinstance(stage, Layers)
     ]
     return f"{type(child).__name__}, {', '.join(chains) or 'no linear layers to fuse'}"
 

@@ -83,7 +83,7 @@ class MLP(Sequential):
             return input
         else:
             input = input.flatten(1) if self.flatten else input
-            return run(self._modules.values(), input)  # type: ignore[arg-type]
+            return run(self, input)
 
     def _closed(
         self, input: Tensor, target: Tensor, loss: CrossEntropyLoss | MSELoss

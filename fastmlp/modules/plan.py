@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor, nn
@@ -11,9 +11,11 @@ from torch.nn.modules import module as torch_module
 
 from fastmlp.activations import TABLE, Act, from_module
 from fastmlp.backends.base import Quantized
-from fastmlp.functional.linear import Layer, chain
+from fastmlp.functional.layer import Layer, Layers
+from fastmlp.functional.linear import chain
 from fastmlp.functional.quantized import INTEGERS
 from fastmlp.modules.dequantize import Dequantize
+from fastmlp.modules.snapshot import hooked
 
 
 class Dequantized(NamedTuple):
@@ -21,7 +23,7 @@ class Dequantized(NamedTuple):
 
     module: Dequantize
     flatten: nn.Flatten | None
-    layers: list[Layer]
+    layers: Layers
 
     def __call__(self, input: Tensor) -> Tensor:
         """What the three do one after another."""
@@ -37,7 +39,7 @@ class Dequantized(NamedTuple):
 
 #: A run of linear layers, each with its activation and dropout; one that reads integers; or a module that
 #: runs as itself.
-Stage = list[Layer] | Dequantized | nn.Module
+Stage = Layers | Dequantized | nn.Module
 
 
 def plan(children: Iterable[nn.Module], opened: tuple[type[nn.Sequential], ...]) -> list[Stage]:
@@ -48,7 +50,7 @@ def plan(children: Iterable[nn.Module], opened: tuple[type[nn.Sequential], ...])
     distributed) runs as itself. A nested Sequential of one of the ``opened`` types stands for its
     children.
     """
-    stages: list[Stage] = []
+    stages: list[list[Layer] | nn.Module] = []
     open_chain: list[Layer] | None = None  # its last layer may still take an activation and a dropout
     fresh = False  # whether that layer has neither yet
     for child in _flat(children, opened):
@@ -78,15 +80,16 @@ def plan(children: Iterable[nn.Module], opened: tuple[type[nn.Sequential], ...])
     return _quantized(stages)
 
 
-def _quantized(stages: list[Stage]) -> list[Stage]:
+def _quantized(found: list[list[Layer] | nn.Module]) -> list[Stage]:
     """The stages with a `Dequantize` in front of a chain made part of it; flattening commutes with it."""
+    stages: list[Stage] = [Layers(stage) if isinstance(stage, list) else stage for stage in found]
     for i, stage in enumerate(stages):
         if type(stage) is not Dequantize or not untouched(stage):
             continue
         after = stages[i + 1 : i + 3]
         flatten = after.pop(0) if after and is_flatten(after[0]) and stage.is_uniform else None
         # As torch: outside of autocast the features must be of the layer's dtype.
-        if after and isinstance(after[0], list) and after[0][0].weight.dtype == stage.scale.dtype:
+        if after and isinstance(after[0], Layers) and after[0][0].weight.dtype == stage.scale.dtype:
             made = Dequantized(stage, flatten, after[0])  # type: ignore[arg-type]
             return [*stages[:i], made, *stages[i + (2 if flatten is None else 3) :]]
     return stages
@@ -101,10 +104,7 @@ def untouched(module: nn.Module) -> bool:
     """Whether calling ``module`` does nothing but its class' forward, and that is as it was written."""
     kind: Any = type(module)
     return not (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
+        hooked(module)
         or "forward" in module.__dict__
         or module._compiled_call_impl is not None
         or torch_module._has_any_global_hook()
@@ -152,6 +152,14 @@ def _flat(children: Iterable[nn.Module], opened: tuple[type[nn.Sequential], ...]
         else:
             flat.append(child)
     return flat
+
+
+def opened(child: nn.Module, kinds: tuple[type[nn.Sequential], ...]) -> Iterator[nn.Module]:
+    """The modules that `plan` looks at for ``child``: itself, and the children of one of the ``kinds``."""
+    yield child
+    if type(child) in kinds:
+        for below in child._modules.values():
+            yield from opened(below, kinds)  # type: ignore[arg-type]
 
 
 def layer_of(child: nn.Module) -> Layer | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,15 +12,64 @@ from fastmlp import ranges
 from fastmlp.backends import choose, onednn, requested
 from fastmlp.backends.base import LossOptions, SquaredError
 from fastmlp.functional.chain_loss import chain_cross_entropy, chain_mse_loss
-from fastmlp.functional.linear import chain
+from fastmlp.functional.layer import Layers
+from fastmlp.functional.linear import again, chain
 from fastmlp.functional.quantized import INTEGERS
 from fastmlp.modules.dequantize import Dequantize
 from fastmlp.modules.loss import CrossEntropyLoss, MSELoss
-from fastmlp.modules.plan import FORWARDS, Dequantized, is_identity, layer_of, plan, untouched, written
+from fastmlp.modules.plan import (
+    FORWARDS,
+    Dequantized,
+    Stage,
+    is_identity,
+    layer_of,
+    opened,
+    plan,
+    untouched,
+    written,
+)
+from fastmlp.modules.snapshot import Snapshot, hooked
+
+
+class _Memory(NamedTuple):
+    """What the children of a module were found to be."""
+
+    modules: dict[str, nn.Module | None]  # the owner's
+    snapshot: Snapshot
+    stages: list[Stage]
+
+
+class Planned(nn.Module):
+    """A module that runs a `plan` of its children, and remembers it for as long as it is the same."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is remembered: a copy or a pickle finds it anew."""
+        return {name: value for name, value in self.__dict__.items() if name != "_memory"}
+
+    def _children_in_order(self) -> Iterable[nn.Module]:
+        return self._modules.values()  # type: ignore[return-value]
+
+    def _remembered(self) -> list[Stage] | None:
+        """What the last call found to run, if the children are still the same."""
+        memory: _Memory | None = self.__dict__.get("_memory")
+        if memory is None or memory.modules != self._modules or not memory.snapshot.holds():
+            return None
+        return memory.stages
+
+    def _stages(self) -> list[Stage]:
+        """What runs, see `plan`."""
+        stages = self._remembered()
+        if stages is not None:
+            return stages
+        found = plan(self._children_in_order(), _OPENED)
+        below = [m for child in self._children_in_order() for m in opened(child, _OPENED)]
+        if not torch.compiler.is_compiling() and not any(map(hooked, below)):
+            self.__dict__["_memory"] = _Memory(dict(self._modules), Snapshot(below), found)
+        return found
 
 
 @written
-class Sequential(nn.Sequential):
+class Sequential(Planned, nn.Sequential):
     """An ``nn.Sequential`` in which each run of ``nn.Linear`` and activation is one fused chain.
 
     It holds the very modules it is given: ``state_dict``, ``apply``, indexing, slicing, hooks,
@@ -33,7 +83,7 @@ class Sequential(nn.Sequential):
                 input = module(input)
             return input
         else:  # said aloud: what TorchScript is to leave out has to be a branch
-            return run(self._modules.values(), input)  # type: ignore[arg-type]
+            return run(self, input)
 
     def __add__(self, other: nn.Sequential) -> Sequential:
         """The children of both, as torch's, still fused."""
@@ -75,18 +125,18 @@ def closed(
         return None
     if not (untouched(net) and untouched(loss)) or (isinstance(loss, CrossEntropyLoss) and loss.inplace):
         return None
-    stages = plan(net, _OPENED)
+    stages = net._stages()
     if not stages:
         return None
     *before, last = stages
-    if not isinstance(last, list | Dequantized):
+    if not isinstance(last, Layers | Dequantized):
         return None
-    layers = last if isinstance(last, list) else last.layers
+    layers = last if isinstance(last, Layers) else last.layers
     if isinstance(loss, MSELoss) and target.shape != (len(input), layers[-1].weight.shape[0]):
         return None  # whether to broadcast is the caller's to say
     for stage in before:
-        input = chain(input, stage) if isinstance(stage, list) else stage(input)
-    source = input if isinstance(last, list) else last.source(input)
+        input = chain(input, stage) if isinstance(stage, Layers) else stage(input)
+    source = input if isinstance(last, Layers) else last.source(input)
     if isinstance(loss, MSELoss):
         value, output = chain_mse_loss(source, layers, target, SquaredError(loss.reduction), with_output=True)
     else:
@@ -96,18 +146,23 @@ def closed(
     return value, output
 
 
-def run(children: Iterable[nn.Module], input: Tensor) -> Tensor:
-    """The output of ``children``, which may be gone through more than once, one after another."""
-    if onednn.applies(input) and requested() == "auto":
-        return _infer(children, input)
+def run(owner: Planned, input: Tensor) -> Tensor:
+    """The output of the children of ``owner``, one after another."""
+    stages = None if torch.compiler.is_compiling() else owner._remembered()
+    if stages is not None and len(stages) == 1 and type(stages[0]) is Layers:
+        output = again(input, stages[0])
+        if output is not None:
+            return output
+    if requested() == "auto" and onednn.applies(input):
+        return _infer(owner._children_in_order(), input)
     # Modules may pass on anything, as in torch's; the kernels take tensors.
-    if not isinstance(input, Tensor) or choose(_like(children, input)).backend is None:
-        for child in children:  # nn.Sequential's own loop: nothing is to be planned
+    if not isinstance(input, Tensor) or choose(_like(owner._children_in_order(), input)).backend is None:
+        for child in owner._children_in_order():  # nn.Sequential's own loop: nothing is to be planned
             if not (is_identity(child) and isinstance(input, Tensor)):
                 input = child(input)
         return input
-    for stage in plan(children, _OPENED):
-        input = chain(input, stage) if isinstance(stage, list) else stage(input)
+    for stage in owner._stages():
+        input = chain(input, stage) if isinstance(stage, Layers) else stage(input)
     return input
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from fastmlp.modules.sequential import run
+from fastmlp.modules.sequential import Planned, run
 
 
-class TimmMlp(nn.Module):
+class TimmMlp(Planned):
     """What `fuse` makes of the MLP blocks of timm's transformers and mixers, whose children it has.
 
     It is made by `fuse` alone. Source: ``timm.layers.Mlp``.
@@ -18,4 +18,7 @@ class TimmMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features)."""
-        return run([getattr(self, name) for name in self.ORDER], x)
+        return run(self, x)
+
+    def _children_in_order(self) -> list[nn.Module]:
+        return [getattr(self, name) for name in self.ORDER]

@@ -72,9 +72,9 @@ def test_changes(name: str) -> None:
     model, loss = made()
     assert isinstance(recognise(model, loss), Network)
     snapshot = Snapshot(model, loss)
-    assert snapshot.holds(model, loss)
+    assert snapshot.of(model, loss)
     CHANGES[name](model, loss)
-    assert not snapshot.holds(model, loss)
+    assert not snapshot.of(model, loss)
 
 
 @pytest.mark.parametrize(
@@ -90,23 +90,23 @@ def test_a_class_is_patched(kind: type, name: str, monkeypatch: pytest.MonkeyPat
     model, loss = made()
     snapshot = Snapshot(model, loss)
     monkeypatch.setattr(kind, name, lambda *_: None)
-    assert not snapshot.holds(model, loss)
+    assert not snapshot.of(model, loss)
     assert isinstance(recognise(model, loss), str)
     monkeypatch.undo()
-    assert snapshot.holds(model, loss)
+    assert snapshot.of(model, loss)
 
 
 def test_class_weights_of_any_layout() -> None:
     model, loss = made()
     loss.weight = torch.ones(6)[::2]
-    assert Snapshot(model, loss).holds(model, loss)
+    assert Snapshot(model, loss).of(model, loss)
 
 
 def test_other_objects() -> None:
     model, loss = made()
     snapshot = Snapshot(model, loss)
-    assert not snapshot.holds(copy.deepcopy(model), loss)
-    assert not snapshot.holds(model, copy.deepcopy(loss))
+    assert not snapshot.of(copy.deepcopy(model), loss)
+    assert not snapshot.of(model, copy.deepcopy(loss))
 
 
 def test_global_hooks_and_hooks_that_are_gone() -> None:
@@ -117,9 +117,9 @@ def test_global_hooks_and_hooks_that_are_gone() -> None:
         model.register_forward_hook(lambda *_: None),
     ]
     for handle in handles:
-        assert not snapshot.holds(model, loss)
+        assert not snapshot.of(model, loss)
         handle.remove()
-    assert snapshot.holds(model, loss)
+    assert snapshot.of(model, loss)
 
 
 def test_what_training_changes() -> None:
@@ -130,16 +130,16 @@ def test_what_training_changes() -> None:
     loss(model.train()(torch.randn(4, 6)), torch.zeros(4, dtype=torch.long)).backward()
     optimizer.step()
     model.load_state_dict(copy.deepcopy(model.state_dict()))
-    assert snapshot.holds(model.eval(), loss)
+    assert snapshot.of(model.eval(), loss)
 
 
 def test_attributes_that_do_not_compare() -> None:
     model, loss = made()
     model.note = torch.ones(3).numpy()
     snapshot = Snapshot(model, loss)
-    assert snapshot.holds(model, loss)
+    assert snapshot.of(model, loss)
     model.note = torch.zeros(3).numpy()
-    assert not snapshot.holds(model, loss)
+    assert not snapshot.of(model, loss)
 
 
 def test_a_training_step_recognises_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from torch import nn
 
 import fastmlp
 from fastmlp import backends
+from fastmlp.functional.layer import Layers
 from fastmlp.kernels.launch import record_launches
 from fastmlp.modules.plan import Dequantized, plan
 from tests.numerics import assert_as_good_as_torch
@@ -81,12 +82,12 @@ def test_what_is_folded() -> None:
     assert stages(fastmlp.Dequantize(0.5), linear, nn.ReLU()) == [Dequantized]
     assert stages(nn.Flatten(), many, linear, nn.LayerNorm(3)) == [nn.Flatten, Dequantized, nn.LayerNorm]
     assert stages(fastmlp.Dequantize(0.5, 1.0), nn.Flatten(), linear) == [Dequantized]
-    assert stages(many, nn.Flatten(), linear) == [fastmlp.Dequantize, nn.Flatten, list]
-    assert stages(fastmlp.Dequantize(0.5), nn.ReLU(), linear) == [fastmlp.Dequantize, nn.ReLU, list]
-    assert stages(fastmlp.Dequantize(0.5).half(), linear) == [fastmlp.Dequantize, list]
+    assert stages(many, nn.Flatten(), linear) == [fastmlp.Dequantize, nn.Flatten, Layers]
+    assert stages(fastmlp.Dequantize(0.5), nn.ReLU(), linear) == [fastmlp.Dequantize, nn.ReLU, Layers]
+    assert stages(fastmlp.Dequantize(0.5).half(), linear) == [fastmlp.Dequantize, Layers]
     hooked = fastmlp.Dequantize(0.5)
     hooked.register_forward_hook(lambda *_: None)
-    assert stages(hooked, linear) == [fastmlp.Dequantize, list]
+    assert stages(hooked, linear) == [fastmlp.Dequantize, Layers]
 
 
 def test_floats_are_multiplied_too(backend: str, device: str) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import fastmlp
+from fastmlp.functional.layer import Layers
 from fastmlp.modules.plan import plan
 
 
@@ -18,7 +19,7 @@ def names(*children: nn.Module) -> list[str]:
     stages = plan(children, (nn.Sequential, fastmlp.Sequential))
     return [
         "+".join(f"{layer.act.name} {layer.dropout or ''}".strip() for layer in stage)
-        if isinstance(stage, list)
+        if isinstance(stage, Layers)
         else type(stage).__name__
         for stage in stages
     ]

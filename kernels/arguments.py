@@ -10,7 +10,7 @@ only as an argument of a call: an assignment turns the members into numbers on t
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import torch
 import triton
@@ -93,6 +93,10 @@ class Blocks(NamedTuple):
     PRECISION: str  # "ieee" or "tf32": what float32 operands are multiplied in
 
 
+@overload
+def matrix(tensor: Tensor) -> Matrix: ...
+@overload
+def matrix(tensor: Tensor | None) -> Matrix | None: ...
 def matrix(tensor: Tensor | None) -> Matrix | None:
     """A matrix as a kernel's argument."""
     return None if tensor is None else Matrix(tensor, *tensor.stride())

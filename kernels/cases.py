@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from fastmlp.kernels import mlp_cases, training_cases
+from fastmlp.kernels import quantized as quantization
+from fastmlp.kernels.arguments import Activation, Scale, Source, activation
 from fastmlp.kernels.case import (
     HEAVY,
     LIGHT,
@@ -36,7 +38,7 @@ from fastmlp.kernels.dropout import dropout_mask
 from fastmlp.kernels.epoch import runs_on
 from fastmlp.kernels.launch import arch_of, has_dependent_launch, has_tma
 from fastmlp.kernels.linear import linear_act
-from fastmlp.kernels.linear_backward import linear_backward
+from fastmlp.kernels.linear_backward import Asked, Undone, linear_backward, undone
 from fastmlp.kernels.linear_tma import linear_act_tma, linear_backward_tma
 from fastmlp.kernels.loss_cases import cross_entropy_cases, head, head_cases, squared_error_cases
 
@@ -70,20 +72,20 @@ def linear(
     transposed: bool = False,
     dropout: bool = False,
     quantized: str = "",
-    launcher: Callable[..., Any] = linear_act,
+    by_tma: bool = False,
 ) -> Run:
     """The forward of one layer."""
     m, n, k = shape
-    x = matrix(m, k, numerics.storage, device, transposed)
-    weight = matrix(n, k, numerics.storage, device)
-    b = vector(n, numerics.storage, device) if bias else None
-    slope = vector(n, numerics.storage, device) if act == "prelu" else None
-    options: dict[str, Any] = {"dropout": _dropout(device, 1)} if dropout else {}
-    if quantized:
-        x, options = _quantized(m, k, device, quantized)
-    return lambda: launcher(
-        x, weight, b, act, 0.01, slope, keep_z, numerics.compute, numerics.precision, **options
-    )
+    storage, dtype, precision = numerics
+    weight = matrix(n, k, storage, device)
+    b = vector(n, storage, device) if bias else None
+    f = _activation(act, n, storage, device)
+    if by_tma:
+        plain = matrix(m, k, storage, device, transposed)
+        return lambda: linear_act_tma(plain, weight, b, f, keep_z, dtype, precision)
+    x = _source(m, k, storage, device, transposed, quantized)
+    drop = _dropout(device, 1) if dropout else None
+    return lambda: linear_act(x, weight, b, f, keep_z, dtype, precision, dropout=drop)
 
 
 def _linear_cases() -> Iterator[Case]:
@@ -119,49 +121,43 @@ def backward(
     device: str = "meta",
     *,
     bias: bool = True,
-    scale: bool = False,
-    scale_input: bool = False,
-    need_input: bool = True,
-    need_params: bool = True,
+    scale: str = "",
+    needs: str = "all",
     transposed: bool = False,
-    dropout: bool = False,
-    previous_dropout: bool = False,
+    dropouts: tuple[bool, bool] = (False, False),
     quantized: str = "",
     by_tma: bool = False,
 ) -> Run:
-    """The backward of one layer; ``act`` is undone as dY is read, ``previous_act`` in dX's epilogue."""
+    """The backward of one layer; ``act`` is undone as dY is read, ``previous_act`` in dX's epilogue.
+
+    ``scale`` and ``needs``: of or for the "params", the "input" alone, or "all"; ``dropouts`` are those after
+    and before the layer.
+    """
     m, n, k = shape
     storage, dtype, precision = numerics
     grad = matrix(m, n, dtype, device, transposed)
-    # A first layer reads the caller's tensor, which autocast leaves in float32; others what we stored.
-    x = matrix(m, k, storage if previous_act == "none" else dtype, device)
     weight = matrix(n, k, storage, device)
-    arguments: dict[str, Any] = {
-        "act": act,
-        "saved": None if act == "none" else matrix(m, n, dtype, device),
-        "slope": 0.01,
-        "slope_weight": vector(n, storage, device) if act == "prelu" else None,
-        "previous_act": previous_act,
-        "previous_saved": None if previous_act == "none" else matrix(m, k, dtype, device),
-        "previous_slope": 0.01,
-        "scale": (scalar(device), scalar(device)) if scale else None,
-        "scale_input": scale_input,
-        "need_input": need_input,
-        "need_params": need_params,
-        "bias_dtype": storage if bias else None,
+
+    def undo(act: str, features: int, drop: bool, site: int) -> Undone:
+        saved = None if act == "none" else matrix(m, features, dtype, device)
+        dropout = _dropout(device, site) if drop else None
+        return undone(_activation(act, features, storage, device), saved, dropout)
+
+    options: dict[str, Any] = {
+        "before": undo(previous_act, k, dropouts[1], 0),
+        "scale": Scale(scalar(device), scalar(device)) if scale else None,
+        "scale_input": scale == "all",
+        "asked": Asked(needs != "params", needs != "input", storage if bias else None),
         "dtype": dtype,
         "precision": precision,
-        "dropout": _dropout(device, 1) if dropout else None,
-        "previous_dropout": _dropout(device, 0) if previous_dropout else None,
     }
+    # A first layer reads the caller's tensor, which autocast leaves in float32; others what we stored.
+    kind = storage if previous_act == "none" else dtype
     if by_tma:
-        for name in ("act", "saved", "slope", "slope_weight", "dropout", "previous_dropout"):
-            del arguments[name]
-        return lambda: linear_backward_tma(grad, x, weight, **arguments)
-    if quantized:
-        x, options = _quantized(m, k, device, quantized)
-        arguments |= options
-    return lambda: linear_backward(grad, x, weight, **arguments)
+        plain = matrix(m, k, kind, device)
+        return lambda: linear_backward_tma(grad, plain, weight, **options)
+    x, after = _source(m, k, kind, device, False, quantized), undo(act, n, dropouts[0], 1)
+    return lambda: linear_backward(grad, x, weight, after=after, **options)
 
 
 def _linear_backward_cases() -> Iterator[Case]:
@@ -171,7 +167,7 @@ def _linear_backward_cases() -> Iterator[Case]:
     for dtype in NUMERICS:
         yield case("narrow epilogue=relu", dtype, NARROW)
         yield case("wide epilogue=relu", dtype, WIDE)
-        yield case("narrow first-layer", dtype, NARROW, "none", "none", need_input=False)
+        yield case("narrow first-layer", dtype, NARROW, "none", "none", needs="params")
     for act in LIGHT:
         yield case(f"narrow prologue={act} epilogue={act}", "bf16", NARROW, act, act)
     for act in HEAVY:
@@ -179,32 +175,30 @@ def _linear_backward_cases() -> Iterator[Case]:
         for size, shape in (("narrow", NARROW), ("wide", WIDE)):
             yield case(f"{size} prologue={act} epilogue={before}", "bf16", shape, act, before)
     yield case("narrow epilogue=none no-bias", "bf16", NARROW, "none", "none", bias=False)
-    yield case("wide first-layer", "bf16", WIDE, "none", "none", need_input=False)
-    yield case("wide input-only", "bf16", WIDE, need_params=False)
-    yield case("narrow scale", "bf16", NARROW, scale=True)
-    yield case("narrow scale input", "bf16", NARROW, "none", "none", scale=True, scale_input=True)
+    yield case("wide first-layer", "bf16", WIDE, "none", "none", needs="params")
+    yield case("wide input-only", "bf16", WIDE, needs="input")
+    yield case("narrow scale", "bf16", NARROW, scale="params")
+    yield case("narrow scale input", "bf16", NARROW, "none", "none", scale="all")
     for dtype in ("bf16", "tf32", "fp32"):
         yield case("ragged epilogue=relu", dtype, RAGGED)
     yield case("narrow transposed", "bf16", NARROW, transposed=True)
     yield case("long", "fp32", LONG)
     yield case("long", "bf16", LONG)
-    yield case("single", "bf16", SINGLE, "prelu", "none", scale=True)
-    yield case("single epilogue=tanh", "bf16", (1, 1, 1), "none", "tanh", scale=True)
+    yield case("single", "bf16", SINGLE, "prelu", "none", scale="params")
+    yield case("single epilogue=tanh", "bf16", (1, 1, 1), "none", "tanh", scale="params")
     yield case("long no-bias", "bf16", LONG, bias=False)
-    yield case("long scale prelu", "bf16", LONG, "prelu", "none", scale=True)
+    yield case("long scale prelu", "bf16", LONG, "prelu", "none", scale="params")
     for dtype in ("bf16", "tf32", "fp32"):
-        yield case("wide affine", dtype, WIDE, "none", "none", need_input=False, quantized="affine")
+        yield case("wide affine", dtype, WIDE, "none", "none", needs="params", quantized="affine")
     for quantized in ("affine", "scale"):
-        kind = {"need_input": False, "quantized": quantized}
+        kind = {"needs": "params", "quantized": quantized}
         yield case(f"narrow {quantized}", "autocast", NARROW, "none", "none", **kind)
-    yield case(
-        "wide affine prologue=gelu", "bf16", WIDE, "gelu", "none", need_input=False, quantized="affine"
-    )
+    yield case("wide affine prologue=gelu", "bf16", WIDE, "gelu", "none", needs="params", quantized="affine")
     for dtype, size, shape in _DROPOUTS:
-        yield case(f"{size} dropout epilogue=gelu", dtype, shape, "none", "gelu", previous_dropout=True)
+        yield case(f"{size} dropout epilogue=gelu", dtype, shape, "none", "gelu", dropouts=(False, True))
     for act, before in (("none", "relu"), ("gelu", "tanh"), ("prelu", "none")):
         name = f"wide dropout prologue={act} epilogue={before}"
-        yield case(name, "bf16", WIDE, act, before, dropout=True, previous_dropout=True)
+        yield case(name, "bf16", WIDE, act, before, dropouts=(True, True))
 
 
 def backward_tma(
@@ -224,21 +218,19 @@ def _tma_cases() -> Iterator[Case]:
     for size, shape in (("narrow", NARROW), ("wide", WIDE)):
         for dtype in ("bf16", "tf32"):
             numerics = NUMERICS[dtype]
-            keeps = linear(numerics, shape, "gelu", keep_z=True, launcher=linear_act_tma)
+            keeps = linear(numerics, shape, "gelu", keep_z=True, by_tma=True)
             yield Case("matmul", f"{size} gelu keep_z", dtype, keeps)
             yield Case("matmul_backward", f"{size} gelu", dtype, backward_tma(numerics, shape, "gelu"))
     for act in (*LIGHT, "silu", "gelu_tanh", "prelu"):
         keep_z = act in HEAVY
-        run = linear(NUMERICS["bf16"], WIDE, act, keep_z=keep_z, launcher=linear_act_tma)
+        run = linear(NUMERICS["bf16"], WIDE, act, keep_z=keep_z, by_tma=True)
         yield Case("matmul", f"wide {act}", "bf16", run)
     for act in (*LIGHT, "silu", "gelu_tanh"):  # a PReLU is never undone in the epilogue
-        run = backward_tma(NUMERICS["bf16"], WIDE, act, need_params=False)
+        run = backward_tma(NUMERICS["bf16"], WIDE, act, needs="input")
         yield Case("matmul_backward", f"wide {act} input-only", "bf16", run)
     half = NUMERICS["fp16"]
-    yield Case(
-        "matmul", "wide none no-bias", "fp16", linear(half, WIDE, "none", bias=False, launcher=linear_act_tma)
-    )
-    scaled = backward_tma(half, WIDE, "none", scale=True, scale_input=True, bias=False)
+    yield Case("matmul", "wide none no-bias", "fp16", linear(half, WIDE, "none", bias=False, by_tma=True))
+    scaled = backward_tma(half, WIDE, "none", scale="all", bias=False)
     yield Case("matmul_backward", "wide scale no-bias", "fp16", scaled)
 
 
@@ -248,8 +240,8 @@ MATRIX_PROBLEMS: dict[str, tuple[Callable[..., Run], int]] = {
     "linear_extra": (partial(linear, quantized="affine"), 1),
     "linear_backward": (backward, 2),
     "linear_backward_prologue": (partial(backward, act="relu"), 2),
-    "linear_backward_extra": (partial(backward, previous_act="gelu", previous_dropout=True), 2),
-    "matmul": (partial(linear, launcher=linear_act_tma), 1),
+    "linear_backward_extra": (partial(backward, previous_act="gelu", dropouts=(False, True)), 2),
+    "matmul": (partial(linear, by_tma=True), 1),
     "matmul_backward": (backward_tma, 2),
     "head": (head, 2),
     "update": (partial(training_cases.timed, "update"), 1),
@@ -266,16 +258,21 @@ def _dropout(device: str, site: int) -> tuple[float, Tensor, int]:
     return 0.5, torch.zeros(1, dtype=torch.int64, device=device), site
 
 
-def _quantized(m: int, k: int, device: str, kind: str) -> tuple[Tensor, dict[str, Any]]:
-    """A data set, and how a batch of ``m`` is had from it: by a number, or scale and shift a feature."""
+def _activation(act: str, features: int, dtype: torch.dtype, device: str) -> Activation:
+    return activation(act, 0.01, vector(features, dtype, device) if act == "prelu" else None)
+
+
+def _source(m: int, k: int, dtype: torch.dtype, device: str, transposed: bool, quantized: str) -> Source:
+    """A layer's input: a matrix, or rows of a data set by a number, or by scale and shift a feature."""
+    if not quantized:
+        x = matrix(m, k, dtype, device, transposed)
+        return quantization.source(x, None, 1.0, None)
     values = torch.zeros(60000, k, dtype=torch.uint8, device=device)
-    options: dict[str, Any] = {"index": torch.zeros(m, dtype=torch.int64, device=device), "x_scale": 1 / 255}
-    if kind == "affine":
-        options |= {
-            "x_scale": vector(k, torch.float32, device),
-            "x_shift": vector(k, torch.float32, device),
-        }
-    return values, options
+    index = torch.zeros(m, dtype=torch.int64, device=device)
+    if quantized == "scale":
+        return quantization.source(values, index, 1 / 255, None)
+    scale, shift = vector(k, torch.float32, device), vector(k, torch.float32, device)
+    return quantization.source(values, index, scale, shift)
 
 
 def _training_cases() -> Iterator[Case]:

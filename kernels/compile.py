@@ -142,7 +142,7 @@ def tasks(arch: str) -> list[tuple[Row, Launch]]:
                     _tile(one),
                     _needs_tensor_cores(one),
                     needs_tma=any(isinstance(argument, TensorDescriptor) for argument in one.args),
-                    needs_specialization=bool(one.options.get("WARP_SPECIALIZE")),
+                    needs_specialization=bool(getattr(one.options.get("TILE"), "WARP_SPECIALIZE", False)),
                 )
                 found.setdefault(keys[0], (row, one))
     return list(found.values())

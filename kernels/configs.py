@@ -34,7 +34,7 @@ class Tile:
 
     def options(self) -> dict[str, int]:
         """As keyword arguments of a launch."""
-        return asdict(self)
+        return dict(vars(self))
 
     def blocks(self, reduction: int, precision: str) -> Blocks:
         """As one argument of a kernel whose products are sums over ``reduction`` elements."""

@@ -7,10 +7,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastmlp.kernels import configs, quantized
+from fastmlp.kernels import configs
 from fastmlp.kernels.activations import activate
 from fastmlp.kernels.arguments import (
-    activation,
+    Activation,
+    Source,
     at,
     load_vector,
     matrix,
@@ -22,7 +23,7 @@ from fastmlp.kernels.arguments import (
 from fastmlp.kernels.device import dot, store, tile_of, wait_for_previous
 from fastmlp.kernels.dropout import Dropout, arguments, drop
 from fastmlp.kernels.launch import arch_of, cdiv, launch
-from fastmlp.kernels.quantized import Number, dequantize, scalar
+from fastmlp.kernels.quantized import dequantize, scalar
 
 
 @triton.jit
@@ -82,45 +83,38 @@ def linear_act_kernel(
 
 
 def linear_act(
-    x: Tensor,
+    x: Source,
     weight: Tensor,
     bias: Tensor | None,
-    act: str,
-    slope: float,
-    slope_weight: Tensor | None,
+    act: Activation,
     keep_z: bool,
     dtype: torch.dtype,
     precision: str,
     *,
     dropout: Dropout | None = None,
-    index: Tensor | None = None,
-    x_scale: Number = 1.0,
-    x_shift: Number | None = None,
     out: tuple[Tensor, Tensor | None] | None = None,
     pdl: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Y = f(X Wᵀ + b) in ``dtype``, and Z = X Wᵀ + b if ``keep_z``. One launch.
 
-    x (M, K), weight (N, K), bias (N,), slope_weight (1,) or (N,); any strides; none of M, N, K is 0.
-    X is x_scale * x[index] + x_shift: numbers, or tensors of one or K elements; index (M,). With
-    ``dropout`` Y is what it leaves. ``out`` is Y and Z (M, N) to write to.
+    x (M, K), weight (N, K), bias (N,), a PReLU's slopes (1,) or (N,); any strides; none of M, N, K is 0.
+    With ``dropout`` Y is what it leaves. ``out`` is Y and Z (M, N) to write to.
     """
-    (rows, k), n = x.shape, weight.shape[0]
-    m = rows if index is None else len(index)
+    n, k = weight.shape
+    m = len(x.matrix.ptr if x.index is None else x.index)
     if out is None:
-        y = torch.empty((m, n), device=x.device, dtype=dtype)
+        y = torch.empty((m, n), device=weight.device, dtype=dtype)
         out = y, torch.empty_like(y) if keep_z else None
     y, z = out
-    source = quantized.source(x, index, x_scale, x_shift)
-    family = "linear" if source.shift is None else "linear_extra"
-    tile = configs.lookup(family, arch_of(x), configs.precision_class(dtype, precision), n, k)
+    family = "linear" if x.shift is None else "linear_extra"
+    tile = configs.lookup(family, arch_of(weight), configs.precision_class(dtype, precision), n, k)
     launch(
         linear_act_kernel,
         (cdiv(m, tile.BLOCK_M) * cdiv(n, tile.BLOCK_N),),
-        source,
+        x,
         matrix(weight),
         vector(bias),
-        activation(act, slope, slope_weight),
+        act,
         *arguments(dropout),
         matrix(y),
         matrix(z),

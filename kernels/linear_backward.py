@@ -23,13 +23,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastmlp.kernels import configs, quantized
+from fastmlp.kernels import configs
 from fastmlp.kernels.activations import activate, undo
 from fastmlp.kernels.arguments import (
     TL_DTYPE,
+    Activation,
     Scale,
+    Source,
     Undo,
-    activation,
     at,
     matrix,
     rows_of,
@@ -39,7 +40,7 @@ from fastmlp.kernels.arguments import (
 from fastmlp.kernels.device import cast, dot, load_scale, mask_gradient, store, tile_of, wait_for_previous
 from fastmlp.kernels.dropout import Dropout, arguments, draws, undrop, undropped
 from fastmlp.kernels.launch import arch_of, cdiv, launch, launch_if, num_sms
-from fastmlp.kernels.quantized import Number, dequantize_gradient
+from fastmlp.kernels.quantized import dequantize_gradient
 
 # Rows of the batch that one program of dW reduces, at least: below that the workspace costs more.
 _ROWS_PER_SPLIT = 512
@@ -244,74 +245,85 @@ def sum_splits_kernel(out, num_splits, N, K, BLOCK: tl.constexpr):
         store(out.slope + n - N, acc, (n >= N) & (n < 2 * N))
 
 
+#: An `Undo` and its dropout's layer, as two arguments of the kernel; None where nothing is to be undone.
+Undone = tuple[Undo | None, int]
+NOTHING: Undone = (None, 0)
+
+
+def undone(act: Activation, saved: Tensor | None, dropout: Dropout | None = None) -> Undone:
+    """What a gradient goes back through: ``dropout``, and f' computed from ``saved``."""
+    if act.name == "none":
+        saved = None
+        if dropout is None:
+            return NOTHING
+    drop, site = arguments(dropout)
+    return Undo(act, matrix(saved), drop), site
+
+
+class Asked(NamedTuple):
+    """Which gradients are asked for; the bias' one where it has a dtype."""
+
+    input: bool = True
+    params: bool = True
+    bias_dtype: torch.dtype | None = None
+
+
 def linear_backward(
     grad: Tensor,
-    x: Tensor,
+    x: Source,
     weight: Tensor,
     *,
-    act: str,
-    saved: Tensor | None,
-    slope: float,
-    slope_weight: Tensor | None,
-    previous_act: str,
-    previous_saved: Tensor | None,
-    previous_slope: float,
-    scale: tuple[Tensor, Tensor] | None,
-    scale_input: bool,
-    need_input: bool,
-    need_params: bool,
-    bias_dtype: torch.dtype | None,
+    after: Undone = NOTHING,
+    before: Undone = NOTHING,
+    scale: Scale | None = None,
+    scale_input: bool = False,
+    asked: Asked,
     dtype: torch.dtype,
     precision: str,
-    dropout: Dropout | None = None,
-    previous_dropout: Dropout | None = None,
-    index: Tensor | None = None,
-    x_scale: Number = 1.0,
-    x_shift: Number | None = None,
     out: Tensor | None = None,
     pdl: bool = False,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """dX (M, K), dW (N, K), db (N,) and the slopes' gradient (N,) from ``grad`` (M, N).
 
     One launch, and a second to sum the splits where the batch is long and the layer small.
-    dX is in ``dtype``, dW in the weight's; db is None where ``bias_dtype`` is. Any strides; no
-    size is 0. index, x_scale and x_shift as in `linear_act`; X then has no gradient. ``scale`` is
-    (numerator, denominator), two scalars on the device. ``out`` (M, K), rows contiguous, receives dX.
+    dX is in ``dtype``, dW in the weight's. Any strides; no size is 0. A quantized or gathered X has no
+    gradient. ``after`` is undone as ``grad`` is read, ``before`` in dX; ``scale`` multiplies the parameters'
+    gradients, and with ``scale_input`` dX. ``out`` (M, K) receives dX.
     """
-    (m, n), k = grad.shape, x.shape[1]
-    source = quantized.source(x, index, x_scale, x_shift)
-    family = "linear_backward"
-    if source.shift is not None or (previous_dropout is not None and draws(previous_act)):
+    (m, n), k = grad.shape, weight.shape[1]
+    device = grad.device
+    family, (behind, _), (below, _) = "linear_backward", after, before
+    if x.shift is not None or (below is not None and below.drop is not None and draws(below.act.name)):
         family += "_extra"
-    elif act != "none" or dropout is not None:
+    elif behind is not None:
         family += "_prologue"
-    tile = configs.lookup(family, arch_of(x), configs.precision_class(dtype, precision), n, k)
-    dx = torch.empty((m, k), device=x.device, dtype=dtype) if need_input and out is None else out
-    factor = None if scale is None else Scale(*scale)
+    tile = configs.lookup(family, arch_of(grad), configs.precision_class(dtype, precision), n, k)
+    dx = torch.empty((m, k), device=device, dtype=dtype) if asked.input and out is None else out
     grads = None
-    input_tiles = cdiv(m, tile.BLOCK_M) * cdiv(k, tile.BLOCK_N) if need_input else 0
-    weight_tiles = cdiv(n, tile.BLOCK_M) * cdiv(k, tile.BLOCK_N) if need_params else 0
+    input_tiles = cdiv(m, tile.BLOCK_M) * cdiv(k, tile.BLOCK_N) if asked.input else 0
+    weight_tiles = cdiv(n, tile.BLOCK_M) * cdiv(k, tile.BLOCK_N) if asked.params else 0
     splits, rows_per_split = 1, m
-    if need_params:
-        splits, rows_per_split = split_batch(m, weight_tiles, tile.BLOCK_K, num_sms(x.device.index or 0))
+    if asked.params:
+        splits, rows_per_split = split_batch(m, weight_tiles, tile.BLOCK_K, num_sms(device.index or 0))
+        learned = behind is not None and behind.act.weight is not None
         grads = ParameterGrads(
-            torch.empty((n, k), device=x.device, dtype=weight.dtype),
-            None if bias_dtype is None else torch.empty(n, device=x.device, dtype=bias_dtype),
-            torch.empty(n, device=x.device, dtype=torch.float32) if act == "prelu" else None,
+            torch.empty((n, k), device=device, dtype=weight.dtype),
+            None if asked.bias_dtype is None else torch.empty(n, device=device, dtype=asked.bias_dtype),
+            torch.empty(n, device=device, dtype=torch.float32) if learned else None,
             # Always float32 and always there, so that the number of splits never changes the kernel.
-            torch.empty((splits if splits > 1 else 0, n * k + 2 * n), device=x.device, dtype=torch.float32),
-            factor,
+            torch.empty((splits if splits > 1 else 0, n * k + 2 * n), device=device, dtype=torch.float32),
+            scale,
         )
     launch(
         linear_backward_kernel,
         (input_tiles + weight_tiles * splits,),
         matrix(grad),
-        source if need_params else None,
+        x if asked.params else None,
         matrix(weight),
-        *_undone(act, slope, slope_weight, saved, dropout),
-        *_undone(previous_act, previous_slope, None, previous_saved, previous_dropout),
+        *after,
+        *before,
         matrix(dx),
-        factor if scale_input else None,
+        scale if scale_input else None,
         grads,
         splits,
         rows_per_split,
@@ -332,17 +344,6 @@ def linear_backward(
 
 
 _SUM_BLOCK = 1024
-
-
-def _undone(
-    act: str, slope: float, slope_weight: Tensor | None, saved: Tensor | None, dropout: Dropout | None
-) -> tuple[Undo | None, int]:
-    """What a gradient goes back through as two arguments of the kernel; None where that is nothing."""
-    if act == "none" and dropout is None:
-        return None, 0
-    drop, site = arguments(dropout)
-    saved = None if act == "none" else saved
-    return Undo(activation(act, slope, slope_weight), matrix(saved), drop), site
 
 
 def split_batch(rows: int, tiles: int, block: int, sms: int) -> tuple[int, int]:

@@ -13,7 +13,7 @@ loop, and a tile's epilogue overlaps the loads of the next one.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -23,49 +23,55 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastmlp.kernels import configs
 from fastmlp.kernels.activations import activate, undo
-from fastmlp.kernels.arguments import TL_DTYPE, Scale
+from fastmlp.kernels.arguments import TL_DTYPE, Activation, Scale, Undo, load_vector, slopes_of, vector
 from fastmlp.kernels.configs import TmaTile
-from fastmlp.kernels.device import cast, dot, load_scale, load_slopes, store, tile_of
+from fastmlp.kernels.device import cast, dot, load_scale, store, tile_of
 from fastmlp.kernels.launch import INTERPRETED, arch_of, cdiv, has_tma, launch, num_sms
-from fastmlp.kernels.linear import slope_stride
+from fastmlp.kernels.linear_backward import Asked, Undone
+
+
+class TmaBlocks(NamedTuple):
+    """A `TmaTile`, all of it known to the compiler."""
+
+    BLOCK_M: int
+    BLOCK_N: int
+    BLOCK_K: int
+    GROUP_M: int
+    SUBTILES: int
+    WARP_SPECIALIZE: bool
+    PRECISION: str
 
 
 @triton.jit
 def _finish_tile(
-    acc, row, col,
-    c_desc, z_desc, previous_desc, b_ptr, stride_b, slope_ptr, stride_slope, slope, scale, N,
-    ACT: tl.constexpr, PREVIOUS_ACT: tl.constexpr, HAS_BIAS: tl.constexpr, KEEP_Z: tl.constexpr,
-    HAS_SCALE: tl.constexpr, DTYPE: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SUBTILES: tl.constexpr,
+    acc, row, col, c_desc, z_desc, saved_desc, bias, act, before, scale, N,
+    DTYPE: tl.constexpr, SUBTILES: tl.constexpr,
 ):  # fmt: skip
     """Epilogue of the tile at (row, col), in SUBTILES parts: one's registers and buffers serve the next."""
+    BLOCK_M: tl.constexpr = acc.shape[0]
+    BLOCK_N: tl.constexpr = acc.shape[1]
     if SUBTILES > 1:
         HALF: tl.constexpr = BLOCK_N // 2
         left, right = tl.split(tl.permute(tl.reshape(acc, (BLOCK_M, 2, HALF)), (0, 2, 1)))
         _finish_tile(
             left, row, col,
-            c_desc, z_desc, previous_desc, b_ptr, stride_b, slope_ptr, stride_slope, slope, scale, N,
-            ACT, PREVIOUS_ACT, HAS_BIAS, KEEP_Z, HAS_SCALE, DTYPE, BLOCK_M, HALF, SUBTILES // 2,
+            c_desc, z_desc, saved_desc, bias, act, before, scale, N, DTYPE, SUBTILES // 2,
         )  # fmt: skip
         _finish_tile(
             right, row, col + HALF,
-            c_desc, z_desc, previous_desc, b_ptr, stride_b, slope_ptr, stride_slope, slope, scale, N,
-            ACT, PREVIOUS_ACT, HAS_BIAS, KEEP_Z, HAS_SCALE, DTYPE, BLOCK_M, HALF, SUBTILES // 2,
+            c_desc, z_desc, saved_desc, bias, act, before, scale, N, DTYPE, SUBTILES // 2,
         )  # fmt: skip
     else:
         cols = col + tl.arange(0, BLOCK_N)
-        if HAS_BIAS:
-            acc += tl.load(b_ptr + cols * stride_b, mask=cols < N, other=0.0).to(tl.float32)[None, :]
-        if KEEP_Z:
+        if bias is not None:
+            acc += load_vector(bias, cols, N)[None, :]
+        if z_desc is not None:
             z_desc.store([row, col], cast(acc, DTYPE))
-        if ACT != "none":
-            slopes = load_slopes(slope_ptr, slope, stride_slope, cols, N, ACT)
-            acc = activate(acc, slopes[None, :], ACT)
-        if PREVIOUS_ACT != "none":
-            acc = undo(acc, previous_desc.load([row, col]).to(tl.float32), slope, PREVIOUS_ACT)
-        if HAS_SCALE:
-            acc *= scale
-        c_desc.store([row, col], cast(acc, DTYPE))
+        if act is not None:
+            acc = activate(acc, slopes_of(act, cols, N)[None, :], act.name)
+        if before is not None:
+            acc = undo(acc, saved_desc.load([row, col]).to(tl.float32), before.slope, before.name)
+        c_desc.store([row, col], cast(acc * scale, DTYPE))
 
 
 @triton.jit
@@ -87,40 +93,28 @@ def _sum_rows(
 @triton.jit(do_not_specialize=["M", "N", "K"])
 def matmul_kernel(
     a_desc, b_desc,  # blocks of A (M, K) and B (K, N), or of the transposed matrices
-    c_desc, z_desc,  # C (M, N), and Z alike, if KEEP_Z
-    previous_desc,  # (M, N): what PREVIOUS_ACT's derivative is computed from
-    sum_desc, db_ptr,  # blocks of A again, never rounded, and (M,): its rows' sums, if SUM_ROWS
-    b_ptr, stride_b,  # bias (N,)
-    slope_ptr, stride_slope, slope,  # of ACT, or of PREVIOUS_ACT
-    scale_ptr, denominator_ptr,  # scalars: C and db are times scale / denominator
+    c_desc, z_desc,  # C (M, N), and Z alike, or None
+    saved_desc,  # (M, N): what the derivative of ``before`` is computed from, or None
+    sum_desc, sum_ptr,  # blocks of A again, never rounded, and (M,): its rows' sums; or None
+    bias,  # a Vector (N,), or None
+    act, before,  # Activations, the one to apply and the one to undo, or None
+    scale,  # a Scale of C and of the sums, or None
     M, N, K,
-    ACT: tl.constexpr,
-    PREVIOUS_ACT: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    KEEP_Z: tl.constexpr,
-    HAS_SCALE: tl.constexpr,
-    SUM_ROWS: tl.constexpr,
     TRANSPOSED_A: tl.constexpr,
     TRANSPOSED_B: tl.constexpr,
     DTYPE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    GROUP_M: tl.constexpr,
-    SUBTILES: tl.constexpr,
-    WARP_SPECIALIZE: tl.constexpr,
+    TILE: tl.constexpr,  # TmaBlocks
 ):  # fmt: skip
-    num_m, num_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
+    num_m, num_n = tl.cdiv(M, TILE.BLOCK_M), tl.cdiv(N, TILE.BLOCK_N)
     num_tiles = num_m * num_n
-    scale = load_scale(Scale(scale_ptr, denominator_ptr) if HAS_SCALE else None)
+    factor = load_scale(scale)
     for tile in tl.range(
-        tl.program_id(0), num_tiles, tl.num_programs(0), flatten=True, warp_specialize=WARP_SPECIALIZE
+        tl.program_id(0), num_tiles, tl.num_programs(0), flatten=True, warp_specialize=TILE.WARP_SPECIALIZE
     ):
-        pid_m, pid_n = tile_of(tile, num_m, num_n, GROUP_M)
-        row, col = pid_m * BLOCK_M, pid_n * BLOCK_N
-        acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        for start in range(0, K, BLOCK_K):
+        pid_m, pid_n = tile_of(tile, num_m, num_n, TILE.GROUP_M)
+        row, col = pid_m * TILE.BLOCK_M, pid_n * TILE.BLOCK_N
+        acc = tl.zeros((TILE.BLOCK_M, TILE.BLOCK_N), tl.float32)
+        for start in range(0, K, TILE.BLOCK_K):
             if TRANSPOSED_A:
                 a = a_desc.load([start, row]).T
             else:
@@ -129,28 +123,24 @@ def matmul_kernel(
                 b = b_desc.load([col, start]).T
             else:
                 b = b_desc.load([start, col])
-            acc = dot(a, b, acc, DTYPE, PRECISION)
+            acc = dot(a, b, acc, DTYPE, TILE.PRECISION)
         _finish_tile(
-            acc, row, col,
-            c_desc, z_desc, previous_desc, b_ptr, stride_b, slope_ptr, stride_slope, slope, scale, N,
-            ACT, PREVIOUS_ACT, HAS_BIAS, KEEP_Z, HAS_SCALE, DTYPE, BLOCK_M, BLOCK_N, SUBTILES,
-        )  # fmt: skip
-    if SUM_ROWS:
+            acc, row, col, c_desc, z_desc, saved_desc, bias, act, before, factor, N, DTYPE, TILE.SUBTILES
+        )
+    if sum_ptr is not None:
         # These tiles are numbered on from those of C: programs that the last wave leaves idle begin.
         pid, programs = tl.program_id(0), tl.num_programs(0)
         first = pid + tl.cdiv(num_tiles - pid, programs) * programs
         for tile in range(first, num_tiles + num_m, programs):
-            row = (tile - num_tiles) * BLOCK_M
-            _sum_rows(row, sum_desc, db_ptr, scale, M, K, TRANSPOSED_A, BLOCK_M, BLOCK_K)
+            row = (tile - num_tiles) * TILE.BLOCK_M
+            _sum_rows(row, sum_desc, sum_ptr, factor, M, K, TRANSPOSED_A, TILE.BLOCK_M, TILE.BLOCK_K)
 
 
 def linear_act_tma(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    act: str,
-    slope: float,
-    slope_weight: Tensor | None,
+    act: Activation,
     keep_z: bool,
     dtype: torch.dtype,
     precision: str,
@@ -159,10 +149,7 @@ def linear_act_tma(
     (m, _), n = x.shape, weight.shape[0]
     y = torch.empty((m, n), device=x.device, dtype=dtype)
     z = torch.empty_like(y) if keep_z else None
-    _matmul(
-        "matmul", x, weight.t(), y, weight.shape, precision,
-        z=z, act=act, bias=bias, slope_weight=slope_weight, slope=slope,
-    )  # fmt: skip
+    _matmul("matmul", x, weight.t(), y, weight.shape, precision, z=z, act=act, bias=bias)
     return y, z
 
 
@@ -171,34 +158,29 @@ def linear_backward_tma(
     x: Tensor,
     weight: Tensor,
     *,
-    previous_act: str,
-    previous_saved: Tensor | None,
-    previous_slope: float,
-    scale: tuple[Tensor, Tensor] | None,
+    before: Undone,
+    scale: Scale | None,
     scale_input: bool,
-    need_input: bool,
-    need_params: bool,
-    bias_dtype: torch.dtype | None,
+    asked: Asked,
     dtype: torch.dtype,
     precision: str,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-    """What `linear_backward.linear_backward` gives for ``act`` "none", where `backward_misfit` allows it.
+    """What `linear_backward.linear_backward` gives, where `backward_misfit` allows it.
 
     A launch for dX, and one for dW and db. The batch is never split: few tiles of dW leave
     multiprocessors idle.
     """
     dx = dw = db = None
-    if need_input:
+    if asked.input:
         dx = torch.empty(x.shape, device=x.device, dtype=dtype)
+        dx_scale = scale if scale_input else None
         _matmul(
-            "matmul_backward", grad, weight, dx, weight.shape, precision,
-            previous_act=previous_act, previous=previous_saved, slope=previous_slope,
-            scale=scale if scale_input else None,
-        )  # fmt: skip
-    if need_params:
+            "matmul_backward", grad, weight, dx, weight.shape, precision, before=before[0], scale=dx_scale
+        )
+    if asked.params:
         dw = torch.empty(weight.shape, device=x.device, dtype=dtype)
-        if bias_dtype is not None:
-            db = torch.empty(weight.shape[0], device=x.device, dtype=bias_dtype)
+        if asked.bias_dtype is not None:
+            db = torch.empty(weight.shape[0], device=x.device, dtype=asked.bias_dtype)
         _matmul("matmul_backward", grad.t(), x, dw, weight.shape, precision, sums=db, scale=scale)
     return dx, dw, db, None
 
@@ -212,23 +194,23 @@ def _matmul(
     precision: str,
     *,
     z: Tensor | None = None,
-    act: str = "none",
-    previous_act: str = "none",
-    previous: Tensor | None = None,
     bias: Tensor | None = None,
+    act: Activation | None = None,
+    before: Undo | None = None,
     sums: Tensor | None = None,
-    slope_weight: Tensor | None = None,
-    slope: float = 0.0,
-    scale: tuple[Tensor, Tensor] | None = None,
+    scale: Scale | None = None,
 ) -> None:
     """C = A B with its epilogue, and the sums of A's rows. One launch."""
     (m, k), n, dtype = a.shape, b.shape[1], a.dtype
     tile = configs.lookup(family, arch_of(a), configs.precision_class(dtype, precision), *weight_shape)
     assert isinstance(tile, TmaTile)
     rounded = precision == "tf32"
-    transposed_a, transposed_b = a.stride(1) != 1, b.stride(1) != 1
     part = (tile.BLOCK_M, tile.BLOCK_N // tile.SUBTILES)
     tiles = cdiv(m, tile.BLOCK_M) * cdiv(n, tile.BLOCK_N)
+    blocks = TmaBlocks(
+        tile.BLOCK_M, tile.BLOCK_N, tile.BLOCK_K, tile.GROUP_M, tile.SUBTILES, tile.WARP_SPECIALIZE, precision
+    )
+    saved = None if before is None or before.saved is None else before.saved.ptr
     launch(
         matmul_kernel,
         (min(tiles, num_sms(a.device.index or 0)),),
@@ -236,24 +218,23 @@ def _matmul(
         _blocks(b, tile.BLOCK_K, tile.BLOCK_N, rounded),
         _blocks(c, *part),
         None if z is None else _blocks(z, *part),
-        None if previous is None else _blocks(previous, *part),
-        None if sums is None else _blocks(a, tile.BLOCK_M, tile.BLOCK_K), sums,
-        bias, 0 if bias is None else bias.stride(0),
-        slope_weight, slope_stride(slope_weight), slope,
-        *(scale or (None, None)),
-        m, n, k,
-        ACT=act,
-        PREVIOUS_ACT=previous_act,
-        HAS_BIAS=bias is not None,
-        KEEP_Z=z is not None,
-        HAS_SCALE=scale is not None,
-        SUM_ROWS=sums is not None,
-        TRANSPOSED_A=transposed_a,
-        TRANSPOSED_B=transposed_b,
+        None if saved is None else _blocks(saved, *part),
+        None if sums is None else _blocks(a, tile.BLOCK_M, tile.BLOCK_K),
+        sums,
+        vector(bias),
+        act,
+        None if before is None else before.act,
+        scale,
+        m,
+        n,
+        k,
+        TRANSPOSED_A=a.stride(1) != 1,
+        TRANSPOSED_B=b.stride(1) != 1,
         DTYPE=TL_DTYPE[dtype],
-        PRECISION=precision,
-        **tile.options(),
-    )  # fmt: skip
+        TILE=blocks,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )
 
 
 # From Triton 3.8 on the copy engine can round float32 to TF32; else the tensor cores cut the low bits off.

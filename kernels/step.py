@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastmlp.kernels import configs
-from fastmlp.kernels.arguments import Source
+from fastmlp.kernels import configs, quantized
+from fastmlp.kernels.arguments import Source, activation, matrix
 from fastmlp.kernels.configs import Tile
 from fastmlp.kernels.head import Gradients, head_programs, head_step, hidden, targets
 from fastmlp.kernels.launch import arch_of
 from fastmlp.kernels.linear import linear_act
-from fastmlp.kernels.linear_backward import linear_backward
+from fastmlp.kernels.linear_backward import Asked, linear_backward, undone
 from fastmlp.kernels.network import Table
 from fastmlp.kernels.quantized import Number
 from fastmlp.kernels.softmax import Criterion, criterion
@@ -74,18 +74,13 @@ def train_step(
     for i, layer in enumerate(layers[:-1]):
         assert layer.y is not None
         inputs, _ = linear_act(
-            inputs,
+            quantized.source(x, index, x_scale, x_shift) if i == 0 else Source(matrix(inputs)),
             layer.copy,
             layer.bias,
-            layer.act,
-            layer.slope,
-            None,
+            activation(layer.act, layer.slope),
             layer.keeps_z,
             dtype,
             precision,
-            index=index if i == 0 else None,
-            x_scale=x_scale if i == 0 else 1.0,
-            x_shift=x_shift if i == 0 else None,
             out=(layer.y[:m], _rows(layer.saved, m) if layer.keeps_z else None),
             pdl=pdl,
         )
@@ -104,20 +99,10 @@ def train_step(
     for layer, below in reversed(list(zip(layers[1:-1], layers))):
         linear_backward(
             layer.dz[:m],
-            _rows(layer.x, m),
+            Source(matrix(_rows(layer.x, m))),
             layer.copy,
-            act="none",
-            saved=None,
-            slope=0.0,
-            slope_weight=None,
-            previous_act=below.act,
-            previous_saved=_rows(below.saved, m),
-            previous_slope=below.slope,
-            scale=None,
-            scale_input=False,
-            need_input=True,
-            need_params=False,
-            bias_dtype=None,
+            before=undone(activation(below.act, below.slope), _rows(below.saved, m)),
+            asked=Asked(params=False),
             dtype=dtype,
             precision=precision,
             out=below.dz[:m],

@@ -165,7 +165,8 @@ def tile_gradient(
         acc, bias = dequantize_gradient(
             acc, bias,
             Source(
-                None, None, Vector(x_scale, stride_scale) if DEQUANT != "none" else None,
+                Matrix(x_ptr, stride_xm, stride_xk), None,
+                Vector(x_scale, stride_scale) if DEQUANT != "none" else None,
                 Vector(x_shift, stride_shift) if DEQUANT == "affine" else None,
             ), cols, k,
         )  # fmt: skip

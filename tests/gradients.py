@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastmlp.activations import Act
-from fastmlp.backends.base import LinearGrads, Scale
+from fastmlp.backends.base import LinearGrads, Scale, Undo
 from fastmlp.backends.torch_backend import TorchBackend
 from fastmlp.backends.triton_backend import TritonBackend
 from tests.numerics import assert_as_good_as_torch
@@ -20,6 +20,8 @@ def exactly(value: Any) -> Any:
         return value.double()
     if isinstance(value, Act):
         return value._replace(weight=exactly(value.weight))
+    if isinstance(value, Undo):
+        return value._replace(act=exactly(value.act), saved=exactly(value.saved))
     return Scale(*map(exactly, value)) if isinstance(value, Scale) else value
 
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastmlp import ranges
-from fastmlp.activations import NONE, Act
+from fastmlp.activations import Act
 from fastmlp.autograd.node import Node, Route, left_to_torch, saves_as_given, torch_grads
 from fastmlp.autograd.saved import Overwritable, Owners, aliases, may_be_written
-from fastmlp.backends.base import Backend, Dropout, Quantized, Scale
+from fastmlp.backends.base import NOTHING, Backend, Dropout, Quantized, Scale, Undo
 
 #: weight, bias, PReLU's weight: the tensors of one layer.
 PER_LAYER = 3
@@ -130,18 +130,14 @@ def backward_chain(
             grad,
             inputs[i],
             weight,
-            act=NONE if masked else acts[i]._replace(weight=slope),
-            saved=None if masked else saved[i],
-            previous_act=acts[i - 1] if fold else NONE,
-            previous_saved=saved[i - 1] if fold else None,
+            after=NOTHING if masked else Undo(acts[i]._replace(weight=slope), saved[i], drops.of(i)),
+            before=Undo(acts[i - 1], saved[i - 1], drops.of(i - 1)) if fold else NOTHING,
             scale=scale,
             scale_input=i == 0,
             need_input=any(needs[:first]),
             need_params=any(needs[first : first + PER_LAYER]),
             bias_dtype=None if bias is None else bias.dtype,
             dtype=dtype,
-            dropout=None if masked else drops.of(i),
-            previous_dropout=drops.of(i - 1) if fold else None,
         )
         grads[first : first + 2] = layer.weight, layer.bias
         if layer.slope is not None and slope is not None:

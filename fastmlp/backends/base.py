@@ -44,6 +44,20 @@ class Dropout(NamedTuple):
     site: int  # the layer's number: layers of one seed draw different masks
 
 
+class Undo(NamedTuple):
+    """What a gradient goes back through: a layer's dropout, and then its f'; by default through nothing.
+
+    f' is computed from ``saved``, which is f's input, or its output as the dropout left it.
+    """
+
+    act: Act = NONE
+    saved: Tensor | None = None  # (M, N)
+    dropout: Dropout | None = None
+
+
+NOTHING = Undo()
+
+
 class Quantized(NamedTuple):
     """A first layer's input X = scale * values[index] + shift, which no memory holds."""
 
@@ -182,27 +196,21 @@ class Backend(ABC):
         x: Tensor | Quantized,
         weight: Tensor,
         *,
-        act: Act = NONE,
-        saved: Tensor | None = None,
-        previous_act: Act = NONE,
-        previous_saved: Tensor | None = None,
+        after: Undo = NOTHING,
+        before: Undo = NOTHING,
         scale: Scale | None = None,
         scale_input: bool = False,
         need_input: bool = True,
         need_params: bool = True,
         bias_dtype: torch.dtype | None = None,
         dtype: torch.dtype,
-        dropout: Dropout | None = None,
-        previous_dropout: Dropout | None = None,
     ) -> LinearGrads:
         """Gradients of one layer from ``grad`` (M, N), computed in ``dtype``.
 
-        With ``act`` none ``grad`` is dZ; otherwise it is dY, and dZ = dY * f'(``saved``) is formed
-        as it is read. The input's gradient is multiplied by the previous layer's
-        f'(``previous_saved``), so that it leaves as that layer's dZ. ``scale`` multiplies the
-        parameters' gradients, and with ``scale_input`` the input's. There is a bias' gradient
-        where ``bias_dtype`` is given. A ``dropout`` is undone before the activation that it follows,
-        from whose dropped output f' is then computed (where it is computed from an output).
+        With something to undo ``after`` the layer ``grad`` is dY, and dZ is formed as it is read; otherwise
+        it is dZ. What is to be undone ``before`` the layer is in its input's gradient, which so leaves as the
+        previous layer's dZ. ``scale`` multiplies the parameters' gradients, and with ``scale_input`` the
+        input's. There is a bias' gradient where ``bias_dtype`` is given.
         """
 
     @abstractmethod

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 import triton
 
-from fastmlp.activations import NONE, TABLE, Act
+from fastmlp.activations import TABLE, Act
+from fastmlp.backends.base import NOTHING, Undo
 from fastmlp.backends.triton_backend import TritonBackend
 from fastmlp.kernels import decisions
 from fastmlp.kernels.case import NUMERICS, Run, Shape
@@ -51,10 +52,8 @@ def problem(op: str, dtype: str, shape: Shape, device: str) -> Run:
         return lambda: backend.linear_act(x, weight, bias, _RELU, False, compute)
     grad, undone = random(m, n), op == "backward_prologue"
     options: dict[str, Any] = {
-        "act": _RELU if undone else NONE,
-        "saved": random(m, n).relu_() if undone else None,
-        "previous_act": _RELU,
-        "previous_saved": x,
+        "after": Undo(_RELU, random(m, n).relu_()) if undone else NOTHING,
+        "before": Undo(_RELU, x),
         "bias_dtype": storage,
         "dtype": compute,
     }

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from fastmlp.activations import NONE, Act
 from fastmlp.backends import loss_tiles
 from fastmlp.backends.base import (
+    NOTHING,
     Backend,
     Dropout,
     HeadResult,
@@ -25,6 +26,7 @@ from fastmlp.backends.base import (
     Quantized,
     Scale,
     SquaredError,
+    Undo,
     Wanted,
 )
 from fastmlp.backends.pages import large_like
@@ -59,36 +61,29 @@ class TorchBackend(Backend):
         x: Tensor | Quantized,
         weight: Tensor,
         *,
-        act: Act = NONE,
-        saved: Tensor | None = None,
-        previous_act: Act = NONE,
-        previous_saved: Tensor | None = None,
+        after: Undo = NOTHING,
+        before: Undo = NOTHING,
         scale: Scale | None = None,
         scale_input: bool = False,
         need_input: bool = True,
         need_params: bool = True,
         bias_dtype: torch.dtype | None = None,
         dtype: torch.dtype,
-        dropout: Dropout | None = None,
-        previous_dropout: Dropout | None = None,
     ) -> LinearGrads:
         """See `Backend.linear_backward`."""
         dslope = None
-        grad = self._dropped(grad, dropout)
-        saved, previous_saved = (
-            _undropped(saved, act, dropout),
-            _undropped(previous_saved, previous_act, previous_dropout),
-        )
+        grad = self._dropped(grad, after.dropout)
+        saved, saved_before = _undropped(after), _undropped(before)
         if saved is not None:
-            if act.weight is not None and need_params:
+            if after.act.weight is not None and need_params:
                 dslope = torch.where(saved > 0, 0.0, grad * saved).sum(0)
-            grad = grad * act.derivative(saved)
+            grad = grad * after.act.derivative(saved)
         factor = 1.0 if scale is None else scale.value()
         dx = dw = db = None
         if need_input:
-            dx = self._dropped(grad.to(dtype) @ weight.to(dtype), previous_dropout)
-            if previous_saved is not None:
-                dx = dx * previous_act.derivative(previous_saved)
+            dx = self._dropped(grad.to(dtype) @ weight.to(dtype), before.dropout)
+            if saved_before is not None:
+                dx = dx * before.act.derivative(saved_before)
             if scale_input:
                 dx = dx * factor
         if need_params:
@@ -293,8 +288,9 @@ def _sum_of_losses(
     return total, denominator, gradient
 
 
-def _undropped(saved: Tensor | None, act: Act, dropout: Dropout | None) -> Tensor | None:
+def _undropped(undo: Undo) -> Tensor | None:
     """What f' is computed from: where that is f's output, what is kept is the layer's."""
+    act, saved, dropout = undo
     if saved is None or dropout is None or not act.saves_output:
         return saved
     return saved * (1 - dropout.p)

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmlp.activations import NONE, Act
+from fastmlp.activations import Act
 from fastmlp.backends.base import (
+    NOTHING,
     Backend,
     Dropout,
     HeadResult,
@@ -23,16 +24,17 @@ from fastmlp.backends.base import (
     Recorded,
     Scale,
     SquaredError,
+    Undo,
     Wanted,
 )
 from fastmlp.backends.torch_backend import TorchBackend
+from fastmlp.kernels import arguments, decisions, mse, quantized
 from fastmlp.kernels import cross_entropy as loss_kernels
-from fastmlp.kernels import decisions, mse
 from fastmlp.kernels.decisions import LIBRARY, TMA
 from fastmlp.kernels.dropout import dropout_mask
 from fastmlp.kernels.head import MAX_CLASSES, head, hidden, targets
 from fastmlp.kernels.linear import linear_act
-from fastmlp.kernels.linear_backward import linear_backward
+from fastmlp.kernels.linear_backward import Asked, Undone, linear_backward, undone
 from fastmlp.kernels.linear_tma import (
     backward_misfit,
     forward_misfit,
@@ -85,13 +87,9 @@ class TritonBackend(Backend):
                 with torch.autocast(x.device.type, enabled=False):  # the dtype is chosen
                     return _library.linear_act(x, weight, bias, act, keep_z, dtype)
             if way == TMA:
-                return linear_act_tma(
-                    x, weight, bias, act.name, act.slope, act.weight, keep_z, dtype, precision
-                )
-        values, source = _source(x)
-        slope = act.slope, act.weight
+                return linear_act_tma(x, weight, bias, _activation(act), keep_z, dtype, precision)
         return linear_act(
-            values, weight, bias, act.name, *slope, keep_z, dtype, precision, dropout=dropout, **source
+            _source(x), weight, bias, _activation(act), keep_z, dtype, precision, dropout=dropout
         )
 
     def linear_backward(
@@ -100,52 +98,43 @@ class TritonBackend(Backend):
         x: Tensor | Quantized,
         weight: Tensor,
         *,
-        act: Act = NONE,
-        saved: Tensor | None = None,
-        previous_act: Act = NONE,
-        previous_saved: Tensor | None = None,
+        after: Undo = NOTHING,
+        before: Undo = NOTHING,
         scale: Scale | None = None,
         scale_input: bool = False,
         need_input: bool = True,
         need_params: bool = True,
         bias_dtype: torch.dtype | None = None,
         dtype: torch.dtype,
-        dropout: Dropout | None = None,
-        previous_dropout: Dropout | None = None,
     ) -> LinearGrads:
         """See `Backend.linear_backward`."""
         precision = _precision(dtype)
-        asked: dict[str, Any] = {
-            "previous_saved": previous_saved,
-            "scale": scale,
-            "scale_input": scale_input,
-            "need_input": need_input,
-            "need_params": need_params,
-            "bias_dtype": bias_dtype,
-            "dtype": dtype,
-        }
         way = ""
-        if isinstance(x, Tensor) and dropout is None and previous_dropout is None:
-            op = "backward" if act.name == "none" else "backward_prologue"
+        if isinstance(x, Tensor) and after.dropout is None and before.dropout is None:
+            op = "backward" if after.act.name == "none" else "backward_prologue"
             ways = decisions.order(op, x, weight, dtype, precision, x.shape[0])
             way = ways[0]
             if way == TMA:
-                misfit = backward_misfit(grad, x, weight, previous_saved, dtype, precision, act.name)
+                misfit = backward_misfit(grad, x, weight, before.saved, dtype, precision, after.act.name)
                 way = _instead(ways, misfit)
         if way == LIBRARY:
             with torch.autocast(grad.device.type, enabled=False):
                 return _library.linear_backward(
-                    grad, x, weight, act=act, saved=saved, previous_act=previous_act, **asked
-                )
-        asked["precision"] = precision
-        asked["previous_act"], asked["previous_slope"] = previous_act.name, previous_act.slope
+                    grad, x, weight, after=after, before=before, scale=scale, scale_input=scale_input,
+                    need_input=need_input, need_params=need_params, bias_dtype=bias_dtype, dtype=dtype,
+                )  # fmt: skip
+        options: dict[str, Any] = {
+            "before": _undone(before),
+            "scale": None if scale is None else arguments.Scale(*scale),
+            "scale_input": scale_input,
+            "asked": Asked(need_input, need_params, bias_dtype),
+            "dtype": dtype,
+            "precision": precision,
+        }
         if way == TMA:
             assert isinstance(x, Tensor)
-            return LinearGrads(*linear_backward_tma(grad, x, weight, **asked))
-        values, source = _source(x)
-        asked |= {"act": act.name, "saved": saved, "slope": act.slope, "slope_weight": act.weight}
-        asked |= {"dropout": dropout, "previous_dropout": previous_dropout}
-        return LinearGrads(*linear_backward(grad, values, weight, **asked, **source))
+            return LinearGrads(*linear_backward_tma(grad, x, weight, **options))
+        return LinearGrads(*linear_backward(grad, _source(x), weight, after=_undone(after), **options))
 
     def dropout_mask(self, dropout: Dropout, rows: int, features: int) -> Tensor:
         """See `Backend.dropout_mask`."""
@@ -338,12 +327,23 @@ def _net(params: Sequence[Tensor | None], acts: Sequence[Act], dtype: torch.dtyp
     )
 
 
-def _source(x: Tensor | Quantized) -> tuple[Tensor, dict[str, Any]]:
-    """The matrix that the kernels read, and how X is had from it."""
+def _source(x: Tensor | Quantized) -> arguments.Source:
+    """A layer's input as its kernels take it."""
     if isinstance(x, Tensor):
-        return x, {}
+        return arguments.Source(arguments.matrix(x))
     index = None if x.index is None else x.index.contiguous()
-    return x.values, {"index": index, "x_scale": x.scale, "x_shift": x.shift}
+    return quantized.source(x.values, index, x.scale, x.shift)
+
+
+def _activation(act: Act) -> arguments.Activation:
+    return arguments.activation(act.name, act.slope, act.weight)
+
+
+def _undone(undo: Undo) -> Undone:
+    """What is to be undone as the kernels take it."""
+    if undo is NOTHING:
+        return None, 0
+    return undone(_activation(undo.act), undo.saved, undo.dropout)
 
 
 def _precision(dtype: torch.dtype) -> str:

@@ -108,8 +108,8 @@ def _linear_backward(a: Arguments) -> tuple[int, int]:
 
 
 def _matmul(a: Arguments) -> tuple[int, int]:
-    read = size(a["a_desc"], a["b_desc"], a["previous_desc"], a["b_ptr"], a["slope_ptr"], a["scale_ptr"])
-    return 2 * a["M"] * a["N"] * a["K"], read + size(a["c_desc"], a["z_desc"], a["db_ptr"])
+    read = size(a["a_desc"], a["b_desc"], a["saved_desc"], a["bias"], a["act"], a["scale"])
+    return 2 * a["M"] * a["N"] * a["K"], read + size(a["c_desc"], a["z_desc"], a["sum_ptr"])
 
 
 def _head(a: Arguments) -> tuple[int, int]:

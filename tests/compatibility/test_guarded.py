@@ -18,7 +18,7 @@ import fastmlp
 from fastmlp import backends
 from fastmlp import functional as fastmlp_functional
 from fastmlp.activations import NAMES, NONE, TABLE, Act
-from fastmlp.backends.base import Dropout, LossOptions, Quantized, Scale
+from fastmlp.backends.base import Dropout, LossOptions, Quantized, Scale, Undo
 from fastmlp.backends.triton_backend import TritonBackend
 from fastmlp.functional import Layer
 from fastmlp.kernels import decisions, linear_backward, mlp_backward
@@ -86,10 +86,8 @@ def test_linear_backward(name: str, dtype: torch.dtype, device: str) -> None:
     act = activation(rng, name, n, dtype, device)
     previous = NONE if name == "prelu" else Act(TABLE[name], act.slope)
     options: dict[str, Any] = {
-        "act": act,
-        "saved": None if name == "none" else matrix(rng, m, n, dtype, device),
-        "previous_act": previous,
-        "previous_saved": None if previous is NONE else matrix(rng, m, k, dtype, device),
+        "after": Undo(act, None if name == "none" else matrix(rng, m, n, dtype, device)),
+        "before": Undo(previous, None if previous is NONE else matrix(rng, m, k, dtype, device)),
         "scale": Scale(torch.ones((), device=device), torch.full((), 3.0, device=device)),
         "scale_input": True,
         "bias_dtype": dtype,
@@ -115,8 +113,8 @@ def test_tma(act: str, dtype: torch.dtype, device: str) -> None:
     def run() -> Results:
         with decisions.force("tma"):
             y = BACKEND.linear_act(x, w, bias, kind, True, dtype)
-            options: dict[str, Any] = {"previous_act": kind, "previous_saved": saved}
-            grads = BACKEND.linear_backward(grad, x, w, bias_dtype=dtype, dtype=dtype, **options)
+            before = Undo(kind, saved)
+            grads = BACKEND.linear_backward(grad, x, w, before=before, bias_dtype=dtype, dtype=dtype)
         return [*y, *grads]
 
     check(run, {"matmul_kernel"})
@@ -138,13 +136,9 @@ def test_dropout(name: str, dtype: torch.dtype, device: str) -> None:
             grad,
             x,
             w,
-            act=act,
-            saved=y if act.saves_output else z,
-            previous_act=act,
-            previous_saved=saved,
+            after=Undo(act, y if act.saves_output else z, drop),
+            before=Undo(act, saved, before),
             dtype=dtype,
-            dropout=drop,
-            previous_dropout=before,
         )
         return [y, z, *grads, BACKEND.dropout_mask(drop, m, n)]
 

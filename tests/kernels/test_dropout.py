@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastmlp.activations import NAMES, NONE, TABLE, Act
-from fastmlp.backends.base import Dropout
+from fastmlp.backends.base import Dropout, Undo
 from fastmlp.backends.torch_backend import TorchBackend
 from fastmlp.backends.triton_backend import TritonBackend
 from fastmlp.kernels import configs, linear_backward
@@ -94,16 +94,16 @@ def test_backward(name: str, dtype: torch.dtype, seed: int, device: str) -> None
     rng = random.Random(f"{name}{dtype}{seed}")
     m, n, k = (rng.choice(SIZES) for _ in range(3))
 
-    def layer(name: str, features: int, p: float) -> tuple[Any, Tensor | None, Dropout | None]:
+    def layer(name: str, features: int, p: float) -> Undo:
         act = activation(rng, name, features, dtype, device)
         one = dropout(p, rng.getrandbits(63), rng.randrange(3), device) if p else None
         z = matrix(rng, m, features, dtype, device)
         if not act.saves_output or name == "none":
-            return act, None if name == "none" else z, one
-        return act, TorchBackend()._dropped(act(z), one), one
+            return Undo(act, None if name == "none" else z, one)
+        return Undo(act, TorchBackend()._dropped(act(z), one), one)
 
-    act, saved, one = layer(name, n, rng.choice([0.1, 0.5, 0.8]))
-    before, before_saved, before_one = layer(
+    after = layer(name, n, rng.choice([0.1, 0.5, 0.8]))
+    before = layer(
         rng.choice([a for a in NAMES if a != "prelu"]) if seed else name.replace("prelu", "silu"),
         k,
         rng.choice([0.0, 0.5, 0.8]) if seed else 0.4,
@@ -112,15 +112,11 @@ def test_backward(name: str, dtype: torch.dtype, seed: int, device: str) -> None
         matrix(rng, m, n, dtype, device),
         matrix(rng, m, k, dtype, device),
         matrix(rng, n, k, dtype, device),
-        act=act,
-        saved=saved,
-        previous_act=before,
-        previous_saved=before_saved,
+        after=after,
+        before=before,
         need_input=rng.random() < 0.8,
         bias_dtype=dtype if rng.random() < 0.7 else None,
         dtype=dtype,
-        dropout=one,
-        previous_dropout=before_one,
     )
 
 
@@ -135,7 +131,11 @@ def test_the_mask_does_not_depend_on_the_tile(
     mask = TRITON.dropout_mask(one, m, n)
     x, w = torch.ones(m, 1, device=device), torch.ones(n, 1, device=device)
     grad = torch.ones(m, n, device=device)
-    options: dict[str, Any] = {"bias_dtype": torch.float32, "dtype": torch.float32, "dropout": one}
+    options: dict[str, Any] = {
+        "bias_dtype": torch.float32,
+        "dtype": torch.float32,
+        "after": Undo(dropout=one),
+    }
     with configs.override("linear", tile):
         y, _ = TRITON.linear_act(x, w, None, NONE, False, torch.float32, one)
     with configs.override("linear_backward_prologue", tile), record_launches() as launches:
@@ -146,7 +146,7 @@ def test_the_mask_does_not_depend_on_the_tile(
     torch.testing.assert_close(grads.input, mask.sum(1, keepdim=True) / 0.6)
     with configs.override("linear_backward_extra", tile):
         dx = TRITON.linear_backward(
-            x, grad, torch.ones(1, n, device=device), previous_dropout=one, dtype=torch.float32
+            x, grad, torch.ones(1, n, device=device), before=Undo(dropout=one), dtype=torch.float32
         ).input
     assert dx is not None
     assert torch.equal(dx != 0, mask)
@@ -160,9 +160,7 @@ def test_no_mask_is_drawn_where_the_output_tells(name: str, device: str) -> None
     grad, w = torch.randn(9, 5, device=device), torch.randn(5, 8, device=device)
     act = Act(TABLE[name])
     dx = [
-        TRITON.linear_backward(
-            grad, saved, w, previous_act=act, previous_saved=saved, previous_dropout=d, dtype=torch.float32
-        ).input
+        TRITON.linear_backward(grad, saved, w, before=Undo(act, saved, d), dtype=torch.float32).input
         for d in (one, other)
     ]
     assert dx[0] is not None

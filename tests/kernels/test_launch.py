@@ -156,7 +156,7 @@ def squared(**options):
 
 problems = {
     "relu": layer("relu", "none"),
-    "gelu, scaled": layer("gelu", "gelu", scale=True),
+    "gelu, scaled": layer("gelu", "gelu", scale="params"),
     "prelu": layer("prelu", "none"),
     "head": head("relu"),
     "head, evaluation": head("none", need_grad=False, keep_logits=True),

@@ -6,13 +6,29 @@ import random
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
-from fastmlp.activations import NAMES, TABLE, Act
+from fastmlp.activations import NAMES, NONE, TABLE, Act
+from fastmlp.kernels import arguments
+from fastmlp.kernels.arguments import Source
 from fastmlp.kernels.launch import record_launches
 from fastmlp.kernels.linear import linear_act
 from tests.numerics import assert_as_good_as_torch
 from tests.problems import DTYPES, SIZES, activation, matrix, vector
+
+
+def forward(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    act: Act,
+    keep_z: bool,
+    dtype: torch.dtype = torch.float32,
+    precision: str = "ieee",
+) -> tuple[Tensor, Tensor | None]:
+    f = arguments.activation(act.name, act.slope, act.weight)
+    return linear_act(Source(arguments.matrix(x)), w, bias, f, keep_z, dtype, precision)
 
 
 @pytest.mark.usefixtures("poisoned")
@@ -26,7 +42,7 @@ def test_random_problem(name: str, dtype: torch.dtype, seed: int, device: str) -
     x, w = matrix(rng, m, k, dtype, device), matrix(rng, n, k, dtype, device)
     bias = vector(rng, n, dtype, device) if rng.random() < 0.7 else None
     act = activation(rng, name, n, dtype, device)
-    y, z = linear_act(x, w, bias, name, act.slope, act.weight, True, dtype, "ieee")
+    y, z = forward(x, w, bias, act, True, dtype)
 
     z_torch = F.linear(x, w, bias)
     z_exact = F.linear(x.double(), w.double(), None if bias is None else bias.double())
@@ -43,7 +59,7 @@ def test_special_values(name: str, value: float, device: str) -> None:
     x = torch.tensor([[value]], device=device)
     one = torch.ones(1, 1, device=device)
     act = Act(TABLE[name], 0.1 if name == "leaky_relu" else 0.0, one[0] / 4 if name == "prelu" else None)
-    y, _ = linear_act(x, one, None, name, act.slope, act.weight, False, torch.float32, "ieee")
+    y, _ = forward(x, one, None, act, False)
     torch.testing.assert_close(y, act(x), equal_nan=True, rtol=1e-6, atol=1e-37)
 
 
@@ -52,7 +68,7 @@ def test_mixed_dtypes_round_once_in_the_kernel(device: str) -> None:
     x, w, b = torch.randn(33, 70), torch.randn(20, 70), torch.randn(20)
     x, w, b = x.to(device), w.to(device), b.to(device)
     with record_launches() as launches:
-        y, _ = linear_act(x, w, b, "relu", 0.0, None, False, torch.bfloat16, "ieee")
+        y, _ = forward(x, w, b, Act(TABLE["relu"]), False, torch.bfloat16)
     half = [t.bfloat16() for t in (x, w, b)]
     assert len(launches) == 1
     exact = F.linear(half[0].double(), half[1].double(), b.double()).relu()
@@ -61,19 +77,19 @@ def test_mixed_dtypes_round_once_in_the_kernel(device: str) -> None:
 
 def test_stride_0_input(device: str) -> None:
     x, w = torch.randn(1, 40, device=device).expand(50, 40), torch.randn(3, 40, device=device)
-    y, _ = linear_act(x, w, None, "none", 0.0, None, False, torch.float32, "ieee")
+    y, _ = forward(x, w, None, NONE, False)
     assert_as_good_as_torch(y, F.linear(x, w), F.linear(x.double(), w.double()))
 
 
 def test_z_is_written_only_when_asked(device: str) -> None:
     x, w = torch.randn(4, 8, device=device), torch.randn(2, 8, device=device)
-    assert linear_act(x, w, None, "gelu", 0.0, None, False, torch.float32, "ieee")[1] is None
+    assert forward(x, w, None, Act(TABLE["gelu"]), False)[1] is None
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="TF32 exists on a GPU's tensor cores alone")
 def test_tf32_is_as_good_as_torchs() -> None:
     x, w = torch.randn(500, 700, device="cuda"), torch.randn(300, 700, device="cuda")
-    y, _ = linear_act(x, w, None, "none", 0.0, None, False, torch.float32, "tf32")
+    y, _ = forward(x, w, None, NONE, False, precision="tf32")
     before = torch.backends.cuda.matmul.fp32_precision
     torch.backends.cuda.matmul.fp32_precision = "tf32"
     try:

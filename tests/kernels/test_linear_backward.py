@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from fastmlp.activations import NAMES, NONE, TABLE, Act
-from fastmlp.backends.base import Scale
+from fastmlp.activations import NAMES, TABLE, Act
+from fastmlp.backends.base import Scale, Undo
 from fastmlp.backends.triton_backend import TritonBackend
 from fastmlp.kernels import linear_backward as module
 from fastmlp.kernels.launch import record_launches
@@ -32,10 +32,10 @@ def test_random_problem(name: str, dtype: torch.dtype, seed: int, device: str) -
     previous = activation(rng, rng.choice([a for a in NAMES if a != "prelu"]), k, dtype, device)
     scale = Scale(torch.randn((), device=device), torch.tensor(7.0, device=device))
     options = {
-        "act": act,
-        "saved": None if name == "none" else act(matrix(rng, m, n, dtype, device)),
-        "previous_act": previous,
-        "previous_saved": None if previous.name == "none" else previous(matrix(rng, m, k, dtype, device)),
+        "after": Undo(act, None if name == "none" else act(matrix(rng, m, n, dtype, device))),
+        "before": Undo(
+            previous, None if previous.name == "none" else previous(matrix(rng, m, k, dtype, device))
+        ),
         "scale": scale if rng.random() < 0.4 else None,
         "scale_input": False,
         "need_input": rng.random() < 0.8,
@@ -54,8 +54,7 @@ def test_split_batch(rows: int, name: str, device: str) -> None:
     act = Act(TABLE[name], weight=torch.randn(13, device=device) if name == "prelu" else None)
     grad, x = torch.randn(rows, 13, device=device), torch.randn(rows, 21, device=device)
     options: dict[str, Any] = {
-        "act": act,
-        "saved": torch.randn(rows, 13, device=device) if name == "prelu" else None,
+        "after": Undo(act, torch.randn(rows, 13, device=device) if name == "prelu" else None),
         "scale": Scale(torch.tensor(3.0, device=device), torch.tensor(5.0, device=device)),
         "bias_dtype": torch.float32,
         "dtype": torch.float32,
@@ -98,9 +97,7 @@ def test_one_launch_for_all_gradients(device: str) -> None:
             grad,
             x,
             w,
-            act=NONE,
-            previous_act=Act(TABLE["relu"]),
-            previous_saved=x.relu(),
+            before=Undo(Act(TABLE["relu"]), x.relu()),
             bias_dtype=torch.float32,
             dtype=torch.float32,
         )
@@ -112,4 +109,5 @@ def test_zero_gradient_times_infinite_saved_output(device: str) -> None:
     saved = torch.full((3, 5), float("inf"), device=device)
     grad = torch.randn(3, 5, device=device)
     x, w = torch.randn(3, 7, device=device), torch.randn(5, 7, device=device)
-    check(grad, x, w, act=Act(TABLE["relu"]), saved=saved, bias_dtype=torch.float32, dtype=torch.float32)
+    undo = Undo(Act(TABLE["relu"]), saved)
+    check(grad, x, w, after=undo, bias_dtype=torch.float32, dtype=torch.float32)

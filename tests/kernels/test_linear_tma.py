@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastmlp.activations import NAMES, NONE, TABLE, Act
-from fastmlp.backends.base import Scale
+from fastmlp.backends.base import Scale, Undo
 from fastmlp.backends.triton_backend import TritonBackend
-from fastmlp.kernels import decisions, linear_tma
+from fastmlp.kernels import arguments, decisions, linear_tma
 from fastmlp.kernels.launch import record_launches
 from fastmlp.kernels.linear_tma import backward_misfit, forward_misfit, linear_act_tma
 from tests.gradients import check
@@ -92,8 +92,7 @@ def test_random_backward(name: str, dtype: torch.dtype, seed: int, device: str) 
     saved = torch.randn(m, k, device=device).to(dtype)
     scaled, parts = rng.random() < 0.4, rng.choice([(True, True), (True, True), (True, False), (False, True)])
     options = {
-        "previous_act": previous,
-        "previous_saved": None if name == "none" else previous(saved),
+        "before": Undo(previous, None if name == "none" else previous(saved)),
         "scale": Scale(torch.randn((), device=device), torch.tensor(7.0, device=device)) if scaled else None,
         "scale_input": scaled and rng.random() < 0.5,
         "need_input": parts[0],
@@ -112,7 +111,7 @@ def test_random_backward(name: str, dtype: torch.dtype, seed: int, device: str) 
 def test_more_tiles_than_programs(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each program takes several tiles, and db's come after those of dW, on the programs left idle."""
     x, grad, w = (torch.randn(s, device=device) for s in ((150, 200), (150, 264), (264, 200)))
-    options = {"previous_act": Act(TABLE["tanh"]), "previous_saved": x.tanh(), "bias_dtype": x.dtype}
+    options = {"before": Undo(Act(TABLE["tanh"]), x.tanh()), "bias_dtype": x.dtype}
     tiles = {"forward": 3 * 5, "dX": 3 * 4, "dW": 5 * 4} if device == "cpu" else {}
     for programs in (1, 3, 7, 132):
         monkeypatch.setattr(linear_tma, "num_sms", lambda index, programs=programs: programs)
@@ -139,9 +138,9 @@ def test_special_values_stay_in_their_row(name: str, value: float, device: str) 
     x, w = torch.ones(5, 12, device=device), torch.ones(20, 12, device=device)
     x[3] = value
     act = Act(TABLE[name])
-    y, _ = linear_act_tma(x, w, None, name, 0.0, None, False, x.dtype, precision(x.dtype, device))
+    y, _ = linear_act_tma(x, w, None, arguments.activation(name), False, x.dtype, precision(x.dtype, device))
     torch.testing.assert_close(y, act(F.linear(x, w)), equal_nan=True)
-    options: dict[str, Any] = {"previous_act": act, "previous_saved": x, "bias_dtype": x.dtype}
+    options: dict[str, Any] = {"before": Undo(act, x), "bias_dtype": x.dtype}
     grad = torch.ones(5, 20, device=device)
     check(grad, torch.ones(5, 12, device=device), w, dtype=x.dtype, **options)
 
@@ -203,7 +202,7 @@ with dry_run(SM_90), specializations() as keys:
     for m in (1, 2, 16, 31, 4096, 60000):
         for n, k in ((4096, 4096), (1024, 1032)):
             with record_launches() as launches:
-                cases.linear(cases.NUMERICS["bf16"], (m, n, k), launcher=cases.linear_act_tma)()
+                cases.linear(cases.NUMERICS["bf16"], (m, n, k), by_tma=True)()
                 cases.backward_tma(cases.NUMERICS["bf16"], (m, n, k))()
             for nth, one in enumerate(launches):
                 keys.clear()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastmlp.activations import NONE
-from fastmlp.backends.base import Quantized
+from fastmlp.backends.base import Quantized, Undo
 from fastmlp.backends.torch_backend import TorchBackend
 from fastmlp.backends.triton_backend import TritonBackend
 from fastmlp.kernels import linear_backward
@@ -80,8 +80,7 @@ def test_random_problem(dtype: torch.dtype, seed: int, device: str, monkeypatch:
             grad.to(kind),
             x,
             w.to(kind),
-            act=one,
-            saved=None if act.name == "none" else saved.to(kind),
+            after=Undo(one, None if act.name == "none" else saved.to(kind)),
             need_input=False,
             bias_dtype=None if b is None else kind,
             dtype=kind,

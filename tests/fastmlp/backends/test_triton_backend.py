@@ -13,6 +13,7 @@ from torch.nn import functional as F
 import fastmlp
 from fastmlp import backends
 from fastmlp.activations import NONE, TABLE, Act
+from fastmlp.backends.base import Undo
 from fastmlp.backends.triton_backend import TritonBackend
 from fastmlp.kernels import decisions
 from fastmlp.kernels.launch import record_launches
@@ -51,10 +52,8 @@ def test_backward(way: str, dtype: torch.dtype, act: Act, device: str) -> None:
     x, w, b = operands(dtype, device)
     grad = torch.randn(37, 24, device=device).to(dtype)
     options: dict[str, Any] = {
-        "act": act,
-        "saved": None if act is NONE else F.linear(x, w, b).relu(),
-        "previous_act": RELU,
-        "previous_saved": x,
+        "after": Undo(act, None if act is NONE else F.linear(x, w, b).relu()),
+        "before": Undo(RELU, x),
         "bias_dtype": dtype,
         "dtype": dtype,
     }

@@ -15,8 +15,9 @@ import fastmlp
 from fastmlp import backends, plans, work
 from fastmlp.functional import mlp
 from fastmlp.kernels import cross_entropy, mse
+from fastmlp.kernels.arguments import Source, matrix
 from fastmlp.kernels.launch import Launch, num_sms, observe, record_launches
-from fastmlp.kernels.linear_backward import linear_backward
+from fastmlp.kernels.linear_backward import Asked, linear_backward
 from fastmlp.profiling.launches import _KERNELS, Counted, count, size
 
 WIDTHS, ROWS = (24, 16, 20, 4), 40
@@ -133,15 +134,12 @@ def test_an_epoch_is_its_steps(device: str) -> None:
 
 def test_half_a_backward_is_half_of_it(device: str) -> None:
     grad, x = torch.randn(8, 4, device=device), torch.randn(8, 6, device=device)
-    weight = torch.randn(4, 6, device=device)
+    weight, source = torch.randn(4, 6, device=device), Source(matrix(x))
 
     def of(need_input: bool, need_params: bool) -> tuple[int, int]:
         with record_launches() as launches:
-            linear_backward(
-                grad, x, weight, act="none", saved=None, slope=0.0, slope_weight=None, previous_act="none",
-                previous_saved=None, previous_slope=0.0, scale=None, scale_input=False, need_input=need_input,
-                need_params=need_params, bias_dtype=None, dtype=torch.float32, precision="ieee",
-            )  # fmt: skip
+            asked = Asked(need_input, need_params)
+            linear_backward(grad, source, weight, asked=asked, dtype=torch.float32, precision="ieee")
         found = count(launches[0]).work
         assert found is not None
         return found.operations, found.bytes

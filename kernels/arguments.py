@@ -17,6 +17,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastmlp.kernels import older_triton
+
+if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 8):
+    older_triton.mend()
+
 #: The Triton name of each dtype that the kernels compute in.
 TL_DTYPE = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 

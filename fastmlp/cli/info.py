@@ -93,7 +93,12 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[name] = "not installed"
     problem = backends.triton_missing()
-    if problem is not None:
+    if problem is None:
+        from fastmlp.kernels import launch
+
+        slow = launch.fast_problem()
+        found["launches"] = f"by Triton's own run: {slow}" if slow else "direct, each decided once"
+    else:
         found["triton"] += (
             f": {problem}, so GPUs run torch's own ops; PyTorch's CUDA build brings a Triton that fits"
         )

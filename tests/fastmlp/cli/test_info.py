@@ -12,6 +12,7 @@ import torch
 
 import fastmlp
 from fastmlp import backends
+from fastmlp.kernels import launch
 from tests.commands import run, run_json
 from tests.processes import output_of
 
@@ -72,6 +73,20 @@ def test_json() -> None:
     assert plan["floor_seconds"] == expected.seconds("whole")
 
 
+@pytest.mark.parametrize(
+    ("problem", "said"),
+    [
+        (None, "direct, each decided once"),
+        ("Triton 9 is new", "by Triton's own run: Triton 9 is new"),
+    ],
+)
+def test_how_kernels_are_launched_is_said(
+    problem: str | None, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "fast_problem", lambda: problem)
+    assert run_json("info")["versions"]["launches"] == said
+
+
 @pytest.fixture
 def looked_at_again() -> Iterator[None]:
     """Which Triton there is is remembered, but not beyond this test."""
@@ -90,7 +105,9 @@ def test_a_triton_that_is_too_old_is_said(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_triton_that_is_missing_is_said() -> None:
     """In a process that never had it."""
     code = 'import sys; sys.modules["triton"] = None; from fastmlp.cli import app; app(["info", "--json"])'
-    said = json.loads(output_of(code))["versions"]["triton"]
+    versions = json.loads(output_of(code))["versions"]
+    said = versions["triton"]
+    assert "launches" not in versions
     assert ": Triton cannot be imported (import of triton halted" in said
     assert "so GPUs run torch's own ops; PyTorch's CUDA build brings a Triton that fits" in said
 

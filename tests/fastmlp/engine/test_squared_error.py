@@ -116,7 +116,7 @@ def test_launches_a_step(depth: int, device: str) -> None:
     names = [launch.name for launch in launches]
     assert len(names) == 2 * depth - 1
     assert names[depth - 1] == "head_kernel"
-    assert launches[depth - 1].options["LOSS"] == "mse"
+    assert launches[depth - 1].named["criterion"].name == "mse"
 
 
 def epochs(engine: str, dtype: torch.dtype, device: str, variant: dict[str, Any]) -> tuple[list, list]:

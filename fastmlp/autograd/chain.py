@@ -193,11 +193,16 @@ class Saved(NamedTuple):
     params: list[Tensor | None]  # `aliases`
 
     @classmethod
-    def of(cls, tensors: Sequence[Tensor | None], depth: int, numbers: Numbers) -> Saved:
-        """What `Chain` saved, after the seed, of a chain of ``depth`` layers."""
+    def of(cls, tensors: Sequence[Tensor | None], decided: Decided) -> Saved:
+        """What `saved_chain` gave."""
+        depth = len(decided.acts)
         source, rest = list(tensors[:FIRST_PARAM]), tensors[FIRST_PARAM:]
-        inputs: list[Input] = [unpack(source, numbers), *rest[: depth - 1]]  # type: ignore[list-item]
-        return cls(source, inputs, list(rest[depth - 1 : 2 * depth - 1]), list(rest[2 * depth - 1 :]))
+        inputs: list[Input] = [unpack(source, decided.numbers), *rest[: depth - 1]]  # type: ignore[list-item]
+        outputs = list(rest[depth - 1 : 2 * depth - 1])
+        for i in range(decided.first or 0, depth - 1):
+            if outputs[i] is None and decided.acts[i].name != "none":  # see `kept_of`
+                outputs[i] = inputs[i + 1]  # type: ignore[call-overload]
+        return cls(source, inputs, outputs, list(rest[2 * depth - 1 :]))
 
 
 def first_needed(needs: Sequence[bool]) -> int | None:
@@ -286,7 +291,9 @@ def chain_forward(
 def kept_of(inputs: Sequence[Input], outputs: Sequence[Tensor | None], first: int) -> tuple[Any, ...]:
     """What a backward down to layer ``first`` reads of the layers' inputs, but the first, and outputs."""
     hidden = [None] * max(first - 1, 0) + list(inputs[max(first, 1) :])  # type: ignore[operator]
-    return (*hidden, *[None] * first, *outputs[first:])
+    # An output that is the next layer's input is saved once.
+    own = [None if y is x else y for x, y in zip(inputs[1:], outputs)]
+    return (*hidden, *[None] * first, *[*own, outputs[-1]][first:])
 
 
 def saved_chain(
@@ -304,7 +311,7 @@ def chain_backward(
     decided: Decided, needs: Sequence[bool], grad: Tensor, seed: Tensor | None, *tensors: Tensor | None
 ) -> list[Tensor | None]:
     """One launch a layer: dX with the previous f' in its epilogue, beside dW and db."""
-    saved = Saved.of(tensors, len(decided.acts), decided.numbers)
+    saved = Saved.of(tensors, decided)
     return backward_chain(
         decided.backend,
         grad,
@@ -345,11 +352,11 @@ class Chain(Node):
         route, decided = ctx.route, ctx.route.decided
         depth = len(decided.acts)
         if left_to_torch(grad):
-            saved, drops = Saved.of(tensors, depth, decided.numbers), Drops(decided.probabilities, seed)
+            saved, drops = Saved.of(tensors, decided), Drops(decided.probabilities, seed)
             grads = reference_grads(ctx, decided, grad, saved, of_chain(ctx.needs_input_grad, 2), drops)
         else:
             if ctx.output is not None and ctx.output.is_written:
-                saved, drops = Saved.of(tensors, depth, decided.numbers), Drops(decided.probabilities, seed)
+                saved, drops = Saved.of(tensors, decided), Drops(decided.probabilities, seed)
                 weight, bias, _ = ctx.owners.values(saved.params)[-PER_LAYER:]
                 tensors[FIRST_PARAM + 2 * depth - 2], _ = decided.backend.linear_act(
                     saved.inputs[-1],

@@ -122,7 +122,7 @@ def closed_backward(
     """
     chain, wanted = decided.chain, of_chain(needs, 2 + _TARGETS)
     depth, scale = len(chain.acts), Scale(grad, denominator)
-    saved = Saved.of(tensors, depth, chain.numbers)
+    saved = Saved.of(tensors, chain)
     weight, bias, _ = saved.params[-PER_LAYER:]
     grads: list[Tensor | None] = [None] * PER_LAYER
     if any(wanted[-PER_LAYER:]):
@@ -190,7 +190,7 @@ class ChainLoss(Node):
                 weight = None if class_weight is None else class_weight.to(wide)
                 return reference(logits.to(wide), target, weight, options)
 
-            saved = Saved.of(rest[3:], len(chain.acts), chain.numbers)
+            saved = Saved.of(rest[3:], chain)
             needs, drops = of_chain(ctx.needs_input_grad, 2 + _TARGETS), Drops(chain.probabilities, seed)
             grads = reference_grads(ctx, chain, grad, saved, needs, drops, loss)
         else:

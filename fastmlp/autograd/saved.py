@@ -25,7 +25,7 @@ class Owners:
 
     def __init__(self, params: Sequence[Tensor | None]) -> None:
         self._owners = [p if p is not None and _is_owned(p) else None for p in params]
-        self._versions = [_version(p) for p in self._owners]
+        self._versions = [-1 if p is None or p.is_inference() else p._version for p in self._owners]
 
     def values(self, aliases: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
         """``aliases``, each of which is to be read.
@@ -63,7 +63,7 @@ def aliases(params: Sequence[Tensor | None], read: Sequence[bool]) -> list[Tenso
 
 def _is_owned(param: Tensor) -> bool:
     """Whether somebody else holds it too, or it is small: else it is freed as torch frees what is saved."""
-    return isinstance(param, nn.Parameter) or param.dim() < 2 or (param.is_leaf and param.requires_grad)
+    return type(param) is nn.Parameter or param.dim() < 2 or (param.is_leaf and param.requires_grad)
 
 
 def _version(tensor: Tensor | None) -> int:

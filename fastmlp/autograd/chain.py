@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from fastmlp import ranges
 from fastmlp.activations import Act
-from fastmlp.autograd.node import Node, Route, left_to_torch, saves_as_given, torch_grads
+from fastmlp.autograd.node import Node, Route, saves_as_given, torch_grads
 from fastmlp.autograd.saved import Overwritable, Owners, aliases, may_be_written
 from fastmlp.backends.base import NOTHING, Backend, Dropout, Quantized, Scale, Undo
 
@@ -201,7 +201,7 @@ class Saved(NamedTuple):
         outputs = list(rest[depth - 1 : 2 * depth - 1])
         for i in range(decided.first or 0, depth - 1):
             if outputs[i] is None and decided.acts[i].name != "none":  # see `kept_of`
-                outputs[i] = inputs[i + 1]  # type: ignore[call-overload]
+                outputs[i] = inputs[i + 1]  # type: ignore[assignment]
         return cls(source, inputs, outputs, list(rest[2 * depth - 1 :]))
 
 
@@ -348,14 +348,17 @@ class Chain(Node):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """See `chain_backward`."""
-        seed, *tensors = ctx.saved_tensors
+        saved_tensors = ctx.saved_tensors
         route, decided = ctx.route, ctx.route.decided
-        depth = len(decided.acts)
-        if left_to_torch(grad):
+        upstream = route.of(grad)
+        if upstream is None:
+            seed, *tensors = saved_tensors
             saved, drops = Saved.of(tensors, decided), Drops(decided.probabilities, seed)
             grads = reference_grads(ctx, decided, grad, saved, of_chain(ctx.needs_input_grad, 2), drops)
         else:
             if ctx.output is not None and ctx.output.is_written:
+                seed, *tensors = saved_tensors
+                depth = len(decided.acts)
                 saved, drops = Saved.of(tensors, decided), Drops(decided.probabilities, seed)
                 weight, bias, _ = ctx.owners.values(saved.params)[-PER_LAYER:]
                 tensors[FIRST_PARAM + 2 * depth - 2], _ = decided.backend.linear_act(
@@ -367,7 +370,8 @@ class Chain(Node):
                     decided.dtype,
                     drops.of(depth - 1),
                 )
-            grads = route.backward(ctx, grad, (seed, *tensors))
+                saved_tensors = (seed, *tensors)
+            grads = route.backward(ctx, upstream, grad, saved_tensors)
         return None, None, grads[0], None, None, None, *grads[1:]
 
 

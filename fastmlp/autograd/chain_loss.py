@@ -25,7 +25,7 @@ from fastmlp.autograd.chain import (
     unpack,
 )
 from fastmlp.autograd.cross_entropy import reference_loss
-from fastmlp.autograd.node import Node, Route, held, left_to_torch, saves_as_given
+from fastmlp.autograd.node import Node, Route, held, saves_as_given
 from fastmlp.autograd.saved import Owners
 from fastmlp.backends.base import Loss, LossOptions, Scale, SquaredError, Wanted
 
@@ -183,7 +183,8 @@ class ChainLoss(Node):
         """See `closed_backward`."""
         target, class_weight, seed, *rest = ctx.saved_tensors
         chain, options = ctx.route.decided.chain, ctx.route.decided.options
-        if left_to_torch(grad):
+        upstream = ctx.route.of(grad)
+        if upstream is None:
 
             def loss(logits: Tensor) -> Tensor:
                 wide = torch.promote_types(chain.dtype, torch.float32)
@@ -194,7 +195,7 @@ class ChainLoss(Node):
             needs, drops = of_chain(ctx.needs_input_grad, 2 + _TARGETS), Drops(chain.probabilities, seed)
             grads = reference_grads(ctx, chain, grad, saved, needs, drops, loss)
         else:
-            grads = ctx.route.backward(ctx, grad, (seed, *rest))
+            grads = ctx.route.backward(ctx, upstream, grad, (seed, *rest))
         return None, None, None, None, grads[0], None, None, None, *grads[1:]
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastmlp.autograd.node import Node, Once, Route, held, left_to_torch, saves_as_given, torch_grads
+from fastmlp.autograd.node import Node, Once, Route, held, saves_as_given, torch_grads
 from fastmlp.backends.base import Backend, LossOptions
 
 
@@ -108,16 +108,18 @@ class CrossEntropy(Node):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """One pass over the logits; with ``inplace`` the gradient takes their memory."""
-        logits, target, weight, *_ = saved = ctx.saved_tensors
-        if left_to_torch(grad):
-            dx = torch_gradient(grad, *as_kernels(logits, target), weight, ctx.route.decided.options)
+        route, saved = ctx.route, ctx.saved_tensors
+        upstream = route.of(grad)
+        if upstream is None:
+            logits, target, weight, *_ = saved
+            dx = torch_gradient(grad, *as_kernels(logits, target), weight, route.decided.options)
             return None, None if dx is None else dx.view_as(logits), None, None
         if ctx.room is not None and not ctx.room.take():
             # Another thread's backward is at it: no version tells yet.
             raise RuntimeError("inplace: the logits were modified by an inplace operation, a backward's")
-        dx = ctx.route.backward(ctx, grad, saved)
+        dx = route.backward(ctx, upstream, grad, saved)
         if ctx.room is not None:  # a second backward must fail rather than read gradients as logits
-            torch.autograd.graph.increment_version(logits)
+            torch.autograd.graph.increment_version(saved[0])
         return None, dx, None, None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 from fastmlp.backends import readable
 from fastmlp.backends.base import Backend
-from fastmlp.backends.route import describe, precision
+from fastmlp.backends.route import Like, describe, precision
 
 T = TypeVar("T")
 
@@ -40,18 +40,30 @@ class Route(Generic[T]):
         self.forward = backend.recorded(partial(forward, decided), patience)
         self._backend, self._function, self._patience = backend, backward, patience
         self._backwards: dict[tuple[bool, ...], Any] = {}
+        self._last: tuple[Like, Hashable] | None = None
 
-    def backward(self, ctx: Any, grad: Tensor, saved: Sequence[Tensor | None]) -> Any:
-        """The gradients, by the launches alone where those of such a ``grad`` are known."""
+    def of(self, grad: Tensor) -> Hashable | None:
+        """What of an upstream gradient the backward depends on; None where that is for torch's own ops."""
+        last = self._last  # the same as ever, but for a few calls
+        again = last is not None and not torch.is_grad_enabled() and forward_ad._current_level < 0
+        if last is not None and again and last[0]((grad,)):
+            return last[1]
+        if left_to_torch(grad):
+            return None
+        described = describe((grad,))
+        self._last = Like((grad,), described), described
+        return described
+
+    def backward(self, ctx: Any, upstream: Hashable, grad: Tensor, saved: Sequence[Tensor | None]) -> Any:
+        """The gradients for a ``grad`` that is as `of` says, from what was ``saved``."""
         needs = ctx.needs_input_grad
         run = self._backwards.get(needs)
         if run is None:
             function = partial(self._function, self.decided, needs)
             run = self._backwards[needs] = self._backend.recorded(function, self._patience)
-        # What hooks give back for what was saved may lie in memory in another way.
-        tensors = (grad, *saved)
-        known = (grad,) if ctx.saved_as_given else tensors
-        return run((describe(known), precision()), tensors)
+        if not ctx.saved_as_given:  # what hooks give back may lie in memory in another way
+            upstream = upstream, describe(saved)
+        return run((upstream, precision()), (grad, *saved))
 
 
 def saves_as_given() -> bool:

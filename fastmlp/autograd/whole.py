@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from fastmlp.autograd.chain import FIRST_PARAM, PER_LAYER, Decided, Drops, of_chain, reference_chain
-from fastmlp.autograd.node import Node, Route, left_to_torch, saves_as_given, torch_grads
+from fastmlp.autograd.node import Node, Route, saves_as_given, torch_grads
 from fastmlp.autograd.saved import Overwritable, Owners, aliases
 from fastmlp.backends.base import Backend, NetGrads
 
@@ -69,7 +69,8 @@ class WholeNet(Node):
         """See `whole_backward`."""
         x, saved, out_saved, *params = ctx.saved_tensors
         route, decided = ctx.route, ctx.route.decided
-        if left_to_torch(grad):
+        upstream = route.of(grad)
+        if upstream is None:
             none = Drops((0.0,) * len(decided.acts), None)
 
             def again(x: Tensor, *params: Tensor | None) -> Tensor:
@@ -81,7 +82,7 @@ class WholeNet(Node):
             if ctx.output is not None and ctx.output.is_written:
                 values, options = ctx.owners.values(params), {"save": False, "keep_z": False}
                 out_saved = decided.backend.mlp(x, values, decided.acts, **options, dtype=decided.dtype)[0]
-            grads = route.backward(ctx, grad, (x, saved, out_saved, *params))
+            grads = route.backward(ctx, upstream, grad, (x, saved, out_saved, *params))
         return None, None, grads[0], None, None, None, *grads[1:]
 
 

@@ -24,8 +24,9 @@ _MOST = 1024
 #: Of more than so many, such as those of ragged batches, only what comes again is worth recording.
 _AT_ONCE = 64
 _TYPES = {Tensor, nn.Parameter, type(None)}
-#: As bytes: ``os.environ`` would decode at every look.
+#: Not ``os.environ``, which would decode at every look.
 _environment: Any = getattr(os.environ, "_data", os.environ)
+_DEBUG, _ON = (b"FASTMLP_DEBUG", b"1") if b"PATH" in _environment else ("FASTMLP_DEBUG", "1")
 _tf32 = getattr(torch._C, "_get_fp32_precision_getter", None)
 
 
@@ -36,7 +37,7 @@ def precision() -> object:
 
 def debugging() -> bool:
     """Whether ``FASTMLP_DEBUG=1`` asks for checks of values."""
-    return (_environment.get(b"FASTMLP_DEBUG") or _environment.get("FASTMLP_DEBUG")) in (b"1", "1")
+    return bool(_environment.get(_DEBUG) == _ON)
 
 
 def circumstances(kind: str) -> tuple[Any, ...] | None:

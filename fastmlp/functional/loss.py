@@ -127,7 +127,7 @@ class _Kernels(NamedTuple):
 
     def __call__(self, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
         if self.widens:
-            logits, target, weight = _widened(logits, target, weight)
+            logits, target, weight = widened(logits, target, weight)
         if logits.dim() > 3:
             logits, target = _matrices(logits, target)
         tensors = logits, target, weight
@@ -146,7 +146,7 @@ class _Ops(NamedTuple):
     def __call__(self, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
         shape = logits.shape
         if backends.is_autocast(logits):
-            logits, target, weight = _widened(logits, target, weight)
+            logits, target, weight = widened(logits, target, weight)
         loss = ops.cross_entropy(*_matrices(logits, target), weight, self.options)
         return loss.view(len(logits), *shape[2:]) if self.options.reduction == "none" else loss
 
@@ -158,7 +158,7 @@ class _Torch(NamedTuple):
 
     def __call__(self, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
         if self.options.z_loss and backends.is_autocast(logits):  # torch's op makes what it is to make
-            logits, target, weight = _widened(logits, target, weight)
+            logits, target, weight = widened(logits, target, weight)
         return reference_loss(logits, target, weight, self.options)
 
 
@@ -169,7 +169,7 @@ class _OnCpu(NamedTuple):
 
     def __call__(self, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
         if backends.is_autocast(logits):
-            logits, target, weight = _widened(logits, target, weight)
+            logits, target, weight = widened(logits, target, weight)
         return CpuCrossEntropy.apply(_CPU, self.options, logits, target, weight)
 
 
@@ -202,7 +202,7 @@ def _decide(
     widens = backends.is_autocast(input)
     given = input, target, weight
     if widens:
-        input, target, weight = _widened(*given)
+        input, target, weight = widened(*given)
     backend = _backend(input, target, weight, options)
     if backend is None:
         return _Torch(options)
@@ -220,9 +220,11 @@ def _decide(
     return _Kernels(loss_route(decided, _WAYS.patience(key)), recorded, widens, rows)
 
 
-def _widened(input: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """What autocast makes of the loss' arguments."""
-    return widened(input), widened(target), None if weight is None else widened(weight)
+def widened(input: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What autocast makes of a loss' arguments."""
+    half = (torch.float16, torch.bfloat16)
+    wide = [t.float() if t is not None and t.dtype in half else t for t in (input, target, weight)]
+    return tuple(wide)  # type: ignore[return-value]
 
 
 def left_to_torch(target: Tensor, rank: int, weight: Tensor | None, options: LossOptions) -> bool:
@@ -235,11 +237,6 @@ def left_to_torch(target: Tensor, rank: int, weight: Tensor | None, options: Los
         return False
     refused = rank > 2 or (weight is not None and options.label_smoothing > 0 and options.reduction == "mean")
     return options.label_smoothing == 1 or (target.dtype == torch.uint8 and refused)
-
-
-def widened(tensor: Tensor) -> Tensor:
-    """What autocast makes of a loss' arguments."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def _backend(

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import _reduction as _Reduction
 
 from fastmlp import backends
-from fastmlp.autograd.mse import MeanSquaredError, reference
+from fastmlp.autograd.mse import Decided, MeanSquaredError, mse_route, reference
+from fastmlp.autograd.node import Route, records_grad
 from fastmlp.backends import Traced
 from fastmlp.backends.base import SquaredError
+from fastmlp.backends.route import Last, Routes
 from fastmlp.functional.loss import widened
 from fastmlp.functional.traced import of_stand_ins
 
@@ -44,6 +48,11 @@ def mse_loss(
     Raises:
         ValueError, RuntimeError, TypeError: as torch's.
     """
+    way = key = None
+    if size_average is None and reduce is None:
+        way, key = _WAYS.find(reduction, (input, target, weight), _LAST)
+    if way is not None:
+        return way(input, target, weight)
     if not (isinstance(input, Tensor) and isinstance(target, Tensor)):
         return of_stand_ins(mse_loss, input, target, size_average, reduce, reduction, weight)
     if size_average is not None or reduce is not None:
@@ -51,15 +60,50 @@ def mse_loss(
     options = SquaredError(reduction)
     backend = backends.choose(input).backend
     if backend is None or isinstance(backend, Traced):
-        return reference(input, target, weight, options)
-    tensors = [input, target, weight]
-    if backends.is_autocast(input):  # which runs this loss in float32
-        tensors = [None if t is None else widened(t) for t in tensors]
+        return _WAYS.keep(key, _Torch(options))(input, target, weight)
+    widens = backends.is_autocast(input)
+    tensors = widened(input, target, weight) if widens else (input, target, weight)
     if not _fits(tensors, options):
-        return reference(input, target, weight, options)
-    matrices = [None if t is None else _matrix(t) for t in tensors]
-    loss = MeanSquaredError.apply(backend, options, *matrices)
-    return loss.view(input.shape) if reduction == "none" else loss
+        return _WAYS.keep(key, _Torch(options, widens))(input, target, weight)
+    recorded = records_grad() and any(t is not None and t.requires_grad for t in tensors)
+    route = mse_route(Decided(backend, options), _WAYS.patience(key))
+    shape = input.shape if reduction == "none" and input.dim() != 2 else None
+    return _WAYS.keep(key, _Kernels(route, recorded, widens, shape))(input, target, weight)
+
+
+class _Kernels(NamedTuple):
+    """The loss by the kernels."""
+
+    route: Route[Decided]
+    recorded: bool  # whether a backward may follow
+    widens: bool  # autocast runs this loss in float32
+    shape: torch.Size | None  # the loss', where that is no matrix and no scalar
+
+    def __call__(self, input: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+        tensors = widened(input, target, weight) if self.widens else (input, target, weight)
+        if input.dim() != 2:
+            tensors = tuple([None if t is None else _matrix(t) for t in tensors])  # type: ignore[assignment]
+        if self.recorded:
+            loss = MeanSquaredError.record(self.route, *tensors)
+        else:
+            loss = self.route.forward(None, tensors)[0]
+        return loss if self.shape is None else loss.view(self.shape)
+
+
+class _Torch(NamedTuple):
+    """The loss by torch's own op."""
+
+    options: SquaredError
+    widens: bool = False
+
+    def __call__(self, input: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+        tensors = widened(input, target, weight) if self.widens else (input, target, weight)
+        return reference(*tensors, self.options)
+
+
+#: By what a loss goes.
+_WAYS: Routes[_Kernels | _Torch] = Routes()
+_LAST: Last[_Kernels | _Torch] = Last()
 
 
 def _fits(tensors: Sequence[Tensor | None], options: SquaredError) -> bool:

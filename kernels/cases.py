@@ -277,11 +277,11 @@ def _source(m: int, k: int, dtype: torch.dtype, device: str, transposed: bool, q
 
 def _training_cases() -> Iterator[Case]:
     for variant, dtype, problem in training_cases.problems():
-        arch = arch_of(problem.x)
-        if problem.task.pdl and not has_dependent_launch(arch):
+        kind, arch = problem.kind, arch_of(problem.barrier)
+        if kind.pdl and not has_dependent_launch(arch):
             continue
         yield Case("step", variant, dtype, problem.step)
-        if runs_on(arch) and not problem.task.pdl and problem.copies and problem.dequantize is None:
+        if runs_on(arch) and kind.copies and not (kind.pdl or kind.affine):
             yield Case("epoch", variant, dtype, problem.epoch)
 
 

@@ -11,15 +11,16 @@ it. Where programs run one after another (the interpreter) every phase is a laun
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastmlp.kernels import configs, network, quantized
-from fastmlp.kernels.arguments import TL_DTYPE, Activation, Blocks, Matrix, Source, Undo, Vector
+from fastmlp.kernels.arguments import TL_DTYPE, Matrix, Source, Undo, Vector, activation
 from fastmlp.kernels.configs import Tile
-from fastmlp.kernels.head import Results, head_tile, targets
-from fastmlp.kernels.launch import INTERPRETED, arch_of, cdiv, launch, next_power_of_2
+from fastmlp.kernels.head import Results, head_tile
+from fastmlp.kernels.launch import INTERPRETED, cdiv, launch
 from fastmlp.kernels.linear import linear_tile
 from fastmlp.kernels.linear_backward import input_tile
 from fastmlp.kernels.network import (
@@ -27,30 +28,36 @@ from fastmlp.kernels.network import (
     COPY,
     DZ,
     SAVED,
-    STRIDE_DZ,
-    STRIDE_X,
-    STRIDE_Y,
     B,
+    Table,
+    W,
     X,
     Y,
     load_features,
+    load_matrix,
     load_pointer,
-    load_stride,
 )
 from fastmlp.kernels.optimizers import HYPERS
-from fastmlp.kernels.quantized import Number
 from fastmlp.kernels.softmax import Criterion, Sums
-from fastmlp.kernels.step import Task
+from fastmlp.kernels.task import Task
 from fastmlp.kernels.update import (
     Accumulators,
     apply_tile,
     finish_step,
     gradient_scale,
-    load_weights,
+    in_weight,
+    load_state,
     locate,
-    store_weights,
+    store_state,
     tile_gradient,
 )
+
+
+class Turn(NamedTuple):
+    """The one phase of the one step that a launch is, where no barrier stands between them."""
+
+    step: Any
+    phase: Any
 
 
 @triton.jit
@@ -69,208 +76,138 @@ def grid_barrier(counter_ptr, arrivals):
 
 
 @triton.jit
-def forward_phase(
-    layer, table_ptr, M, slope,
-    x_ptr, stride_xm, stride_xk, index_ptr, x_scale,
-    ACT: tl.constexpr, HAS_BIAS: tl.constexpr, KEEP_Z: tl.constexpr, DEQUANT: tl.constexpr,
-    ALIGNED: tl.constexpr, EVEN_K: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
-):  # fmt: skip
-    """Y = f(X Wᵀ + b) of one hidden layer."""
-    row = table_ptr + layer * COLUMNS
-    n, k = load_features(row, ALIGNED)
-    w_ptr = load_pointer(row, COPY, DTYPE)
-    b_ptr = tl.load(row + B).to(tl.pointer_type(tl.float32))
-    y_ptr = load_pointer(row, Y, DTYPE)
-    stride_ym = load_stride(row, STRIDE_Y)
-    z_ptr = load_pointer(row, SAVED, DTYPE)
-    for tile in range(tl.program_id(0), tl.cdiv(M, BLOCK_M) * tl.cdiv(n, BLOCK_N), tl.num_programs(0)):
+def load_weight(row, k, DTYPE: tl.constexpr):
+    """W (N, K) as the products read it."""
+    return Matrix(load_pointer(row, COPY, DTYPE), k, 1)
+
+
+@triton.jit
+def forward_phase(layer, net, M, x, act, DTYPE: tl.constexpr, TILE: tl.constexpr):
+    """Y = f(X Wᵀ + b) of one hidden layer; ``x`` is the first one's X."""
+    row = net.rows + layer * COLUMNS
+    n, k = load_features(row, net.aligned)
+    w = load_weight(row, k, DTYPE)
+    b_ptr = load_pointer(row, B, tl.float32)
+    y = load_matrix(row, Y, DTYPE)
+    z = load_matrix(row, SAVED, DTYPE)
+    tiles = tl.cdiv(M, TILE.BLOCK_M) * tl.cdiv(n, TILE.BLOCK_N)
+    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         if layer == 0:
             linear_tile(
-                tile,
-                Source(
-                    Matrix(x_ptr, stride_xm, stride_xk), index_ptr,
-                    Vector(x_scale, 0) if DEQUANT == "scale" else None,
-                ),
-                Matrix(w_ptr, k, 1), Vector(b_ptr, 1) if HAS_BIAS else None, Activation(ACT, slope), None, 0,
-                Matrix(y_ptr, stride_ym, 1), Matrix(z_ptr, stride_ym, 1) if KEEP_Z else None, M, n, k,
-                Blocks(BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M, EVEN_K, PRECISION),
+                tile, x, w, Vector(b_ptr, 1) if net.bias else None, act, None, 0,
+                y, z if net.keeps_z else None, M, n, k, TILE,
             )  # fmt: skip
         else:
             linear_tile(
-                tile, Source(Matrix(load_pointer(row, X, DTYPE), load_stride(row, STRIDE_X), 1)),
-                Matrix(w_ptr, k, 1), Vector(b_ptr, 1) if HAS_BIAS else None, Activation(ACT, slope), None, 0,
-                Matrix(y_ptr, stride_ym, 1), Matrix(z_ptr, stride_ym, 1) if KEEP_Z else None, M, n, k,
-                Blocks(BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M, EVEN_K, PRECISION),
+                tile, Source(load_matrix(row, X, DTYPE)), w, Vector(b_ptr, 1) if net.bias else None, act,
+                None, 0, y, z if net.keeps_z else None, M, n, k, TILE,
             )  # fmt: skip
 
 
 @triton.jit
-def head_phase(
-    table_ptr, num_layers, M, C, slope, t_ptr, stride_t, stride_tc, index_ptr, cw_ptr, stride_cw,
-    partial_ptr, num_partials, ignore_index, smoothing, z_loss, LOSS: tl.constexpr,
-    ACT: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_WEIGHT: tl.constexpr, MEAN: tl.constexpr,
-    ALIGNED: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """Logits, loss, right answers, dlogits, and the last hidden layer's dZ."""
-    row = table_ptr + (num_layers - 1) * COLUMNS
+def input_phase(layer, net, M, act, DTYPE: tl.constexpr, TILE: tl.constexpr):
+    """dZ of the layer below ``layer``."""
+    row = net.rows + layer * COLUMNS
     below = row - COLUMNS
-    _, k = load_features(row, ALIGNED)
-    stride_h = load_stride(row, STRIDE_X)
-    h = Matrix(load_pointer(row, X, DTYPE), stride_h, 1)
-    w = Matrix(load_pointer(row, COPY, DTYPE), k, 1)
-    bias = Vector(tl.load(row + B).to(tl.pointer_type(tl.float32)), 1) if HAS_BIAS else None
-    saved = Matrix(load_pointer(below, SAVED, DTYPE), stride_h, 1)
-    dlogits = Matrix(load_pointer(row, DZ, DTYPE), load_stride(row, STRIDE_DZ), 1)
-    dz = Matrix(load_pointer(below, DZ, DTYPE), load_stride(below, STRIDE_DZ), 1)
-    out = Results(Sums(partial_ptr, None, None), None, dlogits, dz)
-    target = Source(Matrix(t_ptr, stride_t, stride_tc), index_ptr, None, None)
-    class_weight = Vector(cw_ptr, stride_cw) if HAS_WEIGHT else None
-    for tile in range(tl.program_id(0), num_partials, tl.num_programs(0)):
-        head_tile(
-            tile, num_partials, h, w, bias,
-            Undo(Activation(ACT, slope, None), saved, None) if ACT != "none" else None,
-            Criterion(
-                LOSS, "mean" if MEAN else "sum", target, class_weight, ignore_index, smoothing, z_loss
-            ),
-            out, M, C, k, DTYPE, Blocks(BLOCK_M, BLOCK_C, BLOCK_K, 1, False, PRECISION),
-        )  # fmt: skip
+    n, k = load_features(row, net.aligned)
+    dz = load_matrix(row, DZ, DTYPE)
+    w = load_weight(row, k, DTYPE)
+    saved = load_matrix(below, SAVED, DTYPE)
+    out = load_matrix(below, DZ, DTYPE)
+    tiles = tl.cdiv(M, TILE.BLOCK_M) * tl.cdiv(k, TILE.BLOCK_N)
+    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+        input_tile(tile, dz, w, None, 0, Undo(act, saved, None), 0, 1.0, out, M, n, k, TILE)
 
 
 @triton.jit
-def input_phase(
-    layer, table_ptr, M, slope,
-    ACT: tl.constexpr, ALIGNED: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
-):  # fmt: skip
-    """dZ of the layer below ``layer``."""
-    row = table_ptr + layer * COLUMNS
+def head_phase(net, num_layers, M, C, act, criterion, index, into, DTYPE: tl.constexpr, HEAD: tl.constexpr):
+    """Logits, loss, right answers, dlogits, and the last hidden layer's dZ."""
+    row = net.rows + (num_layers - 1) * COLUMNS
     below = row - COLUMNS
-    n, k = load_features(row, ALIGNED)
-    dz_ptr = load_pointer(row, DZ, DTYPE)
-    stride_dz = load_stride(row, STRIDE_DZ)
-    w_ptr = load_pointer(row, COPY, DTYPE)
-    saved_ptr = load_pointer(below, SAVED, DTYPE)
-    stride_y = load_stride(below, STRIDE_Y)
-    out_ptr = load_pointer(below, DZ, DTYPE)
-    stride_out = load_stride(below, STRIDE_DZ)
-    for tile in range(tl.program_id(0), tl.cdiv(M, BLOCK_M) * tl.cdiv(k, BLOCK_N), tl.num_programs(0)):
-        input_tile(
-            tile, Matrix(dz_ptr, stride_dz, 1), Matrix(w_ptr, k, 1), None, 0,
-            Undo(Activation(ACT, slope), Matrix(saved_ptr, stride_y, 1), None) if ACT != "none" else None,
-            0, 1.0, Matrix(out_ptr, stride_out, 1), M, n, k,
-            Blocks(BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M, False, PRECISION),
+    _, k = load_features(row, net.aligned)
+    h = load_matrix(row, X, DTYPE)
+    w = load_weight(row, k, DTYPE)
+    b_ptr = load_pointer(row, B, tl.float32)
+    saved = load_matrix(below, SAVED, DTYPE)
+    dlogits = load_matrix(row, DZ, DTYPE)
+    dz = load_matrix(below, DZ, DTYPE)
+    tiles = tl.cdiv(M, HEAD.BLOCK_M)
+    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+        head_tile(
+            tile, tiles, h, w, Vector(b_ptr, 1) if net.bias else None, Undo(act, saved, None),
+            Criterion(
+                criterion.name, criterion.reduction, Source(criterion.target.matrix, index),
+                criterion.weight, criterion.ignore_index, criterion.smoothing, criterion.z_loss,
+            ),
+            Results(Sums(into.partial), None, dlogits, dz), M, C, k, DTYPE, HEAD,
         )  # fmt: skip
 
 
-_RUNTIME = ["num_layers", "num_rows", "batch", "num_groups"]
-
-
-@triton.jit(do_not_specialize=[*_RUNTIME, "first_step", "last_step", "first_phase", "last_phase"])
+@triton.jit(
+    do_not_specialize=["num_layers", "num_tiles", "num_groups", "num_rows", "batch", "steps", "phases"]
+)
 def epoch_kernel(
-    table_ptr, num_layers, num_tiles,
-    x_ptr, stride_xm, stride_xk, x_scale,  # the data set
-    t_ptr, stride_t, stride_tc, cw_ptr, stride_cw,  # targets of the data set; class weights
-    index_ptr,  # (num_rows,): the epoch's order
+    net, num_layers, num_tiles,  # a Net, of layers that all have a bias or none
+    x,  # a Source: the data set's rows in the epoch's order (num_rows, K)
+    criterion,  # a Criterion: of the data set's targets
+    act,  # an Activation: of every hidden layer
     hyper_ptr, num_groups,  # (steps, groups, HYPERS)
-    partial_ptr,  # (3, programs of the head)
-    loss_ptr, sums_ptr, barrier_ptr,
-    num_rows, batch, first_step, last_step, first_phase, last_phase,
-    C, slope, ignore_index, smoothing, z_loss,
-    LOSS: tl.constexpr,
-    ACT: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    KEEP_Z: tl.constexpr,
-    DEQUANT: tl.constexpr,  # not "affine"
-    HAS_WEIGHT: tl.constexpr,
-    MEAN: tl.constexpr,
+    into,  # Accumulators; arrived is the barrier, () int64
+    num_rows, batch, steps, phases, C,  # phases of a step; outputs of the net
+    turn,  # a Turn, or None: all of them, with the barrier in between
     RULE: tl.constexpr,
-    HAS_COPY: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    EVEN_K: tl.constexpr,
     RESIDENT: tl.constexpr,  # every program has at most one tile of the weights
-    BARRIER: tl.constexpr,  # the phases of all steps in one launch
-    LAYERS: tl.constexpr,
     DTYPE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    HEAD_M: tl.constexpr,
-    HEAD_C: tl.constexpr,
-    HEAD_K: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    GROUP_M: tl.constexpr,
+    TILE: tl.constexpr,  # Blocks
+    HEAD: tl.constexpr,  # the head's Blocks
 ):  # fmt: skip
     pid = tl.program_id(0)
     programs = tl.num_programs(0)
-    mine = tl.minimum(pid, num_tiles - 1)
-    layer, row, n, k, rows, cols = locate(
-        table_ptr, num_layers, mine, ALIGNED, LAYERS, BLOCK_M, BLOCK_N, GROUP_M
-    )
+    mine = locate(net, num_layers, tl.minimum(pid, num_tiles - 1), TILE)
     if RESIDENT:
-        w, first, second = load_weights(row, rows, cols, n, k, RULE)
+        offsets, ok = in_weight(mine)
+        state = load_state(mine.row, offsets, ok, W, RULE)
+    if turn is None:
+        first_step, last_step, first_phase, last_phase = 0, steps, 0, phases
+    else:
+        first_step, last_step, first_phase, last_phase = turn.step, turn.step + 1, turn.phase, turn.phase + 1
     arrivals = tl.cast(0, tl.int64)
     for step in range(first_step, last_step):
         start = tl.cast(step, tl.int64) * batch
         M = tl.minimum(num_rows - start, batch).to(tl.int32)
-        index = index_ptr + start
+        index = x.index + start
         hypers = hyper_ptr + tl.cast(step, tl.int64) * num_groups * HYPERS
-        num_partials = tl.cdiv(M, HEAD_M)
         for phase in range(first_phase, last_phase):
             if phase < num_layers - 1:
-                forward_phase(
-                    phase, table_ptr, M, slope, x_ptr, stride_xm, stride_xk, index, x_scale,
-                    ACT, HAS_BIAS, KEEP_Z, DEQUANT, ALIGNED, EVEN_K, DTYPE, PRECISION,
-                    BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
-                )  # fmt: skip
+                forward_phase(phase, net, M, Source(x.matrix, index, x.scale), act, DTYPE, TILE)
             elif phase == num_layers - 1:
-                head_phase(
-                    table_ptr, num_layers, M, C, slope, t_ptr, stride_t, stride_tc, index, cw_ptr, stride_cw,
-                    partial_ptr, num_partials, ignore_index, smoothing, z_loss, LOSS,
-                    ACT, HAS_BIAS, HAS_WEIGHT, MEAN, ALIGNED, DTYPE, PRECISION, HEAD_M, HEAD_C, HEAD_K,
-                )  # fmt: skip
+                head_phase(net, num_layers, M, C, act, criterion, index, into, DTYPE, HEAD)
             elif phase < 2 * num_layers - 2:
-                input_phase(
-                    2 * num_layers - 2 - phase, table_ptr, M, slope,
-                    ACT, ALIGNED, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
-                )  # fmt: skip
+                input_phase(2 * num_layers - 2 - phase, net, M, act, DTYPE, TILE)
             else:
-                scale = gradient_scale(partial_ptr, num_partials, MEAN)
+                num_partials = tl.cdiv(M, HEAD.BLOCK_M)
+                scale = gradient_scale(into, num_partials, criterion.reduction)
                 if RESIDENT:
                     if pid < num_tiles:
-                        g, bias_g = tile_gradient(
-                            layer, row, n, k, rows, cols, 0, M,
-                            x_ptr, stride_xm, stride_xk, index, x_scale, 0, 0.0, 0,
-                            True, DEQUANT, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
-                        )  # fmt: skip
-                        w, first, second = apply_tile(
-                            row, n, k, rows, cols, w, first, second, g * scale, bias_g * scale, hypers,
-                            RULE, HAS_COPY, True, DTYPE,
-                        )  # fmt: skip
+                        g, bias_g = tile_gradient(mine, Source(x.matrix, index, x.scale), 0, M, DTYPE, TILE)
+                        state = apply_tile(
+                            net, mine, state, g * scale, bias_g * scale, hypers, RULE, True, DTYPE
+                        )
                 else:
                     for tile in range(pid, num_tiles, programs):
-                        at, its, tn, tk, trows, tcols = locate(
-                            table_ptr, num_layers, tile, ALIGNED, LAYERS, BLOCK_M, BLOCK_N, GROUP_M
-                        )
-                        g, bias_g = tile_gradient(
-                            at, its, tn, tk, trows, tcols, 0, M,
-                            x_ptr, stride_xm, stride_xk, index, x_scale, 0, 0.0, 0,
-                            True, DEQUANT, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
-                        )  # fmt: skip
-                        tw, tfirst, tsecond = load_weights(its, trows, tcols, tn, tk, RULE)
-                        apply_tile(
-                            its, tn, tk, trows, tcols, tw, tfirst, tsecond, g * scale, bias_g * scale,
-                            hypers, RULE, HAS_COPY, False, DTYPE,
-                        )  # fmt: skip
+                        place = locate(net, num_layers, tile, TILE)
+                        g, bias_g = tile_gradient(place, Source(x.matrix, index, x.scale), 0, M, DTYPE, TILE)
+                        offsets, ok = in_weight(place)
+                        state = load_state(place.row, offsets, ok, W, RULE)
+                        apply_tile(net, place, state, g * scale, bias_g * scale, hypers, RULE, False, DTYPE)
                 if pid == 0:
-                    finish_step(partial_ptr, num_partials, loss_ptr, sums_ptr, M, MEAN)
-            if BARRIER:
+                    finish_step(into, num_partials, M, criterion.reduction)
+            if turn is None:
                 arrivals += programs
-                grid_barrier(barrier_ptr, arrivals)
+                grid_barrier(into.arrived, arrivals)
     if RESIDENT:
         if pid < num_tiles:
-            store_weights(row, rows, cols, n, k, w, first, second, RULE)
+            store_state(mine.row, offsets, ok, state, W, RULE)
 
 
 def runs_on(arch: str) -> bool:
@@ -284,75 +221,54 @@ def phases(depth: int) -> int:
 
 
 def epoch(
-    net: network.Table,
+    net: Table,
     task: Task,
-    x: Tensor,
-    y: Tensor,
-    order: Tensor,
-    x_scale: Number,
+    x: Source,
+    y: Source,
     batch: int,
-    partial: Tensor,
     hypers: Tensor,
     into: Accumulators,
-    barrier: Tensor,
-    *,
     tile: Tile,
     programs: int,
 ) -> None:
-    """The steps of a whole epoch over x (N, K) and y, (N,) or (N, C), in the given order (N,). One launch.
+    """The steps of a whole epoch, over the rows of ``x`` and ``y`` in the order of their index. One launch.
 
     All layers have a bias or none has, all hidden layers have the first one's activation, there are two
-    layers at least, and 16-bit products read copies. hypers (steps, groups, HYPERS), contiguous; partial
-    and ``tile`` as in `train_step`; barrier () int64, zeroed before. ``programs`` of them must fit on the
-    chip at once.
+    layers at least, and 16-bit products read copies. x is dequantized by one number at most; hypers (steps,
+    groups, HYPERS), contiguous; ``into`` and ``tile`` as in `train_step`, but what arrives does at the
+    barrier, () int64, zeroed before. ``programs`` of them must fit on the chip at once.
     """
-    steps = cdiv(len(order), batch)
-    classes = net.layers[-1].weight.shape[0]
-    resident = net.tiles <= programs
-    first, class_weight = net.layers[0], task.class_weight
-    kind = configs.precision_class(task.dtype, task.precision)
-    head = configs.lookup("head", arch_of(x), kind, *net.layers[-1].weight.shape)
+    rows, first = len(x.index), net.layers[0]
+    steps = cdiv(rows, batch)
+    alike = {"bias": tl.constexpr(first.bias is not None), "keeps_z": tl.constexpr(first.keeps_z)}
+    argument, head = net.argument._replace(**alike), task.head_tile(net)
+    options = {} if INTERPRETED else {"launch_cooperative_grid": True}
 
-    def run(first_step: int, last_step: int, first_phase: int, last_phase: int, barrier_on: bool) -> None:
-        options = {} if INTERPRETED else {"launch_cooperative_grid": barrier_on}
+    def run(turn: Turn | None) -> None:
         launch(
             epoch_kernel,
             (programs,),
-            net.rows, net.depth, net.tiles,
-            x, x.stride(0), x.stride(1), quantized.arguments(x_scale, None)[0],
-            *targets(y).matrix, class_weight, 0 if class_weight is None else class_weight.stride(0),
-            order,
+            argument, net.depth, net.tiles,
+            x,
+            task.criterion(y),
+            activation(first.act, first.slope),
             hypers, hypers.shape[1],
-            partial,
-            into.loss, into.sums, barrier,
-            len(order), batch, first_step, last_step, first_phase, last_phase,
-            classes, first.slope, task.ignore_index, float(task.label_smoothing) or None, float(task.z_loss),
-            LOSS=task.loss,
-            ACT=first.act,
-            HAS_BIAS=first.bias is not None,
-            KEEP_Z=first.keeps_z,
-            DEQUANT=quantized.dequant(x_scale, None),
-            HAS_WEIGHT=class_weight is not None,
-            MEAN=task.reduction == "mean",
+            into,
+            rows, batch, steps, phases(net.depth), net.layers[-1].weight.shape[0],
+            turn,
             RULE=task.rule,
-            HAS_COPY=net.has_copies,
-            ALIGNED=net.aligned,
-            EVEN_K=net.even_k,
-            RESIDENT=resident,
-            BARRIER=barrier_on,
-            LAYERS=next_power_of_2(net.depth),
+            RESIDENT=net.tiles <= programs,
             DTYPE=TL_DTYPE[task.dtype],
-            PRECISION=task.precision,
-            HEAD_M=head.BLOCK_M,
-            HEAD_C=max(next_power_of_2(classes), 16),
-            HEAD_K=head.BLOCK_K,
-            **tile.options(),
+            TILE=tile.blocks(net.inner, task.precision),
+            HEAD=head,
+            num_warps=tile.num_warps,
+            num_stages=tile.num_stages,
             **options,
         )  # fmt: skip
 
     if not INTERPRETED:
-        run(0, steps, 0, phases(net.depth), True)
+        run(None)
         return
     for step in range(steps):
         for phase in range(phases(net.depth)):
-            run(step, step + 1, phase, phase + 1, False)
+            run(Turn(step, phase))

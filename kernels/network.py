@@ -6,8 +6,11 @@ kernel turns back into pointers.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 import torch
@@ -15,28 +18,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastmlp.kernels.launch import cdiv
+from fastmlp.kernels.arguments import Matrix
+from fastmlp.kernels.launch import cdiv, next_power_of_2
 
 COLUMNS = tl.constexpr(20)
 FIRST_TILE = tl.constexpr(0)  # of the layer's tiles, counted over all layers
 N = tl.constexpr(1)  # output features
 K = tl.constexpr(2)  # input features
+# A matrix is two columns: its address, and the stride of its rows.
 X = tl.constexpr(3)  # the layer's input (M, K); of the first layer the kernels are told apart
-STRIDE_X = tl.constexpr(4)
 Y = tl.constexpr(5)  # its output (M, N)
-STRIDE_Y = tl.constexpr(6)
-SAVED = tl.constexpr(7)  # what f' is computed from: Y, or Z laid out as Y
-DZ = tl.constexpr(8)  # (M, N)
-STRIDE_DZ = tl.constexpr(9)
-W = tl.constexpr(10)  # (N, K) float32, contiguous
-B = tl.constexpr(11)  # (N,) float32, or 0
-COPY = tl.constexpr(12)  # W in the dtype of the products, or W itself
-W_FIRST = tl.constexpr(13)  # the optimizer's state of W: momentum, or Adam's first moment
-W_SECOND = tl.constexpr(14)  # Adam's second moment
-B_FIRST = tl.constexpr(15)
-B_SECOND = tl.constexpr(16)
-W_GROUP = tl.constexpr(17)  # the row of W's numbers in the optimizer's table
-B_GROUP = tl.constexpr(18)
+SAVED = tl.constexpr(7)  # what f' is computed from: Y, or Z
+DZ = tl.constexpr(9)  # (M, N)
+# A parameter is four: float32, contiguous; momentum or Adam's first moment; Adam's second moment; the row of
+# its numbers in the optimizer's table. What is not there is 0.
+W = tl.constexpr(11)  # (N, K)
+B = tl.constexpr(15)  # (N,)
+GROUP = tl.constexpr(3)  # the last of the four
+COPY = tl.constexpr(19)  # W in the dtype of the products, or W itself
 
 #: Rows of the buffers that the kernels find by this table start at multiples of so many elements.
 ALIGNMENT = 16
@@ -63,14 +62,31 @@ class LayerMemory:
         """Whether f' is computed from f's input, which the forward then stores too."""
         return self.saved is not self.y
 
+    def of(self, rows: int) -> LayerMemory:
+        """The layer with so many rows of its buffers."""
+        y = _rows(self.y, rows)
+        return dataclasses.replace(
+            self,
+            x=_rows(self.x, rows),
+            y=y,
+            saved=_rows(self.saved, rows) if self.keeps_z else y,
+            dz=self.dz[:rows],
+        )
+
     def row(self, first_tile: int) -> list[int]:
         """The table's row."""
-        n, k = self.weight.shape
-        x, y, dz = (0 if t is None else t.stride(0) for t in (self.x, self.y, self.dz))
-        row = [first_tile, n, k, _address(self.x), x, _address(self.y), y, _address(self.saved)]
-        row += [_address(self.dz), dz, _address(self.weight), _address(self.bias), _address(self.copy)]
-        row += [*map(_address, self.state), *self.groups]
-        return row + [0] * (COLUMNS.value - len(row))
+        row = [first_tile, *self.weight.shape]
+        for tensor in (self.x, self.y, self.saved, self.dz):
+            row += [_address(tensor), 0 if tensor is None else tensor.stride(0)]
+        for tensor, states, group in zip(
+            (self.weight, self.bias), (self.state[:2], self.state[2:]), self.groups
+        ):
+            row += [*map(_address, (tensor, *states)), group]
+        return [*row, _address(self.copy)]
+
+
+def _rows(tensor: Tensor | None, count: int) -> Tensor | None:
+    return None if tensor is None else tensor[:count]
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -81,6 +97,18 @@ def _address(tensor: Tensor | None) -> int:
 TABLES: WeakValueDictionary[int, Table] = WeakValueDictionary()
 
 
+class Net(NamedTuple):
+    """A `Table` as a kernel's argument; the number of layers goes beside it."""
+
+    rows: Any  # (layers, COLUMNS) int64
+    slots: Any  # a power of two, not less than the layers
+    aligned: Any  # every K is a multiple of ALIGNMENT
+    copies: Any  # the weights stand in the products' dtype too
+    # Of an epoch alone, whose layers are alike:
+    bias: Any = None  # all have one
+    keeps_z: Any = None  # the hidden layers' f' is computed from Z, which the forward keeps
+
+
 @dataclass(eq=False)
 class Table:
     """The rows of all layers on the device, and what is known of them on the host."""
@@ -88,39 +116,40 @@ class Table:
     layers: list[LayerMemory]
     rows: Tensor  # (layers, COLUMNS) int64
     tiles: int  # of all weights, BLOCK_M x BLOCK_N each
-    aligned: bool  # every K is a multiple of ALIGNMENT
-    even_k: bool  # BLOCK_K divides every K
+    inner: int  # divides every K
 
     def __post_init__(self) -> None:
         TABLES[self.rows.data_ptr()] = self
-
-    @property
-    def has_copies(self) -> bool:
-        """Whether the weights stand in the products' dtype too."""
-        return any(layer.copy is not layer.weight for layer in self.layers)
+        slots, aligned = next_power_of_2(self.depth), self.inner % ALIGNMENT == 0
+        copies = any(layer.copy is not layer.weight for layer in self.layers)
+        #: The table as a kernel's argument.
+        self.argument = Net(self.rows, tl.constexpr(slots), tl.constexpr(aligned), tl.constexpr(copies))
 
     @property
     def depth(self) -> int:
         """How many layers there are."""
         return len(self.layers)
 
+    def batch(self, rows: int) -> list[LayerMemory]:
+        """The layers with so many rows of their buffers."""
+        return [layer.of(rows) for layer in self.layers]
 
-def table(layers: Sequence[LayerMemory], block_m: int, block_n: int, block_k: int) -> Table:
+    def tensors(self) -> list[Tensor | None]:
+        """All that a step's launches are given of the net, but for the rows of a batch."""
+        layers = [t for m in self.layers for t in (m.y, m.saved, m.dz, m.copy, m.bias)]
+        return [self.rows, *layers]
+
+
+def table(layers: Sequence[LayerMemory], block_m: int, block_n: int) -> Table:
     """The table of ``layers``, for weights that are updated in tiles of block_m x block_n."""
     rows, tiles = [], 0
     for layer in layers:
         n, k = layer.weight.shape
         rows.append(layer.row(tiles))
         tiles += cdiv(n, block_m) * cdiv(k, block_n)
-    inner = [layer.weight.shape[1] for layer in layers]
+    inner = math.gcd(*(layer.weight.shape[1] for layer in layers))
     device = layers[0].weight.device
-    return Table(
-        list(layers),
-        torch.tensor(rows, dtype=torch.int64, device=device),
-        tiles,
-        all(k % ALIGNMENT == 0 for k in inner),
-        all(k % block_k == 0 for k in inner),
-    )
+    return Table(list(layers), torch.tensor(rows, dtype=torch.int64, device=device), tiles, inner)
 
 
 @triton.jit
@@ -130,8 +159,10 @@ def load_pointer(row_ptr, COLUMN: tl.constexpr, TYPE: tl.constexpr):
 
 
 @triton.jit
-def load_stride(row_ptr, COLUMN: tl.constexpr):
-    return tl.multiple_of(tl.load(row_ptr + COLUMN).to(tl.int32), 16)
+def load_matrix(row_ptr, COLUMN: tl.constexpr, TYPE: tl.constexpr):
+    """A matrix whose rows start at multiples of 16 elements."""
+    stride = tl.multiple_of(tl.load(row_ptr + COLUMN + 1).to(tl.int32), 16)
+    return Matrix(load_pointer(row_ptr, COLUMN, TYPE), stride, 1)
 
 
 @triton.jit

@@ -6,6 +6,8 @@ device, computed on the host in float64 as torch does. A schedule changes the ro
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -16,17 +18,28 @@ HYPERS = tl.constexpr(8)
 RULES = ("sgd", "momentum", "nesterov", "adam")
 
 
+class State(NamedTuple):
+    """Elements of a parameter and what the optimizer keeps of them; what it does not keep is the value."""
+
+    value: Any
+    first: Any  # momentum, or Adam's first moment
+    second: Any  # Adam's second moment
+
+
 @triton.jit
-def apply(w, g, first, second, hyper_ptr, RULE: tl.constexpr):
-    """The weight and its state after a step with gradient ``g``; all float32.
+def apply(state, g, hyper_ptr, RULE: tl.constexpr):
+    """The state after a step with gradient ``g``; all float32.
 
     The row at ``hyper_ptr``:
     SGD: lr, weight decay, momentum, 1 - dampening (1 in a buffer's first step).
     Adam(W): lr / (1 - β1ᵗ), weight decay if coupled (Adam), 1 - lr * weight decay if decoupled (AdamW),
     1 - β1, β2, 1 - β2, ε, √(1 - β2ᵗ).
     """
+    w = state.value
+    first = state.first
+    second = state.second
+    g = g + tl.load(hyper_ptr + 1) * w
     if RULE == "adam":
-        g = g + tl.load(hyper_ptr + 1) * w
         w = w * tl.load(hyper_ptr + 2)
         first = first + tl.load(hyper_ptr + 3) * (g - first)
         second = second * tl.load(hyper_ptr + 4) + tl.load(hyper_ptr + 5) * g * g
@@ -34,10 +47,9 @@ def apply(w, g, first, second, hyper_ptr, RULE: tl.constexpr):
         denominator = root + tl.load(hyper_ptr + 6)
         w = w - tl.load(hyper_ptr) * tl.div_rn(first, denominator)
     else:
-        g = g + tl.load(hyper_ptr + 1) * w
         if RULE != "sgd":
             momentum = tl.load(hyper_ptr + 2)
             first = momentum * first + tl.load(hyper_ptr + 3) * g
             g = g + momentum * first if RULE == "nesterov" else first
         w = w - tl.load(hyper_ptr) * g
-    return w, first, second
+    return State(w, first, second)

@@ -35,6 +35,10 @@ class Executor(ABC):
             The loss before the update, a scalar of its own without a gradient.
         """
 
+    def holds(self) -> bool:
+        """Whether optimizer and parameters are certainly still ones that this runs steps of."""
+        return False
+
     def state(self) -> dict[str, Any]:
         """What the next step reads besides data, parameters, buffers and optimizer state."""
         return {"sums": self.sums}

@@ -48,8 +48,10 @@ def recognise(
     return unfit or step_problem(found, optimizer, dtype) or found
 
 
-def step_problem(found: Network, optimizer: torch.optim.Optimizer, dtype: torch.dtype) -> str | None:
-    """Why no engine can run ``found`` with that optimizer here, or None."""
+def step_problem(
+    found: Network, optimizer: torch.optim.Optimizer, dtype: torch.dtype, before: Executor | None = None
+) -> str | None:
+    """Why no engine can run ``found`` with that optimizer here, or None; ``before`` ran the last step."""
     weight = found.layers[0].weight
     try:
         choice = backends.choose(weight)
@@ -58,6 +60,8 @@ def step_problem(found: Network, optimizer: torch.optim.Optimizer, dtype: torch.
     if choice.backend is not None and choice.backend.name == "triton":
         from fastmlp.engine import fused
 
+        if before is not None and before.holds():
+            return None
         rule = rules.recognise(optimizer, found.parameters)
         return fused.problem(found) or (rule if isinstance(rule, str) else None)
     if not weight.is_cpu or backends.requested() == "torch":

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fastmlp.backends.base import LossOptions
+from fastmlp.backends.route import Like, describe
 from fastmlp.backends.triton_backend import fp32_precision
 from fastmlp.engine import rules
 from fastmlp.engine.base import Executor
@@ -15,10 +17,14 @@ from fastmlp.engine.checks import check_batch
 from fastmlp.engine.network import Network
 from fastmlp.engine.rules import Rule
 from fastmlp.kernels import configs
-from fastmlp.kernels.head import MAX_CLASSES
+from fastmlp.kernels.arguments import Source
+from fastmlp.kernels.head import MAX_CLASSES, targets
 from fastmlp.kernels.launch import arch_of, cdiv
 from fastmlp.kernels.network import ALIGNMENT, LayerMemory, Table, table
-from fastmlp.kernels.step import Task, train_step
+from fastmlp.kernels.quantized import Number, source
+from fastmlp.kernels.replay import Replay
+from fastmlp.kernels.step import train_step
+from fastmlp.kernels.task import Task
 from fastmlp.kernels.update import Accumulators
 
 #: Rows of Adam's numbers that go to the device at a time.
@@ -67,14 +73,18 @@ class FusedExecutor(Executor):
         self._has_copies = copies and dtype != torch.float32
         self.copies = [torch.empty_like(w, dtype=dtype) for w in weights] if self._has_copies else weights
         self._rows = 0
+        self._like: Like | None = None  # the batch before
+        self._key: Hashable = None
         self._known: object = None  # what the task, the tile and the table were made of
-        self._chunk: tuple[object, int, Tensor] | None = None
+        self._counted: list[int] = []  # versions of Adam's counts after the last step
+        self._looked: object = None  # the same, looked at for the step to come
+        self._chunk: tuple[object, int, tuple[Tensor, ...]] | None = None
 
     def step(self, x: Tensor, y: Tensor, rows: Tensor | None = None, *, count: bool = True) -> Tensor:
         """See `Executor.step`. 2L - 1 launches, which count in any case."""
         x = check_batch(self.network, x, y, rows, self.dtype)
         rows = None if rows is None else rows.contiguous()
-        self.prepare(len(x) if rows is None else len(rows))
+        self.prepare((x if rows is None else rows).shape[0])
         loss = self.launch(x.resolve_neg(), y.resolve_neg(), rows, self._next_row())
         self.stepped(1)
         return loss
@@ -85,7 +95,8 @@ class FusedExecutor(Executor):
         Returns:
             Whether there are new buffers, which no graph knows.
         """
-        new = rows > self._rows or self._known != self._facts()
+        facts, self._looked = self._looked or self._facts(), None
+        new = rows > self._rows or self._known != facts
         if new:
             self.rule = Rule(self.rule.optimizer, self.rule.parameters)
             self._configure()
@@ -100,53 +111,59 @@ class FusedExecutor(Executor):
         """Account for steps that were launched: the optimizer's state, and that the parameters changed."""
         rules.drop_gradients(self.rule.optimizer)
         self.rule.advance(steps)
-        torch.autograd.graph.increment_version(self.network.parameters)
+        self._counted = [count._version for count in self.rule.counts()]
+        torch.autograd.graph.increment_version(self.rule.parameters)
 
     def written(self) -> list[Tensor]:
         """Everything that a step changes and a later one reads."""
         states = [state for p in self.network.parameters for state in self.rule.state(p) if state is not None]
         return [*(p.detach() for p in self.network.parameters), *states, *(c.detach() for c in self.copies)]
 
-    def scale(self, x: Tensor) -> float | Tensor:
-        """What features are multiplied by: integers up to 255 are exact in every dtype, x / 255 is not."""
-        if self.network.scale is not None:
-            return self.network.scale
-        return 1 / 255 if x.dtype == torch.uint8 else 1.0
+    def source(self, x: Tensor, rows: Tensor | None) -> Source:
+        """Rows of x as the kernels take them."""
+        return _source(self.network, x, rows)
 
     def launch(self, x: Tensor, y: Tensor, rows: Tensor | None, hypers: Tensor) -> Tensor:
         """The kernels of one step and nothing else, so that a CUDA graph can hold them.
 
         x (N, K) and ``rows`` as in `step`, hypers (groups, HYPERS) on the device.
         """
-        loss = torch.empty((), device=self.device, dtype=torch.float32)
-        into = Accumulators(loss, self.sums, self.counters)
-        scale = self.scale(x)
-        shift = self.network.shift
-        train_step(self.memory, self.task, x, y, rows, scale, self.partial, hypers, into, self.tile, shift)
-        return into.loss
+        batch = x, y, rows, hypers
+        if self._like is None or not self._like(batch):
+            self._key = describe(batch)
+            self._like = None if self._key is None else Like(batch, self._key)
+        tensors = (*batch, *self._buffers)
+        if self._key is None:  # no plain tensors
+            return self._launches.function(*tensors)
+        loss: Tensor = self._launches(self._key, tensors)
+        return loss
 
     def _next_row(self) -> Tensor:
         """The optimizer's numbers for the next step, on the device; sent there when they change."""
         settings, steps = self.rule.settings(), self.rule.steps
         adam = self.rule.kind == "adam"
         if self._chunk is not None:
-            known, start, chunk = self._chunk
+            known, start, rows = self._chunk
             offset = steps - start if adam else 0
-            if known == settings and 0 <= offset < len(chunk):
-                return chunk[offset]
+            if known == settings and 0 <= offset < len(rows):
+                return rows[offset]
         chunk = self.rule.rows(torch.ones(_ROWS_AHEAD if adam else 1, dtype=torch.float64, device="cpu"))
-        self._chunk = settings, steps, to_device(chunk, self.device)
-        return self._chunk[2][0]
+        rows = to_device(chunk, self.device).unbind()
+        self._chunk = settings, steps, rows
+        return rows[0]
+
+    def holds(self) -> bool:
+        """See `Executor.holds`."""
+        self._looked = self._facts()
+        return self._looked == self._known and self._counted == [c._version for c in self.rule.counts()]
 
     def _facts(self) -> object:
         """What may change between two steps: the rule, torch's TF32 switch, where the tensors are.
 
         A loaded ``state_dict`` or a ``to`` replaces those.
         """
-        tensors = [t for p in self.network.parameters for t in (p, *self.rule.state(p)) if t is not None]
-        tensors += [t for t in (self.network.scale, self.network.shift) if t is not None]
-        addresses = [t.data_ptr() for t in tensors]
-        return rules.layout(self.rule.optimizer, self.rule.parameters), fp32_precision(), addresses
+        numbers = [None if t is None else t.data_ptr() for t in (self.network.scale, self.network.shift)]
+        return rules.facts(self.rule.optimizer, self.rule.parameters), fp32_precision(), numbers
 
     def _configure(self) -> None:
         """The task, and the tile that suits it."""
@@ -194,12 +211,36 @@ class FusedExecutor(Executor):
                 )
             )
         tile = self.tile
-        self.memory: Table = table(layers, tile.BLOCK_M, tile.BLOCK_N, tile.BLOCK_K)
+        self.memory: Table = table(layers, tile.BLOCK_M, tile.BLOCK_N)
         self.partial = torch.empty(
             3 * self.task.programs(self.memory, rows), device=self.device, dtype=torch.float32
         )
         self.counters = torch.zeros(self.memory.tiles, device=self.device, dtype=torch.int32)
         self._rows = rows
+        numbers = self.task.class_weight, self.network.scale, self.network.shift
+        self._buffers = [*self.memory.tensors(), self.partial, self.counters, self.sums, *numbers]
+        self._launches = Replay(self._step())
+
+    def _step(self) -> Callable[..., Tensor]:
+        """The launches of a step, as a function of the batch; it holds the buffers, but not the executor."""
+        memory, task, tile, network = self.memory, self.task, self.tile, self.network
+        partial, sums, counters = self.partial, self.sums, self.counters
+
+        def step(x: Tensor, y: Tensor, rows: Tensor | None, hypers: Tensor, *_: Tensor | None) -> Tensor:
+            loss = torch.empty((), device=sums.device, dtype=torch.float32)
+            into = Accumulators(partial, loss, sums, counters)
+            train_step(memory, task, _source(network, x, rows), targets(y, rows), hypers, into, tile)
+            return loss
+
+        return step
+
+
+def _source(network: Network, x: Tensor, rows: Tensor | None) -> Source:
+    """Rows of x: integers up to 255 are exact in every dtype, x / 255 is not."""
+    scale: Number | None = network.scale
+    if scale is None:
+        scale = 1 / 255 if x.dtype == torch.uint8 else 1.0
+    return source(x, rows, scale, network.shift)
 
 
 def to_device(table: Tensor, device: torch.device) -> Tensor:

@@ -9,6 +9,7 @@ from fastmlp.engine.fused import FusedExecutor
 from fastmlp.engine.network import Network
 from fastmlp.engine.whole_loop import WholeLoop
 from fastmlp.kernels.epoch import epoch, runs_on
+from fastmlp.kernels.head import targets
 from fastmlp.kernels.launch import INTERPRETED, arch_of, cdiv, num_sms
 from fastmlp.kernels.update import Accumulators
 
@@ -49,17 +50,13 @@ class PersistentLoop(WholeLoop):
         epoch(
             executor.memory,
             executor.task,
-            self.x,
-            self.y,
-            self.order,
-            executor.scale(self.x),
+            executor.source(self.x, self.order),
+            targets(self.y, self.order),
             self.batch,
-            executor.partial,
             self.schedule.rows,
-            Accumulators(self._loss, executor.sums, executor.counters),
-            self._barrier,
-            tile=executor.tile,
-            programs=self._programs(),
+            Accumulators(executor.partial, self._loss, executor.sums, self._barrier),
+            executor.tile,
+            self._programs(),
         )
 
     def _programs(self) -> int:

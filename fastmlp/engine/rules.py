@@ -96,9 +96,13 @@ class Rule:
         self.steps += steps
         self.optimizer._opt_called = True  # type: ignore[attr-defined]  # what lr_scheduler looks at
         if self.kind == "adam":
-            for parameter in self.parameters:
-                self.optimizer.state[parameter]["step"].add_(steps)
-            self._step_version = self.optimizer.state[self.parameters[0]]["step"]._version
+            counts = self.counts()
+            torch._foreach_add_(counts, steps)
+            self._step_version = counts[0]._version
+
+    def counts(self) -> list[Tensor]:
+        """Adam's own counts of the steps, which torch has as tensors, one for each parameter."""
+        return [self.optimizer.state[p]["step"] for p in self.parameters] if self.kind == "adam" else []
 
 
 def layout(optimizer: Optimizer, parameters: Sequence[Tensor]) -> tuple[str, list[int]]:
@@ -129,6 +133,24 @@ def _adam_rows(table: Tensor, lr: Tensor, group: dict[str, Any], done: int) -> N
     table[:, 5] = 1 - beta2
     table[:, 6] = group["eps"]
     table[:, 7] = (1 - beta2**t).sqrt()
+
+
+def facts(optimizer: Optimizer, parameters: Sequence[Tensor]) -> list[object]:
+    """What `recognise` and `layout` look at, but for Adam's counts; the same facts have the same answers."""
+    found: list[object] = [type(optimizer), is_plain(optimizer)]
+    for group in optimizer.param_groups:
+        found += map(group.get, _ASKED)
+        found += (type(group["lr"]), *map(type, group.get("betas", ())), *map(id, group["params"]))
+    states = optimizer.state
+    for parameter in parameters:
+        found.append(parameter.data_ptr())
+        for name, value in (states.get(parameter) or {}).items():
+            if isinstance(value, Tensor):
+                found += (name, id(value), value.data_ptr(), value.dtype, value.is_contiguous())
+    return found
+
+
+_ASKED = ("momentum", "nesterov", "maximize", "amsgrad", "differentiable")
 
 
 def recognise(optimizer: Optimizer, parameters: Sequence[Tensor]) -> Rule | str:

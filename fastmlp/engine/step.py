@@ -139,4 +139,5 @@ class TrainStep:
             self._fast, self._requested, self._products = None, requested, dtype
         if isinstance(found, str):
             return found
-        return choose.step_problem(found, self.optimizer, dtype) or batch_problem(found, x, y) or found
+        problem = choose.step_problem(found, self.optimizer, dtype, self._fast)
+        return problem or batch_problem(found, x, y) or found

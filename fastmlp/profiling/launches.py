@@ -63,18 +63,6 @@ def _tensors(values: Iterable[Any]) -> Iterable[Tensor]:
             yield value.base
 
 
-def _rows(a: Arguments, m: int, k: int) -> int:
-    """The first layer's input: m rows of it, and which ones, where they are gathered."""
-    index = a["index_ptr"]
-    gathered = 0 if index is None else m * index.element_size()
-    return m * k * a["x_ptr"].element_size() + gathered
-
-
-def _numbers(a: Arguments) -> int:
-    """Scale and shift of a quantized input, where they are tensors."""
-    return size(a["x_scale"], a.get("x_shift"))
-
-
 def _source(x: Source | None, m: int, k: int) -> int:
     """A layer's input: m rows, which ones, where they are gathered, and what dequantizes them."""
     if x is None:
@@ -115,18 +103,16 @@ def _matmul(a: Arguments) -> tuple[int, int]:
 def _head(a: Arguments) -> tuple[int, int]:
     m, c, k, out, before = a["M"], a["C"], a["K"], a["out"], a["before"]
     saved = None if out.dz is None or before is None else before.saved
-    each = c if a["criterion"].name.value == "mse" else 1
     written = size(out.logits, out.dlogits, out.dz, out.sums.partial, out.sums.loss)
     read = size(a["h"], saved, a["w"], a["bias"], a["criterion"].weight)
-    return 2 * m * c * k * (1 + (out.dz is not None)), _targets(
-        *a["criterion"].target[:2], each, m
-    ) + read + written
+    return 2 * m * c * k * (1 + (out.dz is not None)), _targets(a["criterion"], m, c) + read + written
 
 
-def _targets(target: Any, index: Tensor | None, each: int, m: int) -> int:
-    """m class indices, or rows of numbers, and which ones, where they are gathered."""
-    gathered = 0 if index is None else index.element_size()
-    return m * (each * next(iter(_tensors([target]))).element_size() + gathered)
+def _targets(criterion: Any, m: int, c: int) -> int:
+    """m class indices, or rows of c numbers, and which ones, where they are gathered."""
+    target, each = criterion.target, c if criterion.name.value == "mse" else 1
+    gathered = 0 if target.index is None else target.index.element_size()
+    return m * (each * target.matrix.ptr.element_size() + gathered)
 
 
 def _stream(a: Arguments) -> tuple[int, int]:
@@ -177,20 +163,20 @@ def _mlp_gradients(a: Arguments) -> tuple[int, int]:
 
 
 def _update(a: Arguments) -> tuple[int, int]:
-    table = TABLES[a["table_ptr"].data_ptr()]
-    operations, moved = _gradients(table, a, a["M"])
+    table = TABLES[a["net"].rows.data_ptr()]
+    operations, moved = _gradients(table, a["x"], a["M"])
     parts = 2 * size(a["workspace_ptr"]) if a["splits"] > 1 else 0
-    return operations, moved + _states(table) + _copies(table) + parts + _numbers(a)
+    return operations, moved + _states(table) + _copies(table) + parts
 
 
-def _gradients(table: Table, a: Arguments, m: int) -> tuple[int, int]:
+def _gradients(table: Table, x: Source, m: int) -> tuple[int, int]:
     """The operands of every dW and db, and their products."""
     operations = moved = 0
     for layer in table.layers:
         n, k = layer.weight.shape
         operations += 2 * m * n * k
         moved += m * n * layer.dz.element_size()
-        moved += _rows(a, m, k) if layer.x is None else m * k * layer.x.element_size()
+        moved += _source(x, m, k) if layer.x is None else m * k * layer.x.element_size()
     return operations, moved
 
 
@@ -206,17 +192,18 @@ def _copies(table: Table) -> int:
 
 def _epoch(a: Arguments) -> tuple[int, int]:
     """The phases of a step one after another, each as a launch of its own would; resident weights stay."""
-    table = TABLES[a["table_ptr"].data_ptr()]
+    table, turn, batch = TABLES[a["net"].rows.data_ptr()], a["turn"], a["batch"]
     last_phase = 2 * table.depth - 2
+    steps = range(a["steps"]) if turn is None else [turn.step]
+    phases = range(a["phases"]) if turn is None else [turn.phase]
     operations = moved = 0
-    for step in range(a["first_step"], a["last_step"]):
-        m = min(a["num_rows"] - step * a["batch"], a["batch"])
-        for phase in range(a["first_phase"], a["last_phase"]):
-            found = _gradients(table, a, m) if phase == last_phase else _phase(table, a, m, phase)
-            operations, moved = operations + found[0], moved + found[1]
-            if phase == last_phase:
-                written = _copies(table) or sum(size(layer.weight) for layer in table.layers)
-                moved += written if a["RESIDENT"] else _states(table) + _copies(table)
+    for step, phase in itertools.product(steps, phases):
+        m = min(a["num_rows"] - step * batch, batch)
+        found = _gradients(table, a["x"], m) if phase == last_phase else _phase(table, a, m, phase)
+        operations, moved = operations + found[0], moved + found[1]
+        if phase == last_phase:
+            written = _copies(table) or sum(size(layer.weight) for layer in table.layers)
+            moved += written if a["RESIDENT"] else _states(table) + _copies(table)
     if a["RESIDENT"]:
         moved += _states(table)
     return operations, moved
@@ -228,7 +215,7 @@ def _phase(table: Table, a: Arguments, m: int, phase: int) -> tuple[int, int]:
     at = phase if phase < depth else 2 * depth - 2 - phase
     layer = table.layers[at]
     (n, k), e = layer.weight.shape, layer.dz.element_size()
-    x = _rows(a, m, k) if layer.x is None else m * k * e
+    x = _source(a["x"], m, k) if layer.x is None else m * k * e
     weight = size(layer.copy)
     if phase < depth - 1:
         return 2 * m * n * k, x + weight + size(layer.bias) + m * n * e * (1 + layer.keeps_z)
@@ -236,7 +223,7 @@ def _phase(table: Table, a: Arguments, m: int, phase: int) -> tuple[int, int]:
     # What f' of the layer below is computed from: its output, which is the head's X, or another matrix.
     masked = m * k * e * (below.act != "none" and (below.keeps_z or phase >= depth))
     if phase == depth - 1:
-        targets = _targets(a["t_ptr"], a["index_ptr"], n if a["LOSS"] == "mse" else 1, m)
+        targets = _targets(a["criterion"], m, n)
         return 4 * m * n * k, x + weight + size(layer.bias) + masked + m * n * e + m * k * e + targets
     return 2 * m * n * k, m * n * e + weight + masked + m * k * e
 
@@ -268,8 +255,8 @@ def _dtype(a: Arguments) -> str:
 
 
 def _weights(a: Arguments) -> list[Tensor]:
-    if "table_ptr" in a:
-        table = TABLES.get(a["table_ptr"].data_ptr())
+    if "net" in a:
+        table = TABLES.get(a["net"].rows.data_ptr())
         layers: list[LayerMemory] = [] if table is None else table.layers
         return [layer.weight for layer in layers]
     if "weights" in a:

@@ -12,7 +12,7 @@ from torch import nn
 
 from fastmlp.engine import rules
 from fastmlp.kernels.launch import launch
-from fastmlp.kernels.optimizers import RULES, apply
+from fastmlp.kernels.optimizers import RULES, State, apply
 from tests.classifiers import OPTIMIZERS
 from tests.numerics import assert_as_good_as_torch
 
@@ -20,17 +20,11 @@ from tests.numerics import assert_as_good_as_torch
 @triton.jit
 def _kernel(w_ptr, g_ptr, first_ptr, second_ptr, hyper_ptr, RULE: tl.constexpr, BLOCK: tl.constexpr):
     i = tl.arange(0, BLOCK)
-    w, first, second = apply(
-        tl.load(w_ptr + i),
-        tl.load(g_ptr + i),
-        tl.load(first_ptr + i),
-        tl.load(second_ptr + i),
-        hyper_ptr,
-        RULE,
-    )
-    tl.store(w_ptr + i, w)
-    tl.store(first_ptr + i, first)
-    tl.store(second_ptr + i, second)
+    state = State(tl.load(w_ptr + i), tl.load(first_ptr + i), tl.load(second_ptr + i))
+    state = apply(state, tl.load(g_ptr + i), hyper_ptr, RULE)
+    tl.store(w_ptr + i, state.value)
+    tl.store(first_ptr + i, state.first)
+    tl.store(second_ptr + i, state.second)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

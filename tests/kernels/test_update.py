@@ -7,11 +7,12 @@ import random
 import pytest
 import torch
 
-from fastmlp.kernels import linear_backward
+from fastmlp.kernels import linear_backward, quantized
 from fastmlp.kernels.configs import Tile
 from fastmlp.kernels.linear_backward import split_batch
 from fastmlp.kernels.network import LayerMemory, table
 from fastmlp.kernels.optimizers import HYPERS
+from fastmlp.kernels.task import Task
 from fastmlp.kernels.update import Accumulators, update
 from tests.problems import SIZES
 
@@ -51,32 +52,20 @@ def test_random_problem(splits: bool, seed: int, device: str, monkeypatch: pytes
         LayerMemory(w, b, w, source, None, None, dz, (None,) * 4)
         for (w, _), (b, _), source, dz in zip(weights, biases, (None, h), grads)
     ]
-    net = table(layers, TILE.BLOCK_M, TILE.BLOCK_N, TILE.BLOCK_K)
+    net = table(layers, TILE.BLOCK_M, TILE.BLOCK_N)
     partial = torch.rand(3 * 5, device=device) + 0.5
     loss, right, denominator = (partial[i : i + 5].double().sum().item() for i in (0, 10, 5))
     hypers = torch.zeros(1, HYPERS.value, device=device)
     hypers[0, 0] = 0.25
     before = [[t.double() for t in (w, b)] for (w, _), (b, _) in zip(weights, biases)]
     into = Accumulators(
+        partial,
         torch.full((), float("nan"), device=device),
         torch.tensor([10.0, 3.0], dtype=torch.float64, device=device),
         torch.zeros(net.tiles, dtype=torch.int32, device=device),
     )
-    update(
-        net,
-        x,
-        index,
-        scale,
-        partial,
-        5,
-        hypers,
-        into,
-        rule="sgd",
-        mean=True,
-        tile=TILE,
-        dtype=torch.float32,
-        precision="ieee",
-    )
+    task = Task("cross_entropy", "mean", "sgd", torch.float32, "ieee")
+    update(net, task, quantized.source(x, index, scale, None), m, hypers, into, 5, TILE)
     inputs = [(x if index is None else x[index]).double() * scale, h.double()]
     for (w, whole), (b, whole_b), old, dz, source in zip(weights, biases, before, grads, inputs):
         for new, start, gradient in ((w, old[0], dz.double().t() @ source), (b, old[1], dz.double().sum(0))):
@@ -87,6 +76,6 @@ def test_random_problem(splits: bool, seed: int, device: str, monkeypatch: pytes
             assert bool((margin == 7).all())
     assert into.loss.item() == pytest.approx(loss / denominator, rel=1e-6)
     assert into.sums.tolist() == pytest.approx([10 + loss / denominator * m, 3 + right], rel=1e-6)
-    assert not into.counters.any()
+    assert not into.arrived.any()
     if splits:
         assert split_batch(m, net.tiles, TILE.BLOCK_K, 132)[0] > 1

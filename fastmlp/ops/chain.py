@@ -18,7 +18,7 @@ from fastmlp.autograd.chain import (
     reference_chain,
 )
 from fastmlp.autograd.node import torch_grads, transformed
-from fastmlp.ops.register import op
+from fastmlp.ops.register import differentiable, op
 
 #: A dispatcher's list of tensors has no gaps: ``present`` says which of weight, bias and PReLU's weight of
 #: each layer are in ``params``.
@@ -83,7 +83,46 @@ def _fake_chain(
     return [*hidden, *(torch.empty_like(outputs[i]) for i in z_kept(table_of(acts, slopes))), y]
 
 
-@op("chain", f"(Tensor x, {LAYERS}, Tensor? seed, float[] dropouts, bool keep) -> Tensor[]", _fake_chain)
+def reads_output(last: Act) -> bool:
+    """Whether the backward reads the output itself, which then nobody may write over."""
+    return last.saves_output and last.name != "none"
+
+
+def _setup_chain(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    x, params, ctx.present, ctx.acts, ctx.slopes, ctx.dtype, seed, ctx.dropouts, _ = inputs
+    kept = output if reads_output(table_of(ctx.acts, ctx.slopes)[-1]) else output[:-1]
+    ctx.save_for_backward(x, seed, *params, *kept)
+    ctx.set_materialize_grads(False)
+
+
+def _gradients_chain(ctx: Any, *grads: Tensor | None) -> list[Tensor | None]:
+    x, seed, *rest = ctx.saved_tensors
+    count, grad = sum(ctx.present), grads[-1]
+    params, kept = rest[:count], rest[count:]
+    needs = ctx.needs_input_grad[1 : 2 + count]
+    if grad is None:
+        return []
+    described = (ctx.present, ctx.acts, ctx.slopes, ctx.dtype)
+    if transformed(grad):
+
+        def again(x: Tensor, *params: Tensor) -> Tensor:
+            table, drops = table_of(ctx.acts, ctx.slopes), Drops(tuple(ctx.dropouts), seed)
+            layers = spread(params, ctx.present)
+            y = reference_chain(backends.kernels(x), as_matrix(x), layers, table, ctx.dtype, drops)
+            return y.reshape(grad.shape)
+
+        return torch_grads(again, (x, *params), needs, grad)
+    some = _chain_backward(grad, x, params, *described, kept, seed, ctx.dropouts, needs)
+    return spread(some, needs)
+
+
+@differentiable(
+    "chain",
+    f"(Tensor x, {LAYERS}, Tensor? seed, float[] dropouts, bool keep) -> Tensor[]",
+    _fake_chain,
+    _setup_chain,
+    _gradients_chain,
+)
 def _chain(
     x: Tensor,
     params: Sequence[Tensor],
@@ -114,11 +153,6 @@ def _chain(
     y, inputs, saved = forward_chain(backends.kernels(x), as_matrix(x), layers, table, dtype, first, drops)
     kept = [*inputs[1:], *(saved[i] for i in z_kept(table))] if keep else []
     return shaped([*kept, y], x)  # type: ignore[list-item]
-
-
-def reads_output(last: Act) -> bool:
-    """Whether the backward reads the output itself, which then nobody may write over."""
-    return last.saves_output and last.name != "none"
 
 
 def _of_outputs(kept: Sequence[Tensor], acts: Sequence[Act]) -> list[Tensor | None]:
@@ -161,39 +195,6 @@ def _chain_backward(
     drops = Drops(tuple(dropouts), seed)
     dx, *grads = backward_chain(backends.kernels(x), grad, inputs, layers, saved, table, needed, dtype, drops)
     return [*shaped([dx], x), *(found for found in grads if found is not None)]
-
-
-def _setup_chain(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    x, params, ctx.present, ctx.acts, ctx.slopes, ctx.dtype, seed, ctx.dropouts, _ = inputs
-    kept = output if reads_output(table_of(ctx.acts, ctx.slopes)[-1]) else output[:-1]
-    ctx.save_for_backward(x, seed, *params, *kept)
-    ctx.set_materialize_grads(False)
-
-
-def _differentiate_chain(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
-    x, seed, *rest = ctx.saved_tensors
-    count, grad = sum(ctx.present), grads[-1]
-    params, kept = rest[:count], rest[count:]
-    needs = [ctx.needs_input_grad[0], *ctx.needs_input_grad[1]]
-    if grad is None:
-        return (None, [None] * count, *[None] * 7)
-    described = (ctx.present, ctx.acts, ctx.slopes, ctx.dtype)
-    if transformed(grad):
-
-        def again(x: Tensor, *params: Tensor) -> Tensor:
-            table, drops = table_of(ctx.acts, ctx.slopes), Drops(tuple(ctx.dropouts), seed)
-            layers = spread(params, ctx.present)
-            y = reference_chain(backends.kernels(x), as_matrix(x), layers, table, ctx.dtype, drops)
-            return y.reshape(grad.shape)
-
-        found = torch_grads(again, (x, *params), needs, grad)
-    else:
-        some = _chain_backward(grad, x, params, *described, kept, seed, ctx.dropouts, needs)
-        found = spread(some, needs)
-    return (found[0], found[1:], *[None] * 7)
-
-
-_chain.register_autograd(_differentiate_chain, setup_context=_setup_chain)
 
 
 def chain(

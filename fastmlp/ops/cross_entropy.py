@@ -11,7 +11,7 @@ from fastmlp import backends
 from fastmlp.autograd.cross_entropy import torch_gradient
 from fastmlp.autograd.node import transformed
 from fastmlp.backends.base import LossOptions
-from fastmlp.ops.register import op
+from fastmlp.ops.register import differentiable, op
 
 _OPTIONS = "SymInt ignore_index, str reduction, float label_smoothing, float z_loss"
 
@@ -23,10 +23,26 @@ def _fake(logits: Tensor, target: Tensor, weight: Tensor | None, *options: Any) 
     return logits.new_empty(loss), stats, stats.new_empty(total)
 
 
-@op(
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    logits, target, weight, *ctx.options = inputs
+    _, stats, denominator = output
+    ctx.mark_non_differentiable(stats, denominator)
+    ctx.save_for_backward(logits, target, weight, stats, denominator)
+
+
+def _gradients(ctx: Any, grad: Tensor, *_: Tensor | None) -> list[Tensor | None]:
+    logits, target, weight, stats, denominator = ctx.saved_tensors
+    if transformed(grad):
+        return [torch_gradient(grad, logits, target, weight, LossOptions(*ctx.options))]
+    return [_backward(grad, logits, target, weight, stats, denominator, *ctx.options)]
+
+
+@differentiable(
     "cross_entropy",
     f"(Tensor logits, Tensor target, Tensor? weight, {_OPTIONS}) -> (Tensor, Tensor, Tensor)",
     _fake,
+    _setup,
+    _gradients,
 )
 def _cross_entropy(
     logits: Tensor, target: Tensor, weight: Tensor | None, *options: Any
@@ -71,25 +87,6 @@ def _backward(
         grad, logits, target, weight, stats, denominator, out, LossOptions(*options)
     )
     return out
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    logits, target, weight, *ctx.options = inputs
-    _, stats, denominator = output
-    ctx.mark_non_differentiable(stats, denominator)
-    ctx.save_for_backward(logits, target, weight, stats, denominator)
-
-
-def _differentiate(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Any, ...]:
-    logits, target, weight, stats, denominator = ctx.saved_tensors
-    if transformed(grad):
-        dx = torch_gradient(grad, logits, target, weight, LossOptions(*ctx.options))
-    else:
-        dx = _backward(grad, logits, target, weight, stats, denominator, *ctx.options)
-    return (dx, *[None] * 6)
-
-
-_cross_entropy.register_autograd(_differentiate, setup_context=_setup)
 
 
 def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions) -> Tensor:

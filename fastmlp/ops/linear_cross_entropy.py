@@ -23,7 +23,7 @@ from fastmlp.autograd.linear_cross_entropy import (
 from fastmlp.autograd.node import torch_grads, transformed
 from fastmlp.autograd.tiling import Plan, plan
 from fastmlp.backends.base import LossOptions, Scale
-from fastmlp.ops.register import op
+from fastmlp.ops.register import differentiable, op
 
 _TENSORS = "Tensor x, Tensor weight, Tensor? bias, Tensor target, Tensor? class_weight"
 _JOB = (
@@ -80,7 +80,41 @@ def _fake(
     return [x.new_empty(shape, dtype=job.loss_dtype), *formed]
 
 
-@op("linear_cross_entropy", f"({_TENSORS}, {_JOB}, bool[] needs) -> Tensor[]", _fake)
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    x, weight, bias, target, class_weight, *ctx.described, ctx.needs = inputs
+    ctx.save_for_backward(x, weight, bias, target, class_weight, *output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx: Any, *grads: Tensor | None) -> list[Tensor | None]:
+    x, weight, bias, target, class_weight, *kept = ctx.saved_tensors
+    upstream, needs = grads[0], ctx.needs
+    if upstream is None:
+        return []
+    tensors = (x, weight, bias, target, class_weight)
+    job = _untiled(x, ctx.described)
+    if transformed(upstream):
+
+        def again(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            return reference(job, x, weight, bias, target, class_weight)
+
+        return _there(torch_grads(again, (x, weight, bias), needs, upstream), bias)
+    if forms_in_forward(job):
+        wide = torch.promote_types(job.dtype, torch.float32)
+        lacking = upstream.to(wide).view(1)  # not a scalar, which would be rounded to 16 bits first
+        some = ((grad * lacking).to(grad.dtype) for grad in kept)
+    else:
+        some = iter(_backward(upstream, *tensors, *ctx.described, needs))
+    return _there([next(some) if need else None for need in needs], bias)
+
+
+def _there(grads: list[Tensor | None], bias: Tensor | None) -> list[Tensor | None]:
+    return grads if bias is not None else grads[:2]
+
+
+@differentiable(
+    "linear_cross_entropy", f"({_TENSORS}, {_JOB}, bool[] needs) -> Tensor[]", _fake, _setup, _gradients
+)
 def _linear_cross_entropy(
     x: Tensor,
     weight: Tensor,
@@ -144,38 +178,6 @@ def _backward(
         share = Scale(torch.ones_like(total), total).value()
         each = (each * share).expand(len(x), weight.shape[1])
     return _needed(missing_grads(work, stats, each, needs, params), needs)
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    x, weight, bias, target, class_weight, *ctx.described, ctx.needs = inputs
-    ctx.save_for_backward(x, weight, bias, target, class_weight, *output[1:])
-    ctx.set_materialize_grads(False)
-
-
-def _differentiate(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
-    x, weight, bias, target, class_weight, *kept = ctx.saved_tensors
-    upstream, needs = grads[0], ctx.needs
-    nothing = [None] * (2 + len(ctx.described) + 1)
-    if upstream is None:
-        return (None, None, None, *nothing)
-    tensors = (x, weight, bias, target, class_weight)
-    job = _untiled(x, ctx.described)
-    if transformed(upstream):
-
-        def again(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-            return reference(job, x, weight, bias, target, class_weight)
-
-        return (*torch_grads(again, (x, weight, bias), needs, upstream), *nothing)
-    if forms_in_forward(job):
-        wide = torch.promote_types(job.dtype, torch.float32)
-        lacking = upstream.to(wide).view(1)  # not a scalar, which would be rounded to 16 bits first
-        some = ((grad * lacking).to(grad.dtype) for grad in kept)
-    else:
-        some = iter(_backward(upstream, *tensors, *ctx.described, needs))
-    return (*(next(some) if need else None for need in needs), *nothing)
-
-
-_linear_cross_entropy.register_autograd(_differentiate, setup_context=_setup)
 
 
 def linear_cross_entropy(

@@ -1,15 +1,19 @@
-"""How an op is registered."""
+"""How an op is registered: without the Python that `torch.library.custom_op` puts around each call."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
+
+_LIBRARY = torch.library.Library("fastmlp", "FRAGMENT")
+_FORWARD = "_forward"
 
 
 def op(name: str, schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
-    """Register the decorated function as ``fastmlp::name``.
+    """Register the decorated function as ``fastmlp::name``, which has no gradient.
 
     Args:
         name: of the op.
@@ -18,8 +22,73 @@ def op(name: str, schema: str, fake: Callable[..., Any]) -> Callable[[Callable[.
     """
 
     def register(function: Callable[..., Any]) -> Any:
-        made = torch.library.custom_op(f"fastmlp::{name}", function, mutates_args=(), schema=schema)
-        made.register_fake(fake)
+        return _define(name, schema, fake, function)
+
+    return register
+
+
+def _define(name: str, schema: str, fake: Callable[..., Any], function: Callable[..., Any]) -> Any:
+    _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"fastmlp::{name}", fake, lib=_LIBRARY)
+    return getattr(torch.ops.fastmlp, name).default
+
+
+def differentiable(
+    name: str,
+    schema: str,
+    fake: Callable[..., Any],
+    setup: Callable[[Any, tuple[Any, ...], Any], None],
+    gradients: Callable[..., Sequence[Tensor | None]],
+) -> Callable[[Callable[..., Any]], Any]:
+    """As `op`, with a gradient: ``fastmlp::name``, which calls ``fastmlp::name_forward``.
+
+    The latter stands in what AOTAutograd traces, where the backward is traced too: no call there passes
+    Python's autograd again, which takes longer than all else that the dispatcher does.
+
+    Args:
+        name: of the op.
+        schema: see `op`.
+        fake: see `op`.
+        setup: of the context, by the arguments and the results, as `torch.library.register_autograd`'s.
+        gradients: of the first so many tensors among the arguments, by the context and the results' gradients.
+    """
+
+    def register(function: Callable[..., Any]) -> Any:
+        forward = _define(name + _FORWARD, schema, fake, function)
+        made = _define(name, schema, fake, forward)
+
+        class Formula(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, args: tuple[Any, ...], *tensors: Tensor) -> Any:
+                output = forward(*args)
+                setup(ctx, args, output)
+                return tuple(output) if isinstance(output, list) else output
+
+            @staticmethod
+            def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+                found = gradients(ctx, *grads)
+                return None, *found, *[None] * (len(ctx.needs_input_grad) - 1 - len(found))
+
+        def differentiated(*args: Any) -> Any:
+            tensors = _tensors(args)
+            if not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
+                return forward(*args)
+            output = Formula.apply(args, *tensors)
+            return list(output) if made._schema.returns[0].type.kind() == "ListType" else output
+
+        _LIBRARY.impl(name, differentiated, "Autograd")
         return made
 
     return register
+
+
+def _tensors(args: Sequence[Any]) -> list[Tensor]:
+    """Those among the arguments, those of lists too, in their order."""
+    found: list[Tensor] = []
+    for value in args:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found += [item for item in value if isinstance(item, Tensor)]
+    return found

@@ -25,7 +25,7 @@ from fastmlp.ops.chain import (
     spread,
     table_of,
 )
-from fastmlp.ops.register import op
+from fastmlp.ops.register import differentiable, op
 
 
 def _fake(
@@ -53,7 +53,49 @@ def _layout(x: Tensor, layers: Sequence[Tensor]) -> NetLayout:
     return backends.kernels(x).net_layout(widths)
 
 
-@op("whole_net", f"(Tensor x, {LAYERS}, bool keep, bool recompute) -> Tensor[]", _fake)
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    x, params, ctx.present, ctx.acts, ctx.slopes, ctx.dtype, _, ctx.recompute = inputs
+    kept = output if reads_output(table_of(ctx.acts, ctx.slopes)[-1]) else output[1:]
+    ctx.save_for_backward(x, *params, *kept)
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx: Any, *grads: Tensor | None) -> list[Tensor | None]:
+    x, *rest = ctx.saved_tensors
+    count, grad = sum(ctx.present), grads[0]
+    if grad is None:
+        return []
+    params, kept = rest[:count], rest[count:]
+    needs = ctx.needs_input_grad[1 : 2 + count]
+    described = (ctx.present, ctx.acts, ctx.slopes, ctx.dtype)
+    table = table_of(ctx.acts, ctx.slopes)
+    if transformed(grad):
+        none = Drops((0.0,) * len(table), None)
+
+        def again(x: Tensor, *params: Tensor) -> Tensor:
+            layers = spread(params, ctx.present)
+            y = reference_chain(backends.kernels(x), as_matrix(x), layers, table, ctx.dtype, none)
+            return y.reshape(grad.shape)
+
+        return torch_grads(again, (x, *params), needs, grad)
+    y = kept.pop(0) if reads_output(table[-1]) else None
+    saved = None if ctx.recompute else kept.pop(0)
+    out_saved = y if y is not None or not kept else kept.pop()
+    asked = (needs[0], any(needs[1:]))
+    flat = iter(_backward(grad, x, params, *described, saved, out_saved, *asked))
+    grads_of = NetGrads(*(next(flat) if need else None for need in (*asked, asked[1])))
+    each = split(backends.kernels(x), grads_of, spread(params, ctx.present))
+    found = [grads_of.input, *(g for g, there in zip(each, ctx.present) if there)]
+    return [g if need else None for g, need in zip(found, needs)]
+
+
+@differentiable(
+    "whole_net",
+    f"(Tensor x, {LAYERS}, bool keep, bool recompute) -> Tensor[]",
+    _fake,
+    _setup,
+    _gradients,
+)
 def _whole(
     x: Tensor,
     params: Sequence[Tensor],
@@ -133,48 +175,6 @@ def _backward(
     )
     dx = None if dx is None else dx.to(x.dtype)
     return [*shaped([dx], x), *(t for t in (of_params, of_slopes) if t is not None)]
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    x, params, ctx.present, ctx.acts, ctx.slopes, ctx.dtype, _, ctx.recompute = inputs
-    kept = output if reads_output(table_of(ctx.acts, ctx.slopes)[-1]) else output[1:]
-    ctx.save_for_backward(x, *params, *kept)
-    ctx.set_materialize_grads(False)
-
-
-def _differentiate(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
-    x, *rest = ctx.saved_tensors
-    count, grad = sum(ctx.present), grads[0]
-    if grad is None:
-        return (None, [None] * count, *[None] * 6)
-    params, kept = rest[:count], rest[count:]
-    needs = [ctx.needs_input_grad[0], *ctx.needs_input_grad[1]]
-    described = (ctx.present, ctx.acts, ctx.slopes, ctx.dtype)
-    table = table_of(ctx.acts, ctx.slopes)
-    if transformed(grad):
-        none = Drops((0.0,) * len(table), None)
-
-        def again(x: Tensor, *params: Tensor) -> Tensor:
-            layers = spread(params, ctx.present)
-            y = reference_chain(backends.kernels(x), as_matrix(x), layers, table, ctx.dtype, none)
-            return y.reshape(grad.shape)
-
-        found = torch_grads(again, (x, *params), needs, grad)
-    else:
-        y = kept.pop(0) if reads_output(table[-1]) else None
-        saved = None if ctx.recompute else kept.pop(0)
-        out_saved = y if y is not None or not kept else kept.pop()
-        asked = (needs[0], any(needs[1:]))
-        flat = iter(_backward(grad, x, params, *described, saved, out_saved, *asked))
-        grads_of = NetGrads(*(next(flat) if need else None for need in (*asked, asked[1])))
-        layers = spread(params, ctx.present)
-        each = split(backends.kernels(x), grads_of, layers)
-        found = [grads_of.input, *(g for g, there in zip(each, ctx.present) if there)]
-        found = [g if need else None for g, need in zip(found, needs)]
-    return (found[0], found[1:], *[None] * 6)
-
-
-_whole.register_autograd(_differentiate, setup_context=_setup)
 
 
 def whole_net(

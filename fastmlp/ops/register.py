@@ -51,7 +51,7 @@ def differentiable(
         schema: see `op`.
         fake: see `op`.
         setup: of the context, by the arguments and the results, as `torch.library.register_autograd`'s.
-        gradients: of the first so many tensors among the arguments, by the context and the results' gradients.
+        gradients: of the first so many tensors among the arguments, by the context and those of the results.
     """
 
     def register(function: Callable[..., Any]) -> Any:

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastmlp
 from fastmlp import backends
-from fastmlp.kernels import configs, decisions
+from fastmlp.kernels import configs, decisions, launch
 
 
 class Seen(TorchFunctionMode):
@@ -112,6 +112,7 @@ MEANS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "library": lambda: decisions.force(decisions.LIBRARY),
     "pointer": lambda: decisions.force(decisions.POINTER),
     "tma": lambda: decisions.force(decisions.TMA, decisions.POINTER),
+    "observed": launch.record_launches,
 }
 #: What the copy in float64 does without.
 _NUMERIC = ("autocast",)

@@ -10,15 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
+from unittest import mock
 
 import torch
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from fastmlp import backends
+from fastmlp.backends import route
+from fastmlp.kernels import launch
 from fastmlp.kernels.arguments import Blocks
 from fastmlp.kernels.launch import Launch, record_launches
+from fastmlp.modules.sequential import Planned
 from tests.guard import tensors_of
+from tests.interpreter import interpreted
 from tests.stateful import ambient, losses, modules, nets
 from tests.stateful.allowed import allowed
 from tests.stateful.chains import KINDS, ChainCall
@@ -102,7 +107,7 @@ _MODES = [
     *sorted([*ambient.FORWARD, *ambient.AROUND, *ambient.MEANS]),
 ]
 #: Modes in which torch's own ops run: no kernel may.
-_NO_KERNELS = ("torch", "function mode", "overriding mode")
+_NO_KERNELS = ("function mode", "overriding mode")
 
 
 class Routes(RuleBasedStateMachine):
@@ -150,7 +155,11 @@ class Routes(RuleBasedStateMachine):
         self.last[kind] = self.last[kind]._replace(**{field: getattr(call, field)})
         self.judge(kind)
 
-    # The same calls, and something else has changed.
+    # The same calls, and something else has changed, or nothing.
+
+    @rule()
+    def again(self) -> None:
+        self.judge("net", "chain", "loss")
 
     @rule(name=st.sampled_from(_MODES))
     def mode(self, name: str) -> None:
@@ -234,7 +243,7 @@ class Routes(RuleBasedStateMachine):
         within = sorted(self.within)
         for kind in kinds:
             call = self.last[kind]._replace(contexts=tuple(within))
-            with record_launches() as launches:
+            with interpreted() as launches:
                 found = self._run(call, self.sides[0])
             wanted = self._run(call, self.sides[1])
             Routes.calls += 1
@@ -244,6 +253,20 @@ class Routes(RuleBasedStateMachine):
                     coarse = self._coarsest(call)
                     compare(found, wanted, Outcome({}, ValueError()), coarse, type(call).__name__)
                 check_launches(within, launches)
+            if launches or backends.requested() == "triton":
+                self._check_anew(call, launches)
+
+    def _check_anew(self, call: Any, launches: list[Launch]) -> None:
+        """The same is launched where nothing is remembered."""
+        nothing_kept = (
+            mock.patch.object(route.Routes, "find", return_value=(None, None)),
+            mock.patch.object(Planned, "_remembered", return_value=None),
+            mock.patch.object(launch, "_dry", True),
+        )
+        with nothing_kept[0], nothing_kept[1], nothing_kept[2], record_launches() as anew:
+            self._run(call, self.sides[0])
+        found, wanted = ([_shown(one) for one in some] for some in (launches, anew))
+        assert found == wanted, f"{call}: launches {found}, and anew {wanted}"
 
     def _run(self, call: Any, side: Side) -> Outcome:
         with ambient.entered(call.contexts, False, ambient.MEANS):
@@ -264,18 +287,33 @@ def _class_weight(classes: int) -> torch.Tensor:
     return torch.linspace(0.5, 1.5, classes)
 
 
+def _shown(one: Launch) -> Any:
+    """What a launch is, but for addresses."""
+    return one.name, one.grid, _plain(one.args), {k: _plain(v) for k, v in one.options.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return tuple(value.shape), value.stride(), value.dtype
+    if isinstance(value, tuple | list):
+        return tuple(_plain(item) for item in value)
+    if hasattr(value, "base"):
+        return _plain(value.base)
+    return str(value) if type(value).__name__ == "constexpr" else value
+
+
 def check_launches(within: list[str], launches: list[Launch]) -> None:
     """Kernels ran only where they may, in the precision and with the tile that are asked for."""
     if set(within) & set(_NO_KERNELS) or backends.requested() == "torch":
-        assert not launches, [launch.name for launch in launches]
-    for launch in launches:
-        asked = dict(launch.options)
-        for blocks in (a for a in launch.args if isinstance(a, Blocks)):
+        assert not launches, [one.name for one in launches]
+    for one in launches:
+        asked = dict(one.options)
+        for blocks in (a for a in (*one.args, *one.options.values()) if isinstance(a, Blocks)):
             asked |= blocks._asdict()
-        dtypes = {t.dtype for t in tensors_of(launch.args) if t.is_floating_point()}
+        dtypes = {t.dtype for t in tensors_of(one.args) if t.is_floating_point()}
         if "PRECISION" in asked and dtypes == {torch.float32} and "autocast" not in within:
             wanted = "tf32" if "tf32" in within else "ieee"
-            assert asked["PRECISION"] == wanted, f"{launch.name}: {asked['PRECISION']}, not {wanted}"
-        if launch.name == "linear_act_kernel" and "tile" in within:
+            assert asked["PRECISION"] == wanted, f"{one.name}: {asked['PRECISION']}, not {wanted}"
+        if one.name == "linear_act_kernel" and "tile" in within:
             sizes = {name: asked[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K")}
             assert sizes == {name: getattr(ambient.TILE, name) for name in sizes}, sizes

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
 import fastmlp
@@ -98,6 +101,52 @@ def test_what_changes_between_steps(device: str) -> None:
     both()
     assert calls == [1]
     assert not step.engine.startswith("eager")
+    assert same(ours, theirs)
+
+
+def told(**settings: Any) -> Callable[[Optimizer], object]:
+    return lambda optimizer: optimizer.param_groups[0].update(settings)
+
+
+def states(change: Callable[[dict[str, Any]], object], parameters: int = 99) -> Callable[[Optimizer], object]:
+    return lambda optimizer: [change(state) for state in list(optimizer.state.values())[:parameters]]
+
+
+def moved(optimizer: Optimizer) -> None:
+    for p in optimizer.param_groups[0]["params"]:
+        p.data = p.data.clone() * 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "engine"),
+    [
+        ("sgd", told(weight_decay=0.1), "fused"),
+        ("sgd", told(momentum=0.9), "fused"),
+        ("momentum", told(momentum=0.0), "fused"),
+        ("sgd", told(maximize=True), "eager"),
+        ("sgd", moved, "fused"),
+        ("sgd", lambda o: o.register_step_post_hook(lambda *_: None), "eager"),
+        ("momentum", states(lambda s: s.pop("momentum_buffer")), "fused"),
+        ("adamw", states(lambda s: s.update(exp_avg=s["exp_avg"] * 2)), "fused"),
+        ("adamw", states(lambda s: s["step"].add_(7)), "fused"),
+        ("adamw", states(lambda s: s["step"].add_(7), 1), "eager"),
+        ("adamw", lambda o: o.load_state_dict(copy.deepcopy(o.state_dict())), "fused"),
+    ],
+)
+def test_what_an_optimizer_is_told_between_steps(
+    name: str, change: Callable[[Optimizer], object], engine: str, device: str
+) -> None:
+    """By the kernels, which ask nothing again as long as all is as it was."""
+    ours, theirs = run(device, name), run(device, name)
+    step = fastmlp.TrainStep(ours.net, ours.loss, ours.optimizer)
+    with backends.use("triton"):
+        for i in range(4):
+            if i == 2:
+                change(ours.optimizer)
+                change(theirs.optimizer)
+            x, y = data(device)
+            assert error(step(x, y), theirs.step(x, y, torch.float32)) < 1e-5
+            assert step.engine.split(":")[0] == ("fused" if i < 2 else engine)
     assert same(ours, theirs)
 
 

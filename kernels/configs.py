@@ -32,10 +32,6 @@ class Tile:
     num_warps: int = 4
     num_stages: int = 3
 
-    def options(self) -> dict[str, int]:
-        """As keyword arguments of a launch."""
-        return dict(vars(self))
-
     def blocks(self, reduction: int, precision: str) -> Blocks:
         """As one argument of a kernel whose products are sums over ``reduction`` elements."""
         even = reduction % self.BLOCK_K == 0

@@ -2,14 +2,12 @@
 
 Scale and shift are numbers or tensors on the device, of one element or one a feature. Integers up to 256
 are exact in every dtype that the products run in, so one scale alone goes into the epilogue of an exact
-product (``scale``); with a shift, or a scale a feature, X is formed as its tile is loaded, in float32 and
-rounded once (``affine``). The gradient needs no X: dW = scale * dZᵀ Q + shift * (row sums of dZ), from
+product; with a shift, or a scale a feature, X is formed as its tile is loaded, in float32 and
+rounded once. The gradient needs no X: dW = scale * dZᵀ Q + shift * (row sums of dZ), from
 the exact integers in either case.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import triton
 import triton.language as tl
@@ -63,27 +61,13 @@ def dequantize_gradient(acc, sums, source, features, num_features):
     return acc, sums
 
 
-def source(x: Tensor, index: Tensor | None, scale: Number, shift: Number | None) -> Source:
+def source(
+    x: Tensor, index: Tensor | None = None, scale: Number = 1.0, shift: Number | None = None
+) -> Source:
     """X = scale * x[index] + shift as a kernel's argument: what changes nothing is None."""
-    kind = dequant(scale, shift)
-    shift = 0.0 if kind == "affine" and shift is None else shift
-    return Source(matrix(x), index, None if kind == "none" else vector(scale), vector(shift))
-
-
-def dequant(scale: Number, shift: Number | None) -> str:
-    """How the kernels do it: "none", "scale" or "affine"."""
-    many = isinstance(scale, Tensor) and scale.numel() > 1
-    if shift is not None or many:
-        return "affine"
-    return "none" if not isinstance(scale, Tensor) and scale == 1 else "scale"
-
-
-def arguments(scale: Number, shift: Number | None) -> tuple[Any, int, Any, int]:
-    """Scale and shift as kernel arguments, each with its stride."""
-    return *_argument(scale), *_argument(0.0 if shift is None else shift)
-
-
-def _argument(number: Number) -> tuple[Any, int]:
-    if isinstance(number, Tensor):
-        return number, number.stride(0) if number.numel() > 1 else 0
-    return float(number), 0
+    if isinstance(scale, Tensor):
+        idle, many = False, scale.numel() > 1
+    else:
+        idle, many = scale == 1 and shift is None, False
+    shift = 0.0 if many and shift is None else shift
+    return Source(matrix(x), index, None if idle else vector(scale), vector(shift))

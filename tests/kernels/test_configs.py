@@ -46,7 +46,7 @@ def test_tiles_of_tma_have_fields_of_their_own() -> None:
     key, tile = ("matmul", "sm_100", "half", "wide"), TmaTile(64, 64, 64, 8, 4, 2, 4, True)
     for family, arch, *_ in configs.TABLE:
         assert type(configs.lookup(family, arch, "half", 1, 1)) is configs.tile_type(family)
-    assert configs.TABLE[key].options().keys() - TILE.options().keys() == {"SUBTILES", "WARP_SPECIALIZE"}
+    assert vars(configs.TABLE[key]).keys() - vars(TILE).keys() == {"SUBTILES", "WARP_SPECIALIZE"}
     configs.write_cache({key: tile})
     assert configs.lookup("matmul", "sm_100", "half", 4096, 4096) == tile
     specialized = {key[1] for key, tile in configs.TABLE.items() if getattr(tile, "WARP_SPECIALIZE", False)}

@@ -13,8 +13,9 @@ from fastmlp.backends.base import Quantized, Undo
 from fastmlp.backends.torch_backend import TorchBackend
 from fastmlp.backends.triton_backend import TritonBackend
 from fastmlp.kernels import linear_backward
+from fastmlp.kernels.arguments import Vector
 from fastmlp.kernels.launch import record_launches
-from fastmlp.kernels.quantized import dequant
+from fastmlp.kernels.quantized import source
 from tests.numerics import assert_as_good_as_torch
 from tests.problems import DTYPES, SIZES, activation, matrix, vector
 
@@ -88,7 +89,7 @@ def test_random_problem(dtype: torch.dtype, seed: int, device: str, monkeypatch:
         runs.append([y, grads.weight, grads.bias])
     for what, ours, theirs, exact in zip(("y", "dw", "db"), *runs):
         if exact is not None:
-            assert_as_good_as_torch(ours, theirs, exact, f"{what} {(m, n, k)} {dequant(q.scale, q.shift)}")
+            assert_as_good_as_torch(ours, theirs, exact, f"{what} {(m, n, k)} {q.scale} {q.shift}")
 
 
 @pytest.mark.parametrize("kind", INTEGERS, ids=str)
@@ -102,10 +103,15 @@ def test_one_scale_is_exact_in_16_bits(kind: torch.dtype, device: str) -> None:
 
 def test_how_it_is_dequantized(device: str) -> None:
     one, many = torch.ones(1, device=device), torch.ones(3, device=device)
-    assert [dequant(s, None) for s in (1.0, 1, 0.5, one, one[0], many)] == ["none"] * 2 + ["scale"] * 3 + [
-        "affine"
-    ]
-    assert dequant(1.0, 0.0) == "affine"
+    for scale in (1.0, 1):
+        assert source(many[None], None, scale).scale is None
+    for scale in (0.5, one, one[0]):  # in the epilogue of an exact product
+        found = source(many[None], None, scale)
+        assert found.scale.ptr is scale
+        assert (found.scale.stride, found.shift) == (0, None)
+    # As its tile is loaded.
+    assert source(many[None], None, many)[2:4] == (Vector(many, 1), Vector(0.0, 0))
+    assert source(many[None], None, 1.0, 0.0)[2:4] == (Vector(1.0, 0), Vector(0.0, 0))
 
 
 def test_one_launch_each_way(device: str) -> None:

@@ -51,11 +51,28 @@ def _pointers(x, rows, D):
     return x.ptr + (rows // D).to(tl.int64) * x.n + (rows % D).to(tl.int64) * x.d
 
 
+@triton.jit
+def _of_rows(stats_ptr, criterion):
+    """The rows' statistics, behind what their loss was divided by."""
+    return stats_ptr if criterion.reduction == "none" else stats_ptr + 1
+
+
+@triton.jit
+def _coefficients(target, t_row, cols, inside, C, criterion):
+    """a_c of a tile, for class indices or for probabilities."""
+    if criterion.target.c is None:
+        return index_coefficients(target, cols, C, criterion.weight, criterion.smoothing)
+    else:
+        t_tile = t_row[:, None] + cols[None, :].to(tl.int64) * criterion.target.c
+        t = tl.load(t_tile, mask=inside, other=0.0).to(tl.float32)
+        return probability_coefficients(t, cols, C, criterion.weight, criterion.smoothing)
+
+
 @triton.jit(do_not_specialize=["num_rows", "rows_per_program"])
 def cross_entropy_forward_kernel(
     x,  # logits (N, C, D)
     criterion,  # of class indices (N, D), or probabilities (N, C, D)
-    stats_ptr,  # (3, num_rows): max, log-sum, coefficient of p
+    stats_ptr,  # see `forward`
     sums,  # its loss: one number, or of reduction "none" (num_rows,)
     num_rows, rows_per_program, C, D,
     BLOCK_M: tl.constexpr,
@@ -64,6 +81,7 @@ def cross_entropy_forward_kernel(
     pid = tl.program_id(0)
     begin = pid * rows_per_program
     end = tl.minimum(begin + rows_per_program, num_rows)
+    stats_ptr = _of_rows(stats_ptr, criterion)
     loss_sum = tl.zeros((BLOCK_M,), tl.float32)
     weight_sum = tl.zeros((BLOCK_M,), tl.float32)
     for first in range(begin, end, BLOCK_M):
@@ -71,6 +89,7 @@ def cross_entropy_forward_kernel(
         ok = rows < end
         x_row = _pointers(x, rows, D)
         t_row = _pointers(criterion.target, rows, D)
+        target = None
         ignored = None
         invalid = None
         if criterion.target.c is None:
@@ -83,18 +102,13 @@ def cross_entropy_forward_kernel(
         for start in range(0, C, BLOCK_C):
             cols = start + tl.arange(0, BLOCK_C)
             inside = ok[:, None] & (cols[None, :] < C)
-            col_offsets = cols[None, :].to(tl.int64)
-            tile = tl.load(x_row[:, None] + col_offsets * x.c, mask=inside, other=float("-inf"))
+            x_tile = x_row[:, None] + cols[None, :].to(tl.int64) * x.c
+            tile = tl.load(x_tile, mask=inside, other=float("-inf"))
             tile = tile.to(tl.float32)
             before = finite_max(m)
             m, s = online_max_and_sum(tile, m, s)
             if criterion.target.c is not None or criterion.smoothing is not None:
-                if criterion.target.c is not None:
-                    t_tile = t_row[:, None] + col_offsets * criterion.target.c
-                    t = tl.load(t_tile, mask=inside, other=0.0).to(tl.float32)
-                    a = probability_coefficients(t, cols, C, criterion.weight, criterion.smoothing)
-                else:
-                    a = index_coefficients(target, cols, C, criterion.weight, criterion.smoothing)
+                a = _coefficients(target, t_row, cols, inside, C, criterion)
                 now = finite_max(m)
                 weighted += total * (before - now)
                 weighted += tl.sum(tl.where(inside, a * (tile - now[:, None]), 0.0), 1)
@@ -141,7 +155,6 @@ def finish_loss_kernel(sums, count, REDUCTION: tl.constexpr, BLOCK: tl.constexpr
 def cross_entropy_backward_kernel(
     x, criterion, stats_ptr,  # as in the forward
     grad,  # upstream: (N, D), or one number with strides of 0
-    denominator_ptr,
     dx,  # (N, C, D)
     num_rows, C, D, first, width,  # the logits are those of classes first .. first + width
     BLOCK_M: tl.constexpr,
@@ -154,21 +167,19 @@ def cross_entropy_backward_kernel(
     ok = rows < num_rows
     inside = ok[:, None] & (local[None, :] < width)
     col_offsets = local[None, :].to(tl.int64)
+    upstream = tl.load(_pointers(grad, rows, D), mask=ok, other=0.0).to(tl.float32)
+    if criterion.reduction != "none":
+        upstream = upstream / tl.load(stats_ptr)
+    stats_ptr = _of_rows(stats_ptr, criterion)
     m = tl.load(stats_ptr + rows, mask=ok, other=0.0)
     log_sum = tl.load(stats_ptr + num_rows.to(tl.int64) + rows, mask=ok, other=0.0)
     coefficient = tl.load(stats_ptr + 2 * num_rows.to(tl.int64) + rows, mask=ok, other=0.0)
-    upstream = tl.load(_pointers(grad, rows, D), mask=ok, other=0.0).to(tl.float32)
-    if criterion.reduction != "none":
-        upstream = upstream / tl.load(denominator_ptr)
 
     t_row = _pointers(criterion.target, rows, D)
-    if criterion.target.c is not None:
-        t_tile = t_row[:, None] + cols[None, :].to(tl.int64) * criterion.target.c
-        t = tl.load(t_tile, mask=inside, other=0.0).to(tl.float32)
-        a = probability_coefficients(t, cols, C, criterion.weight, criterion.smoothing)
-    else:
+    target = None
+    if criterion.target.c is None:
         target, ignored, _ = load_targets(t_row, ok, C, criterion.ignore_index)
-        a = index_coefficients(target, cols, C, criterion.weight, criterion.smoothing)
+    a = _coefficients(target, t_row, cols, inside, C, criterion)
 
     x_tile = _pointers(x, rows, D)[:, None] + col_offsets * x.c
     logits = tl.load(x_tile, mask=inside, other=0.0).to(tl.float32)
@@ -191,46 +202,43 @@ def forward(
     label_smoothing: float,
     z_loss: float,
     loss_dtype: torch.dtype | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss, (N, D) for reduction "none", else a scalar; and what the backward needs of it.
+) -> tuple[Tensor, Tensor]:
+    """The loss, (N, D) for reduction "none", else a scalar; and what the backward needs of it, float32.
 
-    That is each row's max, log-sum and coefficient of p, (3, rows) float32; and the number that a
-    reduced loss was divided by, on the device. The loss is in the logits' dtype if no other is asked for.
+    That is each row's max, log-sum and coefficient of p, (3, rows); of a reduced loss flat, behind the number
+    that it was divided by. The loss is in the logits' dtype if no other is asked for.
 
     logits (N, C, D), target (N, D) class indices or (N, C, D) probabilities, weight (C,); any
     strides; N, C and D are not 0. One launch, two for a reduction over many elements.
     """
     n, c, d = logits.shape
-    rows, each = n * d, reduction == "none"
+    rows, device, each = n * d, logits.device, reduction == "none"
     # A coefficient for every element besides the logit, and the registers hold an eighth of the rows.
     block_c, block_m, warps = _blocks(c, 512 if target.dim() == 3 or label_smoothing > 0 else 4096)
     programs = cdiv(rows, block_m) if each or rows * max(c, block_c) > _ONE_PROGRAM else 1
-    stats = torch.empty((3, rows), device=logits.device, dtype=torch.float32)
-    sums = allocate(
-        1 if each else programs, (n, d) if each else (), loss_dtype or logits.dtype, logits.device
-    )
+    loss = torch.empty((n, d) if each else (), device=device, dtype=loss_dtype or logits.dtype)
+    stats = torch.empty((3, rows) if each else 3 * rows + 1, device=device, dtype=torch.float32)
+    sums = Sums(partial_sums(1 if each else programs, stats), loss, stats)
     numbers = ignore_index, label_smoothing, z_loss
-    against = criterion("cross_entropy", reduction, _rows(target), weight, *numbers)
     launch(
         cross_entropy_forward_kernel,
         (programs,),
-        _rows(logits), against, stats, sums, rows, rows if programs == 1 else block_m, c, d,
+        _rows(logits), criterion("cross_entropy", reduction, _rows(target), weight, *numbers), stats, sums,
+        rows, rows if programs == 1 else block_m, c, d,
         BLOCK_M=block_m,
         BLOCK_C=block_c,
         num_warps=warps,
     )  # fmt: skip
     if not each:
         finish(sums, programs, reduction)
-    return sums.loss, stats, sums.denominator
+    return loss, stats
 
 
-def allocate(programs: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Sums:
-    """Memory for a loss, and for the sums of as many programs."""
-    loss = torch.empty(shape, device=device, dtype=dtype)
-    denominator = torch.empty((), device=device, dtype=torch.float32)
-    # A single program leaves no sums, but the kernel is the same.
-    partial = denominator if programs == 1 else torch.empty(2 * programs, device=device, dtype=torch.float32)
-    return Sums(partial, loss, denominator)
+def partial_sums(programs: int, other: Tensor) -> Tensor:
+    """Memory for the sums of as many programs: any ``other`` float32 if there is one, which leaves none."""
+    if programs == 1:
+        return other
+    return torch.empty(2 * programs, device=other.device, dtype=torch.float32)
 
 
 def finish(sums: Sums, programs: int, reduction: str) -> None:
@@ -244,7 +252,6 @@ def backward(
     target: Tensor,
     weight: Tensor | None,
     stats: Tensor,
-    denominator: Tensor | None,
     out: Tensor,
     *,
     reduction: str,
@@ -255,7 +262,7 @@ def backward(
 ) -> None:
     """Write the logits' gradient to ``out`` (N, C, D), which may be the logits themselves. One launch.
 
-    grad (N, D) for reduction "none", which needs no denominator; else a scalar. The logits may be those
+    grad (N, D) for reduction "none", else a scalar; ``stats`` as `forward` gave them. The logits may be those
     of some ``classes`` alone, from ``first`` on; target, weight and stats are of all.
     """
     n, c, d = logits.shape
@@ -267,7 +274,7 @@ def backward(
         criterion("cross_entropy", reduction, _rows(target), weight, ignore_index, label_smoothing),
         stats,
         _rows(grad) if reduction == "none" else Rows(grad, 0, None, 0),
-        denominator, _rows(out), n * d, classes or c, d, first, c,
+        _rows(out), n * d, classes or c, d, first, c,
         BLOCK_M=block_m,
         BLOCK_C=block_c,
         num_warps=warps,

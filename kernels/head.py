@@ -35,7 +35,7 @@ from fastmlp.kernels.arguments import (
     vector,
 )
 from fastmlp.kernels.configs import Tile
-from fastmlp.kernels.cross_entropy import allocate, finish
+from fastmlp.kernels.cross_entropy import finish, partial_sums
 from fastmlp.kernels.device import cast, dot, store, wait_for_previous
 from fastmlp.kernels.launch import arch_of, cdiv, launch, next_power_of_2
 from fastmlp.kernels.mse import squared_error_tile
@@ -181,11 +181,13 @@ def head(
     logits = torch.empty((m, c), device=h.device, dtype=dtype) if wanted.logits else None
     dlogits = torch.empty((m, c), device=h.device, dtype=dtype) if wanted.dlogits else None
     dz = torch.empty((m, k), device=h.device, dtype=dtype) if wanted.dz else None
-    sums = allocate(programs, (), loss_dtype, h.device)
+    loss = torch.empty((), device=h.device, dtype=loss_dtype)
+    denominator = torch.empty((), device=h.device, dtype=torch.float32)
+    sums = Sums(partial_sums(programs, denominator), loss, denominator)
     out = Results(sums, matrix(logits), matrix(dlogits), matrix(dz))
     _launch(h, weight, bias, criterion, before, out, tile, dtype, precision)
     finish(sums, programs, criterion.reduction.value)
-    return sums.loss, sums.denominator, logits, dlogits, dz
+    return loss, denominator, logits, dlogits, dz
 
 
 def head_step(

@@ -114,10 +114,8 @@ def cross_entropy(
     }
 
     def run() -> None:
-        _, stats, denominator = ce.forward(logits, target, weights, z_loss=0.0, **options)
-        ce.backward(
-            upstream, logits, target, weights, stats, denominator, torch.empty_like(logits), **options
-        )
+        _, stats = ce.forward(logits, target, weights, z_loss=0.0, **options)
+        ce.backward(upstream, logits, target, weights, stats, torch.empty_like(logits), **options)
 
     return run
 
@@ -134,7 +132,7 @@ def class_tile(dtype: torch.dtype, device: str = "meta", *, probabilities: bool 
     upstream = torch.ones((), device=device, dtype=torch.float32).expand(rows, 1)
     options: dict[str, Any] = {"reduction": "none", "ignore_index": -100, "label_smoothing": 0.0}
     return lambda: ce.backward(
-        upstream, logits, target, None, stats, None, logits, first=width, classes=classes, **options
+        upstream, logits, target, None, stats, logits, first=width, classes=classes, **options
     )
 
 

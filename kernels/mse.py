@@ -14,10 +14,10 @@ import triton.language as tl
 from torch import Tensor
 
 from fastmlp.kernels.arguments import Matrix, matrix
-from fastmlp.kernels.cross_entropy import allocate, finish
+from fastmlp.kernels.cross_entropy import finish, partial_sums
 from fastmlp.kernels.device import store
 from fastmlp.kernels.launch import cdiv, launch
-from fastmlp.kernels.softmax import leave_sums
+from fastmlp.kernels.softmax import Sums, leave_sums
 
 _BLOCK = 1024
 # So few elements are summed by one program, which saves the launch of `finish_loss_kernel`.
@@ -108,7 +108,9 @@ def forward(input: Tensor, target: Tensor, weight: Tensor | None, *, reduction: 
     count, each = input.numel(), reduction == "none"
     share = cdiv(cdiv(count, _MOST_PROGRAMS), _BLOCK) * _BLOCK
     programs = cdiv(count, share) if each or count > _ONE_PROGRAM else 1
-    sums = allocate(1 if each else programs, input.shape if each else (), input.dtype, input.device)
+    loss = torch.empty(input.shape if each else (), device=input.device, dtype=input.dtype)
+    denominator = torch.empty((), device=input.device, dtype=torch.float32)
+    sums = Sums(partial_sums(1 if each else programs, denominator), loss, denominator)
     launch(
         mse_forward_kernel,
         (programs,),
@@ -120,7 +122,7 @@ def forward(input: Tensor, target: Tensor, weight: Tensor | None, *, reduction: 
     )  # fmt: skip
     if not each:
         finish(sums, programs, reduction)
-    return sums.loss, sums.denominator
+    return loss, denominator
 
 
 def backward(

@@ -220,8 +220,8 @@ class Backend(ABC):
     @abstractmethod
     def cross_entropy(
         self, logits: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss, and two tensors that `cross_entropy_backward` takes back (statistics, denominator).
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The loss, and for `cross_entropy_backward` statistics, and the denominator if it is not in them.
 
         logits (N, C, D), target (N, D) class indices or (N, C, D) probabilities, weight (C,); any
         strides, no size 0. The loss is (N, D) for reduction "none", else a scalar.
@@ -235,7 +235,7 @@ class Backend(ABC):
         target: Tensor,
         weight: Tensor | None,
         stats: Tensor,
-        denominator: Tensor,
+        denominator: Tensor | None,
         out: Tensor,
         options: LossOptions,
     ) -> None:

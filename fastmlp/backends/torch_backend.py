@@ -138,13 +138,14 @@ class TorchBackend(Backend):
         target: Tensor,
         weight: Tensor | None,
         stats: Tensor,
-        denominator: Tensor,
+        denominator: Tensor | None,
         out: Tensor,
         options: LossOptions,
     ) -> None:
         """See `Backend.cross_entropy_backward`."""
         logits, out, index = logits[:, :, 0], out[:, :, 0], target[:, 0]
         kept = index != options.ignore_index
+        assert denominator is not None
         upstream = grad[:, 0] if options.reduction == "none" else (grad / denominator).expand(len(logits))
         upstream = torch.where(kept, upstream, 0.0)
         scale = upstream * (1 + 2 * options.z_loss * stats) if options.z_loss else upstream

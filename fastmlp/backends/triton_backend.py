@@ -142,9 +142,9 @@ class TritonBackend(Backend):
 
     def cross_entropy(
         self, logits: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, None]:
         """See `Backend.cross_entropy`."""
-        return loss_kernels.forward(logits, target, weight, **options._asdict())
+        return *loss_kernels.forward(logits, target, weight, **options._asdict()), None
 
     def cross_entropy_backward(
         self,
@@ -153,7 +153,7 @@ class TritonBackend(Backend):
         target: Tensor,
         weight: Tensor | None,
         stats: Tensor,
-        denominator: Tensor,
+        denominator: Tensor | None,
         out: Tensor,
         options: LossOptions,
     ) -> None:
@@ -164,7 +164,6 @@ class TritonBackend(Backend):
             target,
             weight,
             stats,
-            denominator,
             out,
             reduction=options.reduction,
             ignore_index=options.ignore_index,
@@ -181,7 +180,7 @@ class TritonBackend(Backend):
     ) -> tuple[Tensor, Tensor]:
         """See `Backend.loss_of_rows`."""
         rows = options._replace(reduction="none")._asdict()
-        loss, stats, _ = loss_kernels.forward(logits, target, weight, loss_dtype=torch.float32, **rows)
+        loss, stats = loss_kernels.forward(logits, target, weight, loss_dtype=torch.float32, **rows)
         if upstream is not None:
             each = upstream.expand(loss.shape)
             self.loss_gradient(logits, 0, target, weight, stats, each, options, logits.shape[1])
@@ -205,7 +204,6 @@ class TritonBackend(Backend):
             target,
             weight,
             stats,
-            None,
             logits,
             reduction="none",
             ignore_index=options.ignore_index,

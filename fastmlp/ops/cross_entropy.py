@@ -18,36 +18,35 @@ _OPTIONS = "SymInt ignore_index, str reduction, float label_smoothing, float z_l
 
 def _fake(logits: Tensor, target: Tensor, weight: Tensor | None, *options: Any) -> tuple[Tensor, ...]:
     n, _, d = logits.shape
-    loss, total = ((n, d), 0) if options[1] == "none" else ((), ())
-    stats = logits.new_empty(3, n * d, dtype=torch.float32)
-    return logits.new_empty(loss), stats, stats.new_empty(total)
+    loss, stats = ((n, d), (3, n * d)) if options[1] == "none" else ((), (3 * n * d + 1,))
+    return logits.new_empty(loss), logits.new_empty(stats, dtype=torch.float32)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     logits, target, weight, *ctx.options = inputs
-    _, stats, denominator = output
-    ctx.mark_non_differentiable(stats, denominator)
-    ctx.save_for_backward(logits, target, weight, stats, denominator)
+    _, stats = output
+    ctx.mark_non_differentiable(stats)
+    ctx.save_for_backward(logits, target, weight, stats)
 
 
 def _gradients(ctx: Any, grad: Tensor, *_: Tensor | None) -> list[Tensor | None]:
-    logits, target, weight, stats, denominator = ctx.saved_tensors
+    logits, target, weight, stats = ctx.saved_tensors
     if transformed(grad):
         return [torch_gradient(grad, logits, target, weight, LossOptions(*ctx.options))]
-    return [_backward(grad, logits, target, weight, stats, denominator, *ctx.options)]
+    return [_backward(grad, logits, target, weight, stats, *ctx.options)]
 
 
 @differentiable(
     "cross_entropy",
-    f"(Tensor logits, Tensor target, Tensor? weight, {_OPTIONS}) -> (Tensor, Tensor, Tensor)",
+    f"(Tensor logits, Tensor target, Tensor? weight, {_OPTIONS}) -> (Tensor, Tensor)",
     _fake,
     _setup,
     _gradients,
 )
 def _cross_entropy(
     logits: Tensor, target: Tensor, weight: Tensor | None, *options: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss, and what the backward needs: statistics of the rows, and what the loss was divided by.
+) -> tuple[Tensor, Tensor]:
+    """The loss, and what the backward needs: see `fastmlp.kernels.cross_entropy.forward`.
 
     Args:
         logits: (N, C, D), no size 0.
@@ -55,11 +54,7 @@ def _cross_entropy(
         weight: (C,).
         options: the fields of `LossOptions`.
     """
-    loss, stats, denominator = backends.kernels(logits).cross_entropy(
-        logits, target, weight, LossOptions(*options)
-    )
-    # Which rows' own losses are not divided by: a result must hold no memory that nobody wrote.
-    return loss, stats, stats.new_empty(0) if loss.dim() else denominator
+    return backends.kernels(logits).cross_entropy(logits, target, weight, LossOptions(*options))[:2]
 
 
 def _fake_grad(grad: Tensor, logits: Tensor, *others: Any) -> Tensor:
@@ -68,8 +63,7 @@ def _fake_grad(grad: Tensor, logits: Tensor, *others: Any) -> Tensor:
 
 @op(
     "cross_entropy_backward",
-    "(Tensor grad, Tensor logits, Tensor target, Tensor? weight, Tensor stats, Tensor denominator, "
-    f"{_OPTIONS}) -> Tensor",
+    f"(Tensor grad, Tensor logits, Tensor target, Tensor? weight, Tensor stats, {_OPTIONS}) -> Tensor",
     _fake_grad,
 )
 def _backward(
@@ -78,13 +72,12 @@ def _backward(
     target: Tensor,
     weight: Tensor | None,
     stats: Tensor,
-    denominator: Tensor,
     *options: Any,
 ) -> Tensor:
     """The logits' gradient, from the loss' ``grad``."""
     out = torch.empty_like(logits)
     backends.kernels(logits).cross_entropy_backward(
-        grad, logits, target, weight, stats, denominator, out, LossOptions(*options)
+        grad, logits, target, weight, stats, None, out, LossOptions(*options)
     )
     return out
 

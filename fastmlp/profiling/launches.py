@@ -124,7 +124,7 @@ def _cross_entropy_backward(a: Arguments) -> tuple[int, int]:
     target, share = a["criterion"].target, 1.0
     if target.c is not None:  # probabilities; the logits may be those of some classes alone
         share = a["width"] / a["C"]
-    read = size(a["x"], a["criterion"].weight, a["stats_ptr"], a["grad"], a["denominator_ptr"])
+    read = size(a["x"], a["criterion"].weight, a["stats_ptr"], a["grad"])
     return 0, round(share * size(target)) + read + size(a["dx"])
 
 

@@ -91,10 +91,10 @@ def ours(problem: Problem, grad: Tensor | None) -> tuple[Tensor, Tensor]:
     """Loss and the logits' gradient by the kernels; ``grad`` by default that of a scalar 1."""
     p = problem
     options = {"reduction": p.reduction, "ignore_index": p.ignore_index, "label_smoothing": p.label_smoothing}
-    loss, stats, denominator = kernels.forward(p.logits, p.target, p.weight, z_loss=p.z_loss, **options)
+    loss, stats = kernels.forward(p.logits, p.target, p.weight, z_loss=p.z_loss, **options)
     grad = torch.ones_like(loss) if grad is None else grad
     dx = torch.empty(p.logits.shape, dtype=p.logits.dtype, device=p.logits.device)
-    kernels.backward(grad, p.logits, p.target, p.weight, stats, denominator, dx, **options)
+    kernels.backward(grad, p.logits, p.target, p.weight, stats, dx, **options)
     return loss, dx
 
 
@@ -252,8 +252,8 @@ def test_the_gradient_may_overwrite_the_logits(device: str) -> None:
         x, target = torch.randn(9, classes, 1, device=device), torch.randint(classes, (9, 1), device=device)
         expected = ours(Problem(x, target), None)[1]
         options = {"reduction": "mean", "ignore_index": -100, "label_smoothing": 0.0}
-        loss, stats, denominator = kernels.forward(x, target, None, z_loss=0.0, **options)
-        kernels.backward(torch.ones_like(loss), x, target, None, stats, denominator, x, **options)
+        loss, stats = kernels.forward(x, target, None, z_loss=0.0, **options)
+        kernels.backward(torch.ones_like(loss), x, target, None, stats, x, **options)
         assert torch.equal(x, expected)
 
 

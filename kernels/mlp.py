@@ -15,8 +15,8 @@ the activation's output from it too. Those of all layers stand side by side in o
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -26,11 +26,20 @@ from torch import Tensor
 
 from fastmlp.kernels import configs
 from fastmlp.kernels.activations import activate
-from fastmlp.kernels.arguments import TL_DTYPE
+from fastmlp.kernels.arguments import (
+    TL_DTYPE,
+    Activation,
+    Matrix,
+    Vector,
+    activation,
+    at,
+    load_vector,
+    matrix,
+    slopes_of,
+)
 from fastmlp.kernels.configs import Tile
-from fastmlp.kernels.device import cast, dot, load_slopes, pointers, store
+from fastmlp.kernels.device import cast, dot, store
 from fastmlp.kernels.launch import arch_of, cdiv, launch, next_power_of_2
-from fastmlp.kernels.linear import slope_stride
 
 #: The widest hidden layer that any tile is for; `fastmlp.choice` has the limits by precision.
 MAX_WIDTH = 256
@@ -38,9 +47,39 @@ MAX_WIDTH = 256
 ALIGNMENT = 16
 
 
+class Layers(NamedTuple):
+    """A network's layers, as an argument of its kernels."""
+
+    weights: Any  # (N, K) of each, contiguous
+    biases: Any  # (N,) of each, contiguous, or None
+    act: Activation  # of the hidden layers; its weight is a tuple: PReLU's of each
+
+
+class Layout(NamedTuple):
+    """What the compiler knows of a network; the last of the offsets and of the places is their total."""
+
+    WIDTHS: tuple[int, ...]  # of the input and of every layer
+    OFFSETS: tuple[int, ...]  # of each hidden layer's columns in the saved buffer
+    PLACES: tuple[int, ...]  # of each layer's dW, and then db, in the flat gradients
+    STRIDES: tuple[int, ...]  # of each hidden layer's slopes
+    SAVE_Z: bool  # the hidden f' is computed from f's input
+
+
+class Tiling(NamedTuple):
+    """How a program of the forward or of the chain of gradients walks over its rows."""
+
+    BLOCK_M: int
+    BLOCK_N: int  # of a hidden layer's features
+    BLOCK_K: int  # of the input's
+    BLOCK_OUT: int  # of the output's
+    HIDDEN_BLOCKS: int  # of BLOCK_N features, in the widest hidden layer
+    RAGGED: bool  # BLOCK_N does not divide every hidden width
+    PRECISION: str
+
+
 @triton.jit
 def pick(items, layer):
-    """items[layer] of a layer that is known only as the kernel runs: pointers, or numbers."""
+    """items[layer] of a layer that may be known only as the kernel runs: pointers, or numbers."""
     item = items[0]
     for i in tl.static_range(1, len(items)):
         item = tl.where(layer == i, items[i], item)
@@ -48,111 +87,116 @@ def pick(items, layer):
 
 
 @triton.jit
-def weight_block(w_ptr, rows, cols, N, K):
-    """W[rows, cols] of a contiguous W (N, K); 0 outside."""
-    w = pointers(w_ptr, rows, cols, K, 1)
-    return tl.load(w, mask=(rows[:, None] < N) & (cols[None, :] < K), other=0.0)
+def load_block(matrix, rows, cols, num_rows, num_cols):
+    """A block of a matrix of so many rows and columns; 0 outside."""
+    inside = (rows[:, None] < num_rows) & (cols[None, :] < num_cols)
+    return tl.load(at(matrix, rows, cols), mask=inside, other=0.0)
 
 
 @triton.jit
-def transposed_block(w_ptr, rows, cols, N, K):
-    """Wᵀ[cols, rows]: loaded as it is multiplied, so that the copy to shared memory needs no registers."""
-    w = pointers(w_ptr, cols, rows, 1, K)
-    return tl.load(w, mask=(cols[:, None] < K) & (rows[None, :] < N), other=0.0)
+def store_block(matrix, rows, cols, num_rows, num_cols, block):
+    """A block of a matrix of so many rows and columns is written, in its dtype."""
+    inside = (rows[:, None] < num_rows) & (cols[None, :] < num_cols)
+    store(at(matrix, rows, cols), block, inside)
 
 
 @triton.jit
-def input_block(
-    x_ptr, stride_xm, stride_xk, rows, M, w_ptr, features, N, K,
-    DTYPE: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
+def columns_of(buffer, layer, LAYOUT: tl.constexpr):
+    """A hidden layer's columns of a buffer with those of all."""
+    return Matrix(buffer + tl.multiple_of(pick(LAYOUT.OFFSETS, layer), 16), LAYOUT.OFFSETS[-1], 1)
+
+
+@triton.jit
+def slope_weight(act, layer, LAYOUT: tl.constexpr):
+    """PReLU's weight of a hidden layer."""
+    return Vector(pick(act.weight, layer), pick(LAYOUT.STRIDES, layer))
+
+
+@triton.jit
+def hidden_slopes(act, layer, features, N, LAYOUT: tl.constexpr):
+    """A hidden layer's negative slopes."""
+    if act.weight is None:
+        return slopes_of(act, features, N)
+    else:
+        return load_vector(slope_weight(act, layer, LAYOUT), features, N)
+
+
+@triton.jit
+def input_block(x, rows, M, weight, features, N, K, DTYPE: tl.constexpr, TILE: tl.constexpr):
     """X Wᵀ for a block of rows and one of features: X (M, K) comes from memory."""
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for start in range(0, K, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
-        x = pointers(x_ptr, rows, k, stride_xm, stride_xk)
-        x = tl.load(x, mask=(rows[:, None] < M) & (k[None, :] < K), other=0.0)
-        acc = dot(x, transposed_block(w_ptr, features, k, N, K), acc, DTYPE, PRECISION)
+    acc = tl.zeros((TILE.BLOCK_M, TILE.BLOCK_N), tl.float32)
+    for start in range(0, K, TILE.BLOCK_K):
+        k = start + tl.arange(0, TILE.BLOCK_K)
+        # Wᵀ is loaded as it is multiplied, so that the copy to shared memory needs no registers.
+        w = load_block(Matrix(weight, 1, K), k, features, K, N)
+        acc = dot(load_block(x, rows, k, M, K), w, acc, DTYPE, TILE.PRECISION)
     return acc
 
 
 @triton.jit
-def product_block(
-    h, w_ptr, features, N, K, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_H: tl.constexpr,
-):  # fmt: skip
-    """H Wᵀ for a block of features: H (BLOCK_M, K) is a tuple of blocks of BLOCK_H features on the chip."""
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+def product_block(h, weight, features, N, K, BLOCK: tl.constexpr, TILE: tl.constexpr):
+    """H Wᵀ for a block of features: H (BLOCK_M, K) is a tuple of blocks of BLOCK_N features on the chip."""
+    acc = tl.zeros((TILE.BLOCK_M, BLOCK), tl.float32)
     for i in tl.static_range(len(h)):
-        k = i * BLOCK_H + tl.arange(0, BLOCK_H)
-        acc = dot(h[i], transposed_block(w_ptr, features, k, N, K), acc, DTYPE, PRECISION)
+        k = i * TILE.BLOCK_N + tl.arange(0, TILE.BLOCK_N)
+        acc = dot(h[i], load_block(Matrix(weight, 1, K), k, features, K, N), acc, h[i].dtype, TILE.PRECISION)
     return acc
 
 
 @triton.jit
-def add_bias(z, b_ptr, features, N, has_bias):
-    bias = tl.load(b_ptr + features, mask=(features < N) & (has_bias != 0), other=0.0)
-    return z + bias.to(tl.float32)[None, :]
+def add_bias(z, biases, layer, features, N):
+    """z + b of a layer, if that has one: of those that have none another's is picked, and masked."""
+    bias = biases[0]
+    given = biases[0] is not None
+    for i in tl.static_range(1, len(biases)):
+        given = tl.where(layer == i, biases[i] is not None, given)
+        if biases[i] is not None:
+            bias = biases[i] if bias is None else tl.where(layer == i, biases[i], bias)
+    if bias is not None:
+        bias = tl.load(bias + features, mask=(features < N) & given, other=0.0)
+        z += bias.to(tl.float32)[None, :]
+    return z
 
 
 @triton.jit
 def hidden_block(
-    z, b_ptr, has_bias, slope_ptr, stride_slope, slope, saved_ptr, offset, rows, features, M, N,
-    TOTAL: tl.constexpr, RAGGED: tl.constexpr, ACT: tl.constexpr, SAVE: tl.constexpr, SAVE_Z: tl.constexpr,
-    DTYPE: tl.constexpr,
+    z, net, layer, saved, rows, features, M, N,
+    DTYPE: tl.constexpr, LAYOUT: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """f(z + b) in DTYPE; with SAVE what f' is computed from goes to its columns of the saved buffer."""
-    z = add_bias(z, b_ptr, features, N, has_bias)
-    if SAVE_Z:  # all that the backward has: f of the same number makes both passes agree, saved or not
+    """f(z + b) in DTYPE; what f' is computed from goes to its columns of ``saved``, if there is one."""
+    z = add_bias(z, net.biases, layer, features, N)
+    if LAYOUT.SAVE_Z:  # all that the backward has: f of the same number makes both passes agree, saved or not
         z = cast(z, DTYPE)
-    slopes = load_slopes(slope_ptr, slope, stride_slope, features, N, ACT)
-    y = activate(z.to(tl.float32), slopes[None, :], ACT)
-    if RAGGED:  # an infinite input times the 0 of a weight that is not there is NaN, and would spread
+    slopes = hidden_slopes(net.act, layer, features, N, LAYOUT)
+    y = activate(z.to(tl.float32), slopes[None, :], net.act.name)
+    if TILE.RAGGED:  # an infinite input times the 0 of a weight that is not there is NaN, and would spread
         y = tl.where(features[None, :] < N, y, 0.0)
     y = cast(y, DTYPE)
-    if SAVE:
-        inside = (rows[:, None] < M) & (features[None, :] < N)
-        tl.store(pointers(saved_ptr, rows, offset + features, TOTAL, 1), z if SAVE_Z else y, mask=inside)
+    if saved is not None:
+        kept = z if LAYOUT.SAVE_Z else y
+        store_block(columns_of(saved, layer, LAYOUT), rows, features, M, N, kept)
     return y
 
 
 @triton.jit
-def hidden_layers(
-    x_ptr, stride_xm, stride_xk, weights, biases, slopes, slope, saved_ptr, rows, M,
-    WIDTHS: tl.constexpr, OFFSETS: tl.constexpr, HAS_BIAS: tl.constexpr, STRIDE_SLOPE: tl.constexpr,
-    RAGGED: tl.constexpr, ACT: tl.constexpr, SAVE: tl.constexpr, SAVE_Z: tl.constexpr,
-    DTYPE: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCKS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
+def hidden_layers(x, net, saved, rows, M, DTYPE: tl.constexpr, LAYOUT: tl.constexpr, TILE: tl.constexpr):
     """The last hidden layer's output, a tuple of blocks rounded to DTYPE."""
-    HIDDEN: tl.constexpr = len(WIDTHS) - 2
-    TOTAL: tl.constexpr = OFFSETS[HIDDEN]
+    WIDTHS: tl.constexpr = LAYOUT.WIDTHS
     h = ()
-    for j in tl.static_range(BLOCKS):
-        features = j * BLOCK_N + tl.arange(0, BLOCK_N)
-        z = input_block(
-            x_ptr, stride_xm, stride_xk, rows, M, weights[0], features, WIDTHS[1], WIDTHS[0],
-            DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
-        )  # fmt: skip
-        y = hidden_block(
-            z, biases[0], HAS_BIAS[0], slopes[0], STRIDE_SLOPE[0], slope, saved_ptr, 0, rows, features, M,
-            WIDTHS[1], TOTAL, RAGGED, ACT, SAVE, SAVE_Z, DTYPE,
-        )  # fmt: skip
+    for j in tl.static_range(TILE.HIDDEN_BLOCKS):
+        features = j * TILE.BLOCK_N + tl.arange(0, TILE.BLOCK_N)
+        z = input_block(x, rows, M, net.weights[0], features, WIDTHS[1], WIDTHS[0], DTYPE, TILE)
+        y = hidden_block(z, net, 0, saved, rows, features, M, WIDTHS[1], DTYPE, LAYOUT, TILE)
         h = h + (y,)  # type: ignore[assignment]
-    for layer in range(1, HIDDEN):
+    for layer in range(1, len(WIDTHS) - 2):
         n = pick(WIDTHS, layer + 1)
         k = pick(WIDTHS, layer)
-        w_ptr = pick(weights, layer)
+        weight = pick(net.weights, layer)
         following = ()
-        for j in tl.static_range(BLOCKS):
-            features = j * BLOCK_N + tl.arange(0, BLOCK_N)
-            z = product_block(h, w_ptr, features, n, k, DTYPE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_N)
-            y = hidden_block(
-                z, pick(biases, layer), pick(HAS_BIAS, layer), pick(slopes, layer), pick(STRIDE_SLOPE, layer),
-                slope, saved_ptr, tl.multiple_of(pick(OFFSETS, layer), 16), rows, features, M, n, TOTAL,
-                RAGGED, ACT, SAVE, SAVE_Z, DTYPE,
-            )  # fmt: skip
+        for j in tl.static_range(TILE.HIDDEN_BLOCKS):
+            features = j * TILE.BLOCK_N + tl.arange(0, TILE.BLOCK_N)
+            z = product_block(h, weight, features, n, k, TILE.BLOCK_N, TILE)
+            y = hidden_block(z, net, layer, saved, rows, features, M, n, DTYPE, LAYOUT, TILE)
             following = following + (y,)  # type: ignore[assignment]
         h = following
     return h
@@ -160,60 +204,48 @@ def hidden_layers(
 
 @triton.jit(do_not_specialize=["M"])
 def mlp_forward_kernel(
-    x_ptr, stride_xm, stride_xk,  # X (M, WIDTHS[0])
-    weights,  # of each layer, (N, K) contiguous
-    biases,  # (N,) contiguous, or anything where there is none
-    slopes, slope,  # of the hidden layers: PReLU's, or the negative slope of all
-    out_slope,
-    saved_ptr,  # (M, OFFSETS[-1]), if SAVE
-    y_ptr, z_ptr,  # (M, WIDTHS[-1]) contiguous; Z if KEEP_Z
+    x,  # a Matrix (M, WIDTHS[0])
+    net,  # Layers
+    out,  # the output layer's Activation
+    saved,  # (M, OFFSETS[-1]) contiguous: each hidden layer's Y, or Z if SAVE_Z; or None
+    y, z,  # (M, WIDTHS[-1]) contiguous; Z, the output activation's input, or None
     M,
-    WIDTHS: tl.constexpr,  # of the input and of every layer
-    OFFSETS: tl.constexpr,  # of each hidden layer's columns in saved_ptr, and their total
-    HAS_BIAS: tl.constexpr,
-    STRIDE_SLOPE: tl.constexpr,  # of each hidden layer's slopes
-    ACT: tl.constexpr,
-    OUT_ACT: tl.constexpr,
-    RAGGED: tl.constexpr,  # BLOCK_N does not divide every hidden width
-    SAVE: tl.constexpr,
-    SAVE_Z: tl.constexpr,
-    KEEP_Z: tl.constexpr,
     DTYPE: tl.constexpr,
-    PRECISION: tl.constexpr,
-   
-    BLOCKS: tl.constexpr,  # of BLOCK_N features, in the widest hidden layer
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_OUT: tl.constexpr,
+    LAYOUT: tl.constexpr,
+    TILE: tl.constexpr,  # Tiling
 ):  # fmt: skip
-    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    h = hidden_layers(
-        x_ptr, stride_xm, stride_xk, weights, biases, slopes, slope, saved_ptr, rows, M,
-        WIDTHS, OFFSETS, HAS_BIAS, STRIDE_SLOPE, RAGGED, ACT, SAVE, SAVE_Z, DTYPE, PRECISION,
-        BLOCKS, BLOCK_M, BLOCK_N, BLOCK_K,
-    )  # fmt: skip
+    rows = tl.program_id(0) * TILE.BLOCK_M + tl.arange(0, TILE.BLOCK_M)
+    h = hidden_layers(x, net, saved, rows, M, DTYPE, LAYOUT, TILE)
+    WIDTHS: tl.constexpr = LAYOUT.WIDTHS
     LAST: tl.constexpr = len(WIDTHS) - 2
     K: tl.constexpr = WIDTHS[LAST]
     N: tl.constexpr = WIDTHS[LAST + 1]
-    for start in range(0, N, BLOCK_OUT):
-        features = start + tl.arange(0, BLOCK_OUT)
-        z = product_block(h, weights[LAST], features, N, K, DTYPE, PRECISION, BLOCK_M, BLOCK_OUT, BLOCK_N)
-        z = add_bias(z, biases[LAST], features, N, HAS_BIAS[LAST])
-        inside = (rows[:, None] < M) & (features[None, :] < N)
-        offsets = rows[:, None].to(tl.int64) * N + features[None, :]
-        if KEEP_Z:
-            store(z_ptr + offsets, z, inside)
-        store(y_ptr + offsets, activate(z, out_slope, OUT_ACT), inside)
+    for start in range(0, N, TILE.BLOCK_OUT):
+        features = start + tl.arange(0, TILE.BLOCK_OUT)
+        block = product_block(h, net.weights[LAST], features, N, K, TILE.BLOCK_OUT, TILE)
+        block = add_bias(block, net.biases, LAST, features, N)
+        if z is not None:
+            store_block(Matrix(z, N, 1), rows, features, M, N, block)
+        store_block(Matrix(y, N, 1), rows, features, M, N, activate(block, out.slope, out.name))
 
 
 def saved_offsets(hidden: Sequence[int]) -> tuple[int, ...]:
     """Where each hidden layer's columns start in the saved buffer, and how many there are in all."""
-    return tuple(itertools.accumulate((cdiv(n, ALIGNMENT) * ALIGNMENT for n in hidden), initial=0))
+    return _starts(hidden)
+
+
+def places(widths: Sequence[int]) -> tuple[int, ...]:
+    """Where each layer's dW and db start in the flat gradients, and how long these are."""
+    return _starts(n * k + n for k, n in itertools.pairwise(widths))
+
+
+def _starts(sizes: Iterable[int]) -> tuple[int, ...]:
+    """Of parts that lie one after another, each at a multiple of ALIGNMENT; and the total."""
+    return tuple(itertools.accumulate((cdiv(n, ALIGNMENT) * ALIGNMENT for n in sizes), initial=0))
 
 
 class Net(NamedTuple):
-    """A network as its kernels take it: every tensor contiguous, every hidden layer with the same f."""
+    """A network as its launchers take it: every tensor contiguous, every hidden layer with the same f."""
 
     weights: Sequence[Tensor]  # (N, K) of each layer
     biases: Sequence[Tensor | None]  # (N,)
@@ -236,49 +268,60 @@ class Net(NamedTuple):
         """See `saved_offsets`."""
         return saved_offsets(self.widths[1:-1])
 
-    def tile(self, suffix: str = "") -> Tile:
-        """The tile for the widest hidden layer, cut where the widths are smaller."""
-        kind = configs.precision_class(self.dtype, self.precision)
+    def layout(self) -> Layout:
+        """What its kernels are compiled for."""
+        strides = [0 if s is None or s.numel() == 1 else 1 for s in self.slope_weights]
+        return _layout(self.widths, tuple(strides), self.saves_z)
+
+    def layers(self) -> Layers:
+        """The kernels' argument."""
+        return Layers(tuple(self.weights), tuple(self.biases), self.hidden())
+
+    def hidden(self) -> Activation:
+        """The hidden layers' activation, as `Layers` has it."""
+        slopes = tuple(self.slope_weights) if self.act == "prelu" else None
+        return Activation(tl.constexpr(self.act), self.slope, slopes)  # type: ignore[arg-type]
+
+    def tile(self, family: str) -> Tile:
+        """The table's, for its widest hidden layer."""
         widest = max(self.widths[1:-1])
-        family = ("mlp_wide" if widest > 128 else "mlp") + suffix
-        tile = configs.lookup(family, arch_of(self.weights[0]), kind, widest, widest)
-        return replace(tile, BLOCK_N=block(widest, tile.BLOCK_N), BLOCK_K=block(self.widths[0], tile.BLOCK_K))
+        kind = configs.precision_class(self.dtype, self.precision)
+        return configs.lookup(family, arch_of(self.weights[0]), kind, widest, widest)
 
-    def arguments(self) -> tuple[Any, ...]:
-        """Weights, biases, slopes and the slope, in the kernels' order."""
-        biases = tuple(w if b is None else b for w, b in zip(self.weights, self.biases))
-        slopes = tuple(w if s is None else s for w, s in zip(self.weights, self.slope_weights))
-        return tuple(self.weights), biases, slopes, self.slope
-
-    def constants(self) -> dict[str, Any]:
-        """What the kernels are compiled for."""
+    def constants(self, layout: Layout, suffix: str = "") -> dict[str, Any]:
+        """Of the forward's launch, or of the chain of gradients': what it is compiled for."""
+        tile = self.tile(("mlp_wide" if max(layout.WIDTHS[1:-1]) > 128 else "mlp") + suffix)
         return {
-            "WIDTHS": self.widths,
-            "OFFSETS": self.offsets,
-            "HAS_BIAS": tuple(int(b is not None) for b in self.biases),
-            "STRIDE_SLOPE": tuple(map(slope_stride, self.slope_weights)),
-            "ACT": self.act,
-            "OUT_ACT": self.out_act,
-            "SAVE_Z": self.saves_z,
             "DTYPE": TL_DTYPE[self.dtype],
-            "PRECISION": self.precision,
-        }
-
-    def blocks(self, tile: Tile) -> dict[str, Any]:
-        """The tile of the forward or of the chain of gradients, as keyword arguments of a launch."""
-        return {
-            "RAGGED": any(n % tile.BLOCK_N for n in self.widths[1:-1]),
-            "BLOCKS": cdiv(max(self.widths[1:-1]), tile.BLOCK_N),
-            "BLOCK_M": tile.BLOCK_M,
-            "BLOCK_N": tile.BLOCK_N,
-            "BLOCK_K": tile.BLOCK_K,
-            "BLOCK_OUT": block(self.widths[-1], tile.BLOCK_N),
+            "LAYOUT": layout,
+            "TILE": _tiling(tile, layout.WIDTHS, self.precision),
             "num_warps": tile.num_warps,
             "num_stages": tile.num_stages,
         }
 
 
-def block(size: int, most: int) -> int:
+@lru_cache
+def _layout(widths: tuple[int, ...], strides: tuple[int, ...], saves_z: bool) -> Layout:
+    return Layout(widths, saved_offsets(widths[1:-1]), places(widths), strides, saves_z)
+
+
+@lru_cache
+def _tiling(tile: Tile, widths: tuple[int, ...], precision: str) -> Tiling:
+    """The tile, cut where the widths are smaller."""
+    hidden = widths[1:-1]
+    n = _block(max(hidden), tile.BLOCK_N)
+    return Tiling(
+        BLOCK_M=tile.BLOCK_M,
+        BLOCK_N=n,
+        BLOCK_K=_block(widths[0], tile.BLOCK_K),
+        BLOCK_OUT=_block(widths[-1], n),
+        HIDDEN_BLOCKS=cdiv(max(hidden), n),
+        RAGGED=any(width % n for width in hidden),
+        PRECISION=precision,
+    )
+
+
+def _block(size: int, most: int) -> int:
     """A block for ``size`` features: a power of two, which tensor cores take from 16 on."""
     return min(max(next_power_of_2(size), 16), most)
 
@@ -290,21 +333,15 @@ def mlp_forward(
 
     x (M, K) of any strides, M not 0; at least two layers, hidden widths of at most `MAX_WIDTH`. One launch.
     """
-    m, n = len(x), net.widths[-1]
-    y = torch.empty((m, n), device=x.device, dtype=net.dtype)
+    m, layout = len(x), net.layout()
+    constants = net.constants(layout)
+    y = torch.empty((m, layout.WIDTHS[-1]), device=x.device, dtype=net.dtype)
     z = torch.empty_like(y) if keep_z else None
-    saved = torch.empty((m, net.offsets[-1]), device=x.device, dtype=net.dtype) if save else None
-    tile = net.tile()
+    saved = torch.empty((m, layout.OFFSETS[-1]), device=x.device, dtype=net.dtype) if save else None
     launch(
         mlp_forward_kernel,
-        (cdiv(m, tile.BLOCK_M),),
-        x, x.stride(0), x.stride(1),
-        *net.arguments(), net.out_slope,
-        saved, y, z,
-        m,
-        **net.constants(),
-        SAVE=save,
-        KEEP_Z=keep_z,
-        **net.blocks(tile),
+        (cdiv(m, constants["TILE"].BLOCK_M),),
+        matrix(x), net.layers(), activation(net.out_act, net.out_slope), saved, y, z, m,
+        **constants,
     )  # fmt: skip
     return y, saved, z

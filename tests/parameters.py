@@ -21,10 +21,6 @@ EXCEPTIONS = {
     "fastmlp/cli/predict.py:predict": "a command: its parameters are its options",
     "fastmlp/cli/profile.py:profile": "a command: its parameters are its options",
 }
-#: Not looked at yet.
-PENDING = {
-    *(f"kernels/{name}.py" for name in ("mlp", "mlp_backward")),
-}
 
 
 class Function(NamedTuple):
@@ -61,7 +57,7 @@ def problems(root: Path = ROOT) -> list[str]:
         where = path.relative_to(root.resolve()).as_posix()
         for one in functions(path.read_text()):
             limit, name = LIMITS[one.kind], f"{where}:{one.name}"
-            if one.parameters <= limit or where in PENDING:
+            if one.parameters <= limit:
                 continue
             over.add(name)
             if name not in EXCEPTIONS:
@@ -74,4 +70,4 @@ def problems(root: Path = ROOT) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit("\n".join(problems()))
+    sys.exit("\n".join(problems()) or None)

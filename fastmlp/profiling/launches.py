@@ -129,37 +129,26 @@ def _cross_entropy_backward(a: Arguments) -> tuple[int, int]:
 
 
 def _mlp_forward(a: Arguments) -> tuple[int, int]:
-    saved = size(a["saved_ptr"]) if a["SAVE"] else 0
-    z = size(a["z_ptr"]) if a["KEEP_Z"] else 0
-    products = sum(w.numel() for w in a["weights"])
-    return 2 * a["M"] * products, size(a["x_ptr"], _parameters(a), a["y_ptr"]) + saved + z
-
-
-def _parameters(a: Arguments) -> list[Any]:
-    """Weights, and those biases and slopes that are no stand-ins: a weight takes the place of what is not."""
-    return [*a["weights"], *a["biases"], *a["slopes"]]
+    products = sum(w.numel() for w in a["net"].weights)
+    return 2 * a["M"] * products, size(a["x"], a["net"], a["saved"], a["y"], a["z"])
 
 
 def _mlp_backward(a: Arguments) -> tuple[int, int]:
-    weights = a["weights"]
-    above = weights if a["NEED_INPUT"] else weights[1:]
+    net = a["net"]
+    above = net.weights[a["dx"] is None :]
     products = sum(w.numel() for w in above)
-    read: list[Any] = [a["grad_ptr"], *above, a["slopes"] if a["ACT"] == "prelu" else None]
-    written: list[Any] = [a["dz_ptr"], a["dx_ptr"] if a["NEED_INPUT"] else None]
-    if a["OUT_ACT"] != "none":
-        read.append(a["out_ptr"])
-        written.append(a["dout_ptr"])
-    if a["RECOMPUTE"]:  # the saved matrices are read while they are in the cache
-        read += [a["x_ptr"], *weights[:-1], *a["biases"][:-1]]
-        products += sum(w.numel() for w in weights[:-1])
-    return 2 * a["M"] * products, size(read, a["saved_ptr"]) + size(written)
+    moved = [a["grad"], *above, net.act, a["out"], a["saved"], a["dz"], a["dout"], a["dx"]]
+    if a["x"] is not None:  # the saved matrices are read while they are in the cache
+        moved += [a["x"], net.weights[:-1], net.biases[:-1]]
+        products += sum(w.numel() for w in net.weights[:-1])
+    return 2 * a["M"] * products, size(moved)
 
 
 def _mlp_gradients(a: Arguments) -> tuple[int, int]:
-    products = sum(k * n for k, n in itertools.pairwise(a["WIDTHS"]))
-    out = size(a["workspace_ptr"]) if a["num_splits"] > 1 else size(a["grads_ptr"], a["dslopes_ptr"])
-    read = size(a["x_ptr"], a["grad_ptr"], a["saved_ptr"], a["dz_ptr"])
-    return 2 * a["M"] * products, read + out
+    products = sum(k * n for k, n in itertools.pairwise(a["LAYOUT"].WIDTHS))
+    out = a["out"]
+    written = size(out.workspace) if a["num_splits"] > 1 else size(out.params, out.slopes)
+    return 2 * a["M"] * products, size(a["x"], a["grad"], a["saved"], a["dz"]) + written
 
 
 def _update(a: Arguments) -> tuple[int, int]:
@@ -259,8 +248,8 @@ def _weights(a: Arguments) -> list[Tensor]:
         table = TABLES.get(a["net"].rows.data_ptr())
         layers: list[LayerMemory] = [] if table is None else table.layers
         return [layer.weight for layer in layers]
-    if "weights" in a:
-        return list(a["weights"])
+    if "net" in a:
+        return list(a["net"].weights)
     candidates = _tensors((a.get("w"), a.get("w_ptr"), a.get("b_desc"), a.get("a_desc")))
     return [_master(tensor) for tensor in candidates if tensor.dim() == 2]
 

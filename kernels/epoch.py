@@ -171,7 +171,6 @@ def epoch_kernel(
         first_step, last_step, first_phase, last_phase = 0, steps, 0, phases
     else:
         first_step, last_step, first_phase, last_phase = turn.step, turn.step + 1, turn.phase, turn.phase + 1
-    arrivals = tl.cast(0, tl.int64)
     for step in range(first_step, last_step):
         start = tl.cast(step, tl.int64) * batch
         M = tl.minimum(num_rows - start, batch).to(tl.int32)
@@ -203,8 +202,8 @@ def epoch_kernel(
                 if pid == 0:
                     finish_step(into, num_partials, M, criterion.reduction)
             if turn is None:
-                arrivals += programs
-                grid_barrier(into.arrived, arrivals)
+                done = tl.cast(step, tl.int64) * phases + (phase + 1)
+                grid_barrier(into.arrived, done * programs)
     if RESIDENT:
         if pid < num_tiles:
             store_state(mine.row, offsets, ok, state, W, RULE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from fastmlp.backends.route import Like, describe
 from fastmlp.modules import snapshot
 
 
@@ -12,29 +13,18 @@ class Snapshot(snapshot.Snapshot):
 
     def __init__(self, model: nn.Module, loss: nn.Module) -> None:
         super().__init__([loss, *model.modules()])
-        self._described = [
-            (t, type(t), t.dtype, t.device, t.shape, t.requires_grad, t.is_leaf, t.is_contiguous())
-            for t in self.tensors
-            if t is not None
-        ]
+        self._there = [t for t in self.tensors if t is not None]
+        self._leaves = [t.is_leaf for t in self._there]
+        described = describe(self._there)
+        self._like = None if described is None else Like(self._there, described)
 
     def of(self, model: nn.Module, loss: nn.Module) -> bool:
         """Whether `network.recognise` would find the same in these; False where it might not."""
         if self.modules[0] is not loss or self.modules[1] is not model or not self.holds():
             return False
-        for tensor, kind, dtype, device, shape, requires_grad, leaf, contiguous in self._described:
-            if (
-                tensor.requires_grad is not requires_grad
-                or type(tensor) is not kind
-                or tensor.dtype is not dtype
-                or tensor.device != device
-                or tensor.shape != shape
-                or tensor.is_contiguous() is not contiguous
-                or tensor.is_leaf is not leaf
-                or _has_hooks(tensor)
-            ):
-                return False
-        return True
+        if self._like is None or not self._like(self._there):
+            return False
+        return [t.is_leaf for t in self._there] == self._leaves and not any(map(_has_hooks, self._there))
 
 
 def _has_hooks(tensor: Tensor) -> bool:

@@ -25,7 +25,10 @@ class Owners:
 
     def __init__(self, params: Sequence[Tensor | None]) -> None:
         self._owners = [p if p is not None and _is_owned(p) else None for p in params]
-        self._versions = [-1 if p is None or p.is_inference() else p._version for p in self._owners]
+        try:
+            self._versions = [-1 if p is None else p._version for p in self._owners]
+        except RuntimeError:  # of an inference tensor there is none
+            self._versions = [_version(p) for p in self._owners]
 
     def values(self, aliases: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
         """``aliases``, each of which is to be read.

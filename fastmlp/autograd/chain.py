@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from fastmlp import ranges
 from fastmlp.activations import Act
-from fastmlp.autograd.node import Node, Route, saves_as_given, torch_grads
+from fastmlp.autograd.node import Node, Route, records_grad, saves_as_given, torch_grads
 from fastmlp.autograd.saved import Overwritable, Owners, aliases, may_be_written
 from fastmlp.backends.base import NOTHING, Backend, Dropout, Quantized, Scale, Undo
 
@@ -187,22 +187,30 @@ def reference_chain(
 class Saved(NamedTuple):
     """A chain as its backward finds it; nothing of the layers before the first whose backward runs."""
 
+    drops: Drops
     source: list[Tensor | None]  # the input's, as `pack` gives them
     inputs: list[Input]  # of each layer
     outputs: list[Tensor | None]  # what each activation's derivative is computed from
     params: list[Tensor | None]  # `aliases`
 
     @classmethod
-    def of(cls, tensors: Sequence[Tensor | None], decided: Decided) -> Saved:
-        """What `saved_chain` gave."""
-        depth = len(decided.acts)
-        source, rest = list(tensors[:FIRST_PARAM]), tensors[FIRST_PARAM:]
-        inputs: list[Input] = [unpack(source, decided.numbers), *rest[: depth - 1]]  # type: ignore[list-item]
-        outputs = list(rest[depth - 1 : 2 * depth - 1])
+    def of(
+        cls,
+        tensors: Sequence[Tensor | None],
+        decided: Decided,
+        owned: Callable[[Sequence[Tensor | None]], Sequence[Tensor | None]] = list,
+    ) -> Saved:
+        """What `saved_chain` gave; the parameters as ``owned`` has them."""
+        depth, head = len(decided.acts), decided.head
+        kept, after = tensors[head : head + 2 * depth - 1], owned(tensors[head + 2 * depth - 1 :])
+        seed, *rest = decided.spread([*tensors[:head], *after])
+        source, params = rest[:FIRST_PARAM], rest[FIRST_PARAM:]
+        inputs: list[Input] = [unpack(source, decided.numbers), *kept[: depth - 1]]  # type: ignore[list-item]
+        outputs = list(kept[depth - 1 :])
         for i in range(decided.first or 0, depth - 1):
             if outputs[i] is None and decided.acts[i].name != "none":  # see `kept_of`
                 outputs[i] = inputs[i + 1]  # type: ignore[assignment]
-        return cls(source, inputs, outputs, list(rest[2 * depth - 1 :]))
+        return cls(Drops(decided.probabilities, seed), source, inputs, outputs, params)
 
 
 def first_needed(needs: Sequence[bool]) -> int | None:
@@ -218,30 +226,6 @@ def params_read(needs: Sequence[bool]) -> list[bool]:
     return [read for start in starts for read in (any(needs[:start]), False, True)]
 
 
-def reference_grads(
-    ctx: Any,
-    decided: Decided,
-    grad: Tensor,
-    saved: Saved,
-    needs: Sequence[bool],
-    drops: Drops,
-    closing: Callable[[Tensor], Tensor] = lambda y: y,
-) -> list[Tensor | None]:
-    """The gradients of the input and of every parameter by torch's own ops; ``closing`` follows the chain."""
-    first: int = decided.first  # type: ignore[assignment]
-    before: list[Tensor | None] = [None] * (PER_LAYER * first)
-
-    def again(x: Tensor, *params: Tensor | None) -> Tensor:
-        entry = x if first else unpack([x, *saved.source[1:]], decided.numbers)
-        acts = decided.acts[first:]
-        return closing(reference_chain(decided.backend, entry, params, acts, decided.dtype, drops, first))
-
-    x = saved.inputs[first] if first else saved.source[0]
-    params = ctx.owners.in_graph(saved.params)[len(before) :]
-    found = torch_grads(again, (x, *params), [needs[0], *needs[1 + len(before) :]], grad)  # type: ignore[arg-type]
-    return [found[0], *before, *found[1:]]
-
-
 class Decided(NamedTuple):
     """All of a chain but its tensors."""
 
@@ -250,9 +234,12 @@ class Decided(NamedTuple):
     acts: tuple[Act, ...]  # without tensors
     probabilities: tuple[float, ...]  # of the dropouts
     numbers: Numbers
+    #: Which tensors there are, of the dropouts' seed, the input's and the layers': the others are not passed.
+    there: tuple[bool, ...]
+    head: int  # how many there are before the layers'
     needs_input: bool  # whether the input needs a gradient
     first: int | None  # the first layer whose backward runs; None for none
-    read: tuple[bool, ...]  # of which parameters the backward's kernels read the values
+    read: tuple[bool, ...]  # of which of the layers' tensors the backward's kernels read the values
     overwritable: bool  # the output may be written over though its derivative is computed from it
     recompute: bool  # the backward of a whole net runs the forward again
 
@@ -264,28 +251,75 @@ class Decided(NamedTuple):
         acts: Sequence[Act],
         probabilities: tuple[float, ...],
         numbers: Numbers,
-        needs: Sequence[bool],
+        tensors: Sequence[Tensor | None],
         recompute: bool = False,
     ) -> Decided:
-        """``needs``: what needs a gradient: the input, then every parameter."""
+        """``tensors``: the input's, as `pack` gives them, and the layers'."""
         written = may_be_written(acts[-1], probabilities[-1] > 0)
-        first, read = first_needed(needs), tuple(recompute or r for r in params_read(needs))
-        return cls(
-            backend, dtype, tuple(acts), probabilities, numbers, needs[0], first, read, written, recompute
+        there = (any(probabilities), *(t is not None for t in tensors))
+        records = records_grad()
+        needs = [records and t is not None and t.requires_grad for t in (tensors[0], *tensors[FIRST_PARAM:])]
+        before = FIRST_PARAM + 1
+        read = tuple([recompute or r for r, t in zip(params_read(needs), there[before:]) if t])
+        head, first = sum(there[:before]), first_needed(needs)
+        products = backend, dtype, tuple(acts), probabilities, numbers
+        return cls(*products, there, head, needs[0], first, read, written, recompute)
+
+    def spread(self, values: Sequence[Any]) -> list[Any]:
+        """``values`` of the tensors that there are, in the places of all; None in the others."""
+        found = iter(values)
+        return [next(found) if there else None for there in self.there]
+
+    def needs(self, given: Sequence[bool]) -> list[bool]:
+        """What needs a gradient, of the tensors that there are: the input, then every parameter."""
+        _, x, _, _, _, *params = self.spread(given)
+        return [bool(need) for need in (x, *params)]
+
+    def gradients(self, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Of the tensors that there are, from those of the input and of every parameter."""
+        places = (None, grads[0], None, None, None, *grads[1:])
+        return [grad for grad, there in zip(places, self.there) if there]
+
+
+def reference_grads(
+    decided: Decided,
+    grad: Tensor,
+    saved: Saved,
+    given: Sequence[bool],
+    closing: Callable[[Tensor], Tensor] = lambda y: y,
+) -> list[Tensor | None]:
+    """The gradients by torch's own ops, of the tensors that there are; ``closing`` follows the chain."""
+    first: int = decided.first  # type: ignore[assignment]
+    before: list[Tensor | None] = [None] * (PER_LAYER * first)
+    needs = decided.needs(given)
+
+    def again(x: Tensor, *params: Tensor | None) -> Tensor:
+        entry = x if first else unpack([x, *saved.source[1:]], decided.numbers)
+        acts = decided.acts[first:]
+        return closing(
+            reference_chain(decided.backend, entry, params, acts, decided.dtype, saved.drops, first)
         )
 
+    x = saved.inputs[first] if first else saved.source[0]
+    params = saved.params[len(before) :]
+    found = torch_grads(again, (x, *params), [needs[0], *needs[1 + len(before) :]], grad)  # type: ignore[arg-type]
+    return decided.gradients([found[0], *before, *found[1:]])
 
-def chain_forward(
-    decided: Decided, seed: Tensor | None, *tensors: Tensor | None
-) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+
+def chain_forward(decided: Decided, *given: Tensor) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     """The output, and of each layer's input and of what its derivative needs all that the backward reads."""
-    backend, dtype, acts, probabilities, numbers, _, first, *_ = decided
+    seed, *tensors = decided.spread(given)
     source, params = tensors[:FIRST_PARAM], tensors[FIRST_PARAM:]
-    drops = Drops(probabilities, seed)
-    y, inputs, outputs = forward_chain(backend, unpack(source, numbers), params, acts, dtype, first, drops)
-    if first is None:
-        return y, ()
-    return y, kept_of(inputs, outputs, first)
+    y, inputs, outputs = forward_chain(
+        decided.backend,
+        unpack(source, decided.numbers),
+        params,
+        decided.acts,
+        decided.dtype,
+        decided.first,
+        Drops(decided.probabilities, seed),
+    )
+    return y, () if decided.first is None else kept_of(inputs, outputs, decided.first)
 
 
 def kept_of(inputs: Sequence[Input], outputs: Sequence[Tensor | None], first: int) -> tuple[Any, ...]:
@@ -297,82 +331,76 @@ def kept_of(inputs: Sequence[Input], outputs: Sequence[Tensor | None], first: in
 
 
 def saved_chain(
-    decided: Decided, tensors: Sequence[Tensor | None], kept: Sequence[Tensor | None]
-) -> tuple[Tensor | None, ...]:
-    """What a node saves of a chain's ``tensors``, and of what `kept_of` gave: `Saved.of` reads it."""
-    first: int = decided.first  # type: ignore[assignment]
-    source = (None,) * FIRST_PARAM if first else tensors[:FIRST_PARAM]
-    skipped = PER_LAYER * first
-    values = aliases(tensors[FIRST_PARAM + skipped :], decided.read[skipped:])
-    return (*source, *kept, *(None,) * skipped, *values)
+    decided: Decided, given: Sequence[Tensor], kept: Sequence[Tensor | None]
+) -> Sequence[Tensor | None]:
+    """What a node saves of a chain's tensors, and of what `kept_of` gave: `Saved.of` reads it."""
+    head = decided.head
+    params = aliases(given[head:], decided.read)
+    if not decided.first:
+        return (*given[:head], *kept, *params)
+    frozen = sum(decided.there[FIRST_PARAM + 1 :][: PER_LAYER * decided.first])
+    seed = given[: sum(decided.there[:1])]
+    return (*seed, *[None] * (head - len(seed)), *kept, *[None] * frozen, *params[frozen:])
 
 
 def chain_backward(
-    decided: Decided, needs: Sequence[bool], grad: Tensor, seed: Tensor | None, *tensors: Tensor | None
+    decided: Decided, given: Sequence[bool], grad: Tensor, *tensors: Tensor | None
 ) -> list[Tensor | None]:
     """One launch a layer: dX with the previous f' in its epilogue, beside dW and db."""
     saved = Saved.of(tensors, decided)
-    return backward_chain(
+    grads = backward_chain(
         decided.backend,
         grad,
         saved.inputs,
         saved.params,
         saved.outputs,
         decided.acts,
-        of_chain(needs, 2),
+        decided.needs(given[1:]),
         decided.dtype,
-        Drops(decided.probabilities, seed),
+        saved.drops,
     )
-
-
-def of_chain(needs: Sequence[bool], before: int) -> list[bool]:
-    """Of a Function's arguments the input and the parameters; so many come before the input."""
-    return [needs[before], *needs[before + FIRST_PARAM :]]
+    return decided.gradients(grads)
 
 
 class Chain(Node):
     """X (M, K) through a chain of layers to Y (M, N), where a backward may follow."""
 
     @staticmethod
-    def forward(ctx: Any, route: Route[Decided], seed: Tensor | None, *tensors: Tensor | None) -> Tensor:
-        """``tensors``: the input's, as `pack` gives them; weight, bias and PReLU weight of each layer."""
-        y, kept = route.forward(None, (seed, *tensors))
+    def forward(ctx: Any, route: Route[Decided], *given: Tensor) -> Tensor:
+        """``given``: of the dropouts' seed, the input's tensors and the layers' those that there are."""
+        y, kept = route.forward(None, given)
         decided = route.decided
-        ctx.route, ctx.saved_as_given, ctx.owners = route, saves_as_given(), Owners(tensors[FIRST_PARAM:])
-        ctx.output = None
+        ctx.route, ctx.saved_as_given, ctx.output = route, saves_as_given(), None
+        ctx.owners = Owners(given[decided.head :])
         if decided.overwritable and kept[-1] is y:
             kept, ctx.output = (*kept[:-1], y.data), Overwritable(y)
-        ctx.save_for_backward(seed, *saved_chain(decided, tensors, kept))
+        ctx.save_for_backward(*saved_chain(decided, given, kept))
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """See `chain_backward`."""
-        saved_tensors = ctx.saved_tensors
-        route, decided = ctx.route, ctx.route.decided
+        tensors, route = ctx.saved_tensors, ctx.route
         upstream = route.of(grad)
         if upstream is None:
-            seed, *tensors = saved_tensors
-            saved, drops = Saved.of(tensors, decided), Drops(decided.probabilities, seed)
-            grads = reference_grads(ctx, decided, grad, saved, of_chain(ctx.needs_input_grad, 2), drops)
-        else:
-            if ctx.output is not None and ctx.output.is_written:
-                seed, *tensors = saved_tensors
-                depth = len(decided.acts)
-                saved, drops = Saved.of(tensors, decided), Drops(decided.probabilities, seed)
-                weight, bias, _ = ctx.owners.values(saved.params)[-PER_LAYER:]
-                tensors[FIRST_PARAM + 2 * depth - 2], _ = decided.backend.linear_act(
-                    saved.inputs[-1],
-                    weight,
-                    bias,
-                    decided.acts[-1],
-                    False,
-                    decided.dtype,
-                    drops.of(depth - 1),
-                )
-                saved_tensors = (seed, *tensors)
-            grads = route.backward(ctx, upstream, grad, saved_tensors)
-        return None, None, grads[0], None, None, None, *grads[1:]
+            saved = Saved.of(tensors, route.decided, ctx.owners.in_graph)
+            return None, *reference_grads(route.decided, grad, saved, ctx.needs_input_grad[1:])
+        if ctx.output is not None and ctx.output.is_written:
+            tensors = _output_again(route.decided, ctx.owners, tensors)
+        return None, *route.backward(ctx, upstream, grad, tensors)
+
+
+def _output_again(
+    decided: Decided, owners: Owners, tensors: Sequence[Tensor | None]
+) -> Sequence[Tensor | None]:
+    """What was saved, with the output, which somebody wrote over, computed anew."""
+    saved, last = Saved.of(tensors, decided, owners.values), len(decided.acts) - 1
+    weight, bias, _ = saved.params[-PER_LAYER:]
+    assert weight is not None
+    act, drop = decided.acts[-1], saved.drops.of(last)
+    y, _ = decided.backend.linear_act(saved.inputs[-1], weight, bias, act, False, decided.dtype, drop)
+    place = decided.head + 2 * last
+    return (*tensors[:place], y, *tensors[place + 1 :])
 
 
 def chain_route(decided: Decided, patience: int) -> tuple[Route[Decided], type[Node]]:

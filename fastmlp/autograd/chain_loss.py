@@ -19,7 +19,6 @@ from fastmlp.autograd.chain import (
     backward_chain,
     forward_chain,
     kept_of,
-    of_chain,
     reference_grads,
     saved_chain,
     unpack,
@@ -53,7 +52,8 @@ class Closed(NamedTuple):
         # The head draws no masks: a dropout before it is undone where the layer below reads its gradient.
         fold = len(acts) > 1 and chain.probabilities[-2] == 0 and drops.folds(acts, len(acts) - 2)
         # Of the last layer nothing is read: dz is there.
-        read = (*chain.read[:-PER_LAYER], False, False, False)
+        last = sum(chain.there[-PER_LAYER:])
+        read = (*chain.read[:-last], *[False] * last)
         return cls(chain._replace(read=read), loss_dtype, options, keep_logits, fold)
 
 
@@ -62,7 +62,7 @@ _TARGETS = 2
 
 
 def closed_forward(
-    decided: Closed, seed: Tensor | None, target: Tensor, class_weight: Tensor | None, *tensors: Tensor | None
+    decided: Closed, target: Tensor, class_weight: Tensor | None, *given: Tensor
 ) -> tuple[Any, ...]:
     """Loss and logits; what the loss was divided by, dlogits and dz; and what the layers leave.
 
@@ -70,6 +70,7 @@ def closed_forward(
     """
     chain, loss_dtype, options, keep_logits, fold = decided
     backend, acts, first = chain.backend, chain.acts, chain.first
+    seed, *tensors = chain.spread(given)
     source, params = tensors[:FIRST_PARAM], tensors[FIRST_PARAM:]
     drops = Drops(chain.probabilities, seed)
     stem, (weight, bias, _) = params[:-PER_LAYER], params[-PER_LAYER:]
@@ -110,7 +111,6 @@ def closed_backward(
     decided: Closed,
     needs: Sequence[bool],
     grad: Tensor,
-    seed: Tensor | None,
     denominator: Tensor,
     dlogits: Tensor,
     dz: Tensor | None,
@@ -120,7 +120,7 @@ def closed_backward(
 
     The upstream gradient over the loss' denominator is multiplied in where they are written.
     """
-    chain, wanted = decided.chain, of_chain(needs, 2 + _TARGETS)
+    chain, wanted = decided.chain, decided.chain.needs(needs[1 + _TARGETS :])
     depth, scale = len(chain.acts), Scale(grad, denominator)
     saved = Saved.of(tensors, chain)
     weight, bias, _ = saved.params[-PER_LAYER:]
@@ -150,11 +150,11 @@ def closed_backward(
             chain.acts[:-1],
             wanted[:-PER_LAYER],
             chain.dtype,
-            Drops(chain.probabilities, seed),
+            saved.drops,
             scale=scale,
             masked=decided.fold,
         )
-    return [g if need else None for g, need in zip([*stem, *grads], wanted)]
+    return chain.gradients([g if need else None for g, need in zip([*stem, *grads], wanted)])
 
 
 class ChainLoss(Node):
@@ -164,16 +164,16 @@ class ChainLoss(Node):
     def forward(
         ctx: Any,
         route: Route[Closed],
-        seed: Tensor | None,
         target: Tensor,
         class_weight: Tensor | None,
-        *tensors: Tensor | None,
+        *given: Tensor,
     ) -> tuple[Tensor, Tensor | None]:
-        """``tensors`` as in `Chain`. A quantized input needs a hidden layer: the head reads none."""
-        loss, logits, gradients, kept = route.forward(None, (seed, target, class_weight, *tensors))
-        ctx.route, ctx.saved_as_given, ctx.owners = route, saves_as_given(), Owners(tensors[FIRST_PARAM:])
-        chain = saved_chain(route.decided.chain, tensors, kept)
-        ctx.save_for_backward(held(target), held(class_weight), seed, *gradients, *chain)
+        """``given`` as in `Chain`. A quantized input needs a hidden layer: the head reads none."""
+        loss, logits, gradients, kept = route.forward(None, (target, class_weight, *given))
+        chain = route.decided.chain
+        ctx.route, ctx.saved_as_given, ctx.owners = route, saves_as_given(), Owners(given[chain.head :])
+        saved = saved_chain(chain, given, kept)
+        ctx.save_for_backward(held(target), held(class_weight), *gradients, *saved)
         if logits is not None:
             ctx.mark_non_differentiable(logits)
         return loss, logits
@@ -181,7 +181,7 @@ class ChainLoss(Node):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
         """See `closed_backward`."""
-        target, class_weight, seed, *rest = ctx.saved_tensors
+        target, class_weight, *rest = ctx.saved_tensors
         chain, options = ctx.route.decided.chain, ctx.route.decided.options
         upstream = ctx.route.of(grad)
         if upstream is None:
@@ -191,12 +191,14 @@ class ChainLoss(Node):
                 weight = None if class_weight is None else class_weight.to(wide)
                 return reference(logits.to(wide), target, weight, options)
 
-            saved = Saved.of(rest[3:], chain)
-            needs, drops = of_chain(ctx.needs_input_grad, 2 + _TARGETS), Drops(chain.probabilities, seed)
-            grads = reference_grads(ctx, chain, grad, saved, needs, drops, loss)
+            saved, needs = (
+                Saved.of(rest[3:], chain, ctx.owners.in_graph),
+                ctx.needs_input_grad[1 + _TARGETS :],
+            )
+            grads = reference_grads(chain, grad, saved, needs, loss)
         else:
-            grads = ctx.route.backward(ctx, upstream, grad, (seed, *rest))
-        return None, None, None, None, grads[0], None, None, None, *grads[1:]
+            grads = ctx.route.backward(ctx, upstream, grad, rest)
+        return None, None, None, *grads
 
 
 def loss_route(decided: Closed, patience: int) -> Route[Closed]:

@@ -7,32 +7,39 @@ from typing import Any
 
 from torch import Tensor
 
-from fastmlp.autograd.chain import FIRST_PARAM, PER_LAYER, Decided, Drops, of_chain, reference_chain
+from fastmlp.autograd.chain import PER_LAYER, Decided, Drops, reference_chain
 from fastmlp.autograd.node import Node, Route, saves_as_given, torch_grads
 from fastmlp.autograd.saved import Overwritable, Owners, aliases
 from fastmlp.backends.base import Backend, NetGrads
 
 
-def whole_forward(
-    decided: Decided, _: Tensor | None, *tensors: Tensor | None
-) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+def whole_forward(decided: Decided, *given: Tensor) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     """The output; what the backward reads of the hidden layers, and what the last derivative needs."""
-    x, params, out = tensors[0], tensors[FIRST_PARAM:], decided.acts[-1]
-    assert x is not None
-    needed = decided.first is not None
+    x, params = _split(decided, given)
+    out, needed = decided.acts[-1], decided.first is not None
     keep_z = needed and not out.saves_output
     save = needed and not decided.recompute
     y, saved, z = decided.backend.mlp(x, params, decided.acts, save=save, keep_z=keep_z, dtype=decided.dtype)
     return y, (saved, None if out.name == "none" else z if keep_z else y)
 
 
+def _split(decided: Decided, given: Sequence[Tensor | None]) -> tuple[Tensor, list[Tensor | None]]:
+    """The input, and weight, bias and PReLU weight of each layer."""
+    _, x, _, _, _, *params = decided.spread(given)
+    return x, params
+
+
 def whole_backward(
-    decided: Decided, needs: Sequence[bool], grad: Tensor, *tensors: Tensor | None
+    decided: Decided,
+    needs: Sequence[bool],
+    grad: Tensor,
+    saved: Tensor | None,
+    out_saved: Tensor | None,
+    *given: Tensor,
 ) -> list[Tensor | None]:
     """One launch for the chain of dZ, one for every dW and db, one to sum a long batch's splits."""
-    x, saved, out_saved, *params = tensors
-    assert x is not None
-    wanted = of_chain(needs, 2)
+    x, params = _split(decided, given)
+    wanted = decided.needs(needs[1:])
     found = decided.backend.mlp_backward(
         grad,
         x,
@@ -46,28 +53,28 @@ def whole_backward(
     )
     dx = None if found.input is None else found.input.to(x.dtype)
     grads = [dx, *split(decided.backend, found, params)]
-    return [g if need else None for g, need in zip(grads, wanted)]
+    return decided.gradients([g if need else None for g, need in zip(grads, wanted)])
 
 
 class WholeNet(Node):
     """X (M, K) through a whole network to Y (M, N), where a backward may follow."""
 
     @staticmethod
-    def forward(ctx: Any, route: Route[Decided], seed: Tensor | None, *tensors: Tensor | None) -> Tensor:
-        """``tensors`` as in `Chain`; where the route is to recompute nothing but the input is kept."""
-        y, (saved, out_saved) = route.forward(None, (seed, *tensors))
-        decided, params = route.decided, tensors[FIRST_PARAM:]
-        ctx.route, ctx.saved_as_given, ctx.owners = route, saves_as_given(), Owners(params)
-        ctx.output = None
+    def forward(ctx: Any, route: Route[Decided], *given: Tensor) -> Tensor:
+        """``given`` as in `Chain`; where the route is to recompute nothing but the input is kept."""
+        y, (saved, out_saved) = route.forward(None, given)
+        decided, (x, *params) = route.decided, given
+        ctx.route, ctx.saved_as_given, ctx.output = route, saves_as_given(), None
+        ctx.owners = Owners(params)
         if decided.overwritable and out_saved is y:
             out_saved, ctx.output = y.data, Overwritable(y)
-        ctx.save_for_backward(tensors[0], saved, out_saved, *aliases(params, decided.read))
+        ctx.save_for_backward(saved, out_saved, x, *aliases(params, decided.read))
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """See `whole_backward`."""
-        x, saved, out_saved, *params = ctx.saved_tensors
+        saved, out_saved, x, *params = ctx.saved_tensors
         route, decided = ctx.route, ctx.route.decided
         upstream = route.of(grad)
         if upstream is None:
@@ -76,14 +83,14 @@ class WholeNet(Node):
             def again(x: Tensor, *params: Tensor | None) -> Tensor:
                 return reference_chain(decided.backend, x, params, decided.acts, decided.dtype, none)
 
-            needs = of_chain(ctx.needs_input_grad, 2)
-            grads = torch_grads(again, (x, *ctx.owners.in_graph(params)), needs, grad)
-        else:
-            if ctx.output is not None and ctx.output.is_written:
-                values, options = ctx.owners.values(params), {"save": False, "keep_z": False}
-                out_saved = decided.backend.mlp(x, values, decided.acts, **options, dtype=decided.dtype)[0]
-            grads = route.backward(ctx, upstream, grad, (x, saved, out_saved, *params))
-        return None, None, grads[0], None, None, None, *grads[1:]
+            _, params = _split(decided, (x, *ctx.owners.in_graph(params)))
+            needs = decided.needs(ctx.needs_input_grad[1:])
+            return None, *decided.gradients(torch_grads(again, (x, *params), needs, grad))
+        if ctx.output is not None and ctx.output.is_written:
+            _, values = _split(decided, (x, *ctx.owners.values(params)))
+            options = {"save": False, "keep_z": False}
+            out_saved = decided.backend.mlp(x, values, decided.acts, **options, dtype=decided.dtype)[0]
+        return None, *route.backward(ctx, upstream, grad, (saved, out_saved, x, *params))
 
 
 def whole_route(decided: Decided, patience: int) -> tuple[Route[Decided], type[Node]]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastmlp import backends
-from fastmlp.autograd.chain import Decided
+from fastmlp.autograd.chain import Decided, pack
 from fastmlp.autograd.chain_loss import ChainLoss, Closed, loss_route
 from fastmlp.autograd.node import Route
 from fastmlp.backends import Traced
@@ -18,7 +18,6 @@ from fastmlp.backends.route import Last, Routes
 from fastmlp.functional.layer import Layer, Layers
 from fastmlp.functional.linear import (
     chain,
-    chain_needs,
     check_chain,
     draw_seed,
     fits_kernels,
@@ -61,7 +60,7 @@ def chain_cross_entropy(
         logits = chain(input, layers)
         loss = cross_entropy(logits, target, weight, **options._asdict())
         return loss, logits.detach() if with_logits else None
-    return way((target, weight, *flat(input, layers)[0]))
+    return way(target, weight, *flat(input, layers)[0])
 
 
 def _find(
@@ -131,7 +130,7 @@ def chain_mse_loss(
     if way is None:
         output = chain(input, layers)
         return mse_loss(output, target, **options._asdict()), output.detach() if with_output else None
-    return way((target, None, *flat(input, layers)[0]))
+    return way(target, None, *flat(input, layers)[0])
 
 
 def _takes_targets(x: Tensor, layers: Layers, target: Tensor, _: None, options: SquaredError) -> bool:
@@ -180,13 +179,13 @@ def _closed(
     patience: int,
 ) -> _Kernels:
     """The loss as one node, and the logits if asked."""
-    tensors, numbers = flat(input, layers)
-    probabilities, needs = tuple(layer.dropout for layer in layers), chain_needs(tensors)
+    source, numbers = pack(input)
+    probabilities = tuple(layer.dropout for layer in layers)
     acts, dtype = split_layers(layers)[0], backends.compute_dtype(x)
-    decided = Decided.of(backend, dtype, acts, probabilities, numbers, needs)
+    decided = Decided.of(backend, dtype, acts, probabilities, numbers, (*source, *layers.params))
     loss_dtype = torch.float32 if backends.is_autocast(x) else x.dtype
     route = loss_route(Closed.of(decided, loss_dtype, options, with_output), patience)
-    return _Kernels(route, any(needs), x.device if any(probabilities) else None)
+    return _Kernels(route, decided.first is not None, x.device if any(probabilities) else None)
 
 
 class _Kernels(NamedTuple):
@@ -196,11 +195,12 @@ class _Kernels(NamedTuple):
     recorded: bool  # whether a backward may follow
     device: torch.device | None  # where its dropouts' seed is drawn, if it has any
 
-    def __call__(self, tensors: Sequence[Tensor | None]) -> tuple[Tensor, Tensor | None]:
-        seed = None if self.device is None else draw_seed(self.device)
+    def __call__(self, target: Tensor, weight: Tensor | None, *given: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.device is not None:
+            given = (draw_seed(self.device), *given)
         if self.recorded:
-            return ChainLoss.record(self.route, seed, *tensors)
-        loss, logits, *_ = self.route.forward(None, (seed, *tensors))
+            return ChainLoss.record(self.route, target, weight, *given)
+        loss, logits, *_ = self.route.forward(None, (target, weight, *given))
         return loss, logits
 
 

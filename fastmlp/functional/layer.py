@@ -23,9 +23,10 @@ class Layer(NamedTuple):
 class Layers(tuple[Layer, ...]):
     """The layers of a chain, and what a call of it is found by."""
 
-    #: Weight, bias and PReLU's weight of each.
+    #: Weight, bias and PReLU's weight of each; and those that there are.
     params: tuple[Tensor | None, ...]
-    #: Activations and dropouts.
+    there: tuple[Tensor, ...]
+    #: Activations, dropouts, and which tensors there are.
     what: Hashable
     #: How they went the last time.
     last: Last[Any]
@@ -35,5 +36,8 @@ class Layers(tuple[Layer, ...]):
         made = super().__new__(cls, layers)
         made.params = tuple([t for weight, bias, act, _ in made for t in (weight, bias, act.weight)])
         made.last = Last()
-        made.what = tuple([(act.row.name, act.slope, dropout) for _, _, act, dropout in made])
+        made.there = tuple([t for t in made.params if t is not None])
+        made.what = tuple(
+            [(act.row.name, act.slope, dropout, bias is None) for _, bias, act, dropout in made]
+        )
         return made

@@ -23,7 +23,7 @@ from fastmlp.autograd.chain import (
     pack,
     unpack,
 )
-from fastmlp.autograd.node import Node, Route, records_grad
+from fastmlp.autograd.node import Node, Route
 from fastmlp.autograd.whole import whole_route
 from fastmlp.backends import Traced, onednn
 from fastmlp.backends.base import Quantized
@@ -64,7 +64,7 @@ def linear_act(
         IndexError: with ``FASTMLP_DEBUG=1`` an index that is no row.
         RuntimeError: tensors on different devices.
     """
-    tensors = (input, *_NOT_QUANTIZED, weight, bias, None)
+    tensors = (input, weight) if bias is None else (input, weight, bias)
     key = None
     if type(activation) in _NAMES:
         way, key = _WAYS.find(activation, tensors, _LAST)  # type: ignore[arg-type]
@@ -161,7 +161,7 @@ def chain(input: Tensor | Quantized, layers: Sequence[Layer], plan: str = "auto"
 
 def again(input: Tensor, layers: Layers) -> Tensor | None:
     """The chain, if its kernels are known to run for such an input; else None."""
-    tensors = [input, *_NOT_QUANTIZED, *layers.params]
+    tensors = (input, *layers.there)
     way, _ = _WAYS.find(("auto", None, layers.what), tensors, layers.last)
     return way(tensors) if isinstance(way, _Kernels) else None
 
@@ -178,22 +178,23 @@ def _first(key: Hashable | None, input: Tensor | Quantized, layers: Layers, plan
     traced = isinstance(backend, Traced)
     if backend is None or not fits_kernels(x, layers) or not _is_plain(input, traced):
         if key is not None:
-            _WAYS.keep(
-                key, _Torch(split_layers(layers)[0], [layer.dropout for layer in layers], pack(input)[1])
-            )
+            source, numbers = pack(input)
+            there = [t is not None for t in (*source, *layers.params)]
+            dropouts = [layer.dropout for layer in layers]
+            _WAYS.keep(key, _Torch(split_layers(layers)[0], dropouts, numbers, there))
         return aten_chain(input if isinstance(input, Tensor) else input.dense(x.dtype), layers)
     dtype, acts = backends.compute_dtype(x), split_layers(layers)[0]
     probabilities = tuple([layer.dropout for layer in layers])
     plan = whole.choose(backend, x, isinstance(input, Quantized), layers, dtype, plan)
     if isinstance(backend, Traced):
         return _by_ops(x, layers.params, acts, dtype, plan, probabilities)
-    tensors, numbers = flat(input, layers)
-    needs = chain_needs(tensors)
-    decided = Decided.of(backend, dtype, acts, probabilities, numbers, needs, recompute=plan == "recompute")
+    source, numbers = pack(input)
+    all_ = (*source, *layers.params)
+    decided = Decided.of(backend, dtype, acts, probabilities, numbers, all_, recompute=plan == "recompute")
     route, node = (chain_route if plan == "layers" else whole_route)(decided, _WAYS.patience(key))
     seeded, leading = x.device if any(probabilities) else None, None if x.dim() == 2 else x.shape[:-1]
-    way = _Kernels(route, node if any(needs) else None, seeded, leading)
-    return _WAYS.keep(key, way)(tensors)
+    way = _Kernels(route, None if decided.first is None else node, seeded, leading)
+    return _WAYS.keep(key, way)(flat(input, layers)[0])
 
 
 class _Kernels(NamedTuple):
@@ -204,14 +205,15 @@ class _Kernels(NamedTuple):
     device: torch.device | None  # where its dropouts' seed is drawn, if it has any
     leading: torch.Size | None  # of the input, if it is no matrix
 
-    def __call__(self, tensors: Sequence[Tensor | None]) -> Tensor:
-        seed = None if self.device is None else draw_seed(self.device)
+    def __call__(self, tensors: Sequence[Tensor]) -> Tensor:
         if self.leading is not None:
-            tensors = [as_matrix(tensors[0]), *tensors[1:]]  # type: ignore[arg-type]
+            tensors = (as_matrix(tensors[0]), *tensors[1:])
+        if self.device is not None:
+            tensors = (draw_seed(self.device), *tensors)
         if self.node is None:
-            y = self.route.forward(None, (seed, *tensors))[0]
+            y = self.route.forward(None, tensors)[0]
         else:
-            y = self.node.record(self.route, seed, *tensors)
+            y = self.node.record(self.route, *tensors)
         return y if self.leading is None else y.view(*self.leading, y.shape[1])
 
 
@@ -221,9 +223,12 @@ class _Torch(NamedTuple):
     acts: list[Act]
     dropouts: list[float]
     numbers: Numbers
+    there: list[bool]  # which of the input's and the layers' tensors there are
 
-    def __call__(self, tensors: Sequence[Tensor | None]) -> Tensor:
-        input, params = unpack(tensors[:FIRST_PARAM], self.numbers), layers_of(tensors[FIRST_PARAM:])
+    def __call__(self, tensors: Sequence[Tensor]) -> Tensor:
+        found = iter(tensors)
+        every = [next(found) if there else None for there in self.there]
+        input, params = unpack(every[:FIRST_PARAM], self.numbers), layers_of(every[FIRST_PARAM:])
         layers = [
             Layer(w, b, a._replace(weight=s), d) for (w, b, s), a, d in zip(params, self.acts, self.dropouts)
         ]
@@ -251,23 +256,13 @@ def _by_ops(
     return ops.whole_net(x, params, acts, dtype, plan == "recompute")
 
 
-def flat(input: Tensor | Quantized, layers: Layers) -> tuple[list[Tensor | None], Numbers]:
-    """The input's tensors, then weight, bias and PReLU's weight of each layer; and `pack`'s numbers."""
+def flat(input: Tensor | Quantized, layers: Layers) -> tuple[tuple[Tensor, ...], Hashable]:
+    """The tensors that there are, the input's and then the layers'; and of a quantized input the rest."""
     if isinstance(input, Tensor):
-        return [input, *_NOT_QUANTIZED, *layers.params], None
-    tensors, numbers = pack(input)
-    return [*tensors, *layers.params], numbers
-
-
-#: In the places of a quantized input's scale, shift and index.
-_NOT_QUANTIZED = (None, None, None)
-
-
-def chain_needs(tensors: Sequence[Tensor | None]) -> list[bool]:
-    """What needs a gradient: the input, and every parameter."""
-    records = records_grad()
-    wanted = [tensors[0], *tensors[FIRST_PARAM:]]
-    return [records and t is not None and t.requires_grad for t in wanted]
+        return (input, *layers.there), None
+    source, numbers = pack(input)
+    there = [t for t in source if t is not None]
+    return (*there, *layers.there), (numbers, *(t is None for t in source))
 
 
 def like(input: Tensor | Quantized, layers: Sequence[Layer]) -> Tensor:

@@ -60,21 +60,6 @@ def tile_of(pid, num_m, num_n, GROUP_M: tl.constexpr):
 
 
 @triton.jit
-def pointers(base, rows, cols, stride_row, stride_col):
-    """Addresses of a tile; 64-bit, since rows * stride passes 2³¹ in large matrices."""
-    return base + rows[:, None].to(tl.int64) * stride_row + cols[None, :].to(tl.int64) * stride_col
-
-
-@triton.jit
-def gathered(rows, ok, index_ptr, GATHER: tl.constexpr):
-    """The rows of the data set that ``rows`` of the batch are."""
-    if GATHER:
-        return tl.load(index_ptr + rows, mask=ok, other=0).to(tl.int64)
-    else:
-        return rows
-
-
-@triton.jit
 def wait_for_previous(PDL: tl.constexpr):
     """Under programmatic dependent launch (sm_90 on): wait for the kernel before, and let the next one start.
 
@@ -84,16 +69,6 @@ def wait_for_previous(PDL: tl.constexpr):
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
-
-
-@triton.jit
-def load_slopes(slope_ptr, slope, stride_slope, features, num_features, ACT: tl.constexpr):
-    """Per-feature negative slopes: PReLU's learned ones (``stride_slope`` 0 shares one), else ``slope``."""
-    if ACT == "prelu":
-        slopes = tl.load(slope_ptr + features * stride_slope, mask=features < num_features, other=0.0)
-        return slopes.to(tl.float32)
-    else:
-        return tl.zeros_like(features).to(tl.float32) + slope
 
 
 @triton.jit

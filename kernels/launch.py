@@ -192,10 +192,10 @@ def on_device(argument: Any) -> Any:
 
 
 def tensors_in(argument: Any) -> Iterator[torch.Tensor]:
-    """The tensors of a kernel's argument: itself, a descriptor's, those of a tuple."""
+    """The tensors of a kernel's argument: itself, a descriptor's, those of a tuple or a list."""
     if isinstance(argument, torch.Tensor):
         yield argument
-    elif isinstance(argument, tuple):
+    elif isinstance(argument, tuple | list):
         for member in argument:
             yield from tensors_in(member)
     elif isinstance(getattr(argument, "base", None), torch.Tensor):

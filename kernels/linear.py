@@ -127,8 +127,3 @@ def linear_act(
         num_stages=tile.num_stages,
     )
     return out
-
-
-def slope_stride(slope_weight: Tensor | None) -> int:
-    """PReLU's slopes: one shared by all features (stride 0), or one each."""
-    return 0 if slope_weight is None or slope_weight.numel() == 1 else slope_weight.stride(0)

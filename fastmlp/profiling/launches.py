@@ -7,13 +7,14 @@ alone are operations. Nothing is timed here, and nothing waits for the device.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from fastmlp.kernels import network
 from fastmlp.kernels.arguments import Source, in_which
-from fastmlp.kernels.launch import Launch
+from fastmlp.kernels.launch import Launch, tensors_in
 from fastmlp.kernels.network import TABLES, LayerMemory, Table
 from fastmlp.work import Work
 
@@ -45,7 +46,7 @@ def size(*values: Any) -> int:
     What is repeated with a stride of 0 is there once. Numbers and None take nothing.
     """
     found: dict[tuple[int, int], int] = {}
-    for tensor in _tensors(values):
+    for tensor in tensors_in(values):
         elements = 1
         for length, stride in zip(tensor.shape, tensor.stride()):
             elements *= length if stride or not length else 1
@@ -53,20 +54,8 @@ def size(*values: Any) -> int:
     return sum(found.values())
 
 
-def _tensors(values: Iterable[Any]) -> Iterable[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, tuple | list):
-            yield from _tensors(value)
-        elif isinstance(getattr(value, "base", None), Tensor):
-            yield value.base
-
-
-def _source(x: Source | None, m: int, k: int) -> int:
+def _source(x: Source, m: int, k: int) -> int:
     """A layer's input: m rows, which ones, where they are gathered, and what dequantizes them."""
-    if x is None:
-        return 0
     index = 0 if x.index is None else m * x.index.element_size()
     return m * k * x.matrix.ptr.element_size() + index + size(x.scale, x.shift)
 
@@ -244,13 +233,14 @@ def _dtype(a: Arguments) -> str:
 
 
 def _weights(a: Arguments) -> list[Tensor]:
-    if "net" in a:
-        table = TABLES.get(a["net"].rows.data_ptr())
+    net = a.get("net")
+    if isinstance(net, network.Net):
+        table = TABLES.get(net.rows.data_ptr())
         layers: list[LayerMemory] = [] if table is None else table.layers
         return [layer.weight for layer in layers]
-    if "net" in a:
-        return list(a["net"].weights)
-    candidates = _tensors((a.get("w"), a.get("w_ptr"), a.get("b_desc"), a.get("a_desc")))
+    if net is not None:
+        return list(net.weights)
+    candidates = tensors_in((a.get("w"), a.get("b_desc"), a.get("a_desc")))
     return [_master(tensor) for tensor in candidates if tensor.dim() == 2]
 
 

@@ -16,11 +16,10 @@ FORWARD, STEP = "net 784-256-10 forward, no grad", "net, loss, backward"
 ENGINE = "training step with SGD, TrainStep"
 #: Calls from Python, those of C's functions included.
 MOST = {FORWARD: 150, STEP: 400, ENGINE: 250}
-#: Files, and functions in them, that are for the first call of its kind: Triton's specialization, the choice
-#: of tiles, plan and backend, the recognition of layers.
-_ONCE = (
-    "triton/runtime/jit.py",
-    "triton/compiler/",
+#: Files, and functions in them, that are for the first call of its kind: Triton's specialization; and the
+#: choice of tiles, plan and backend, the recognition of layers.
+_SPECIALIZED = ("triton/runtime/jit.py", "triton/compiler/")
+_CHOSEN = (
     "fastmlp/kernels/configs.py",
     "fastmlp/kernels/decisions.py",
     "fastmlp/choice.py",
@@ -29,15 +28,19 @@ _ONCE = (
     "fastmlp/backends/__init__.py:choose",
     "dataclasses.py",
 )
-_LABELS = tuple(case.label for case in CASES if case.must is not None)
+_LABELS = (
+    *(case.label for case in CASES if case.must is not None),
+    "squared error forward + backward",
+    "narrow net, loss, backward",
+)
 _COUNTED = """
-import json
+import json, sys
 from benchmarks import host
 from benchmarks.measure import Effort
 
 counted = {}
 for case in host.CASES:
-    if case.must is None and "TrainStep" not in case.label:
+    if case.label not in sys.argv[1:]:
         continue
     with host.gpu("cpu"):
         call = host.calls(case, "cpu", host.COMPILING)[0][host.OURS]
@@ -51,7 +54,9 @@ print(json.dumps([counted, row]))
 @cache
 def _counted() -> tuple[dict[str, dict[str, int]], dict[str, Any]]:
     """What a second call of each kind calls, and a measured row: where kernels are compiled, for a stub."""
-    return tuple(json.loads(output_of(_COUNTED, timeout=600.0, without=("TRITON_INTERPRET",))))
+    return tuple(
+        json.loads(output_of(_COUNTED, *_LABELS, ENGINE, timeout=600.0, without=("TRITON_INTERPRET",)))
+    )
 
 
 @pytest.mark.parametrize("label", MOST)
@@ -62,7 +67,15 @@ def test_a_call_calls_little(label: str) -> None:
 
 @pytest.mark.parametrize("label", _LABELS)
 def test_a_second_call_neither_specializes_nor_chooses(label: str) -> None:
-    assert not [name for name in _counted()[0][label] if any(once in name for once in _ONCE)]
+    assert not _names(label, *_SPECIALIZED, *_CHOSEN)
+
+
+def test_a_second_step_of_the_engine_specializes_nothing() -> None:
+    assert not _names(ENGINE, *_SPECIALIZED)
+
+
+def _names(label: str, *parts: str) -> list[str]:
+    return [name for name in _counted()[0][label] if any(part in name for part in parts)]
 
 
 def test_a_row_has_times_and_launches() -> None:

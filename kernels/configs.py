@@ -128,7 +128,7 @@ def _rows() -> Iterator[tuple[Key, Tile]]:
         yield ("epoch", arch, "tf32", "narrow"), Tile(64, 32, 16, 8, 8, 2)
         yield (
             ("epoch", arch, "ieee", "narrow"),
-            {"sm_80": Tile(32, 16, 16, 8, 4, 2), "sm_120": Tile(32, 32, 32, 8, 8, 2)}.get(
+            {"sm_80": Tile(32, 16, 16, 8, 4, 2), "sm_120": Tile(32, 32, 16, 8, 8, 2)}.get(
                 arch, Tile(32, 16, 32, 8, 8, 2)
             ),
         )

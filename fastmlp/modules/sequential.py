@@ -34,7 +34,7 @@ from fastmlp.modules.snapshot import Snapshot, hooked
 class _Memory(NamedTuple):
     """What the children of a module were found to be."""
 
-    modules: dict[str, nn.Module | None]  # the owner's
+    children: list[tuple[str, nn.Module | None]]  # the owner's, in their order
     snapshot: Snapshot
     stages: list[Stage]
 
@@ -50,9 +50,9 @@ class Planned(nn.Module):
         return self._modules.values()  # type: ignore[return-value]
 
     def _remembered(self) -> list[Stage] | None:
-        """What the last call found to run, if the children are still the same."""
-        memory: _Memory | None = self.__dict__.get("_memory")
-        if memory is None or memory.modules != self._modules or not memory.snapshot.holds():
+        """What the last call found to run, if the children are still the same; nothing in a trace."""
+        memory: _Memory | None = None if torch.compiler.is_compiling() else self.__dict__.get("_memory")
+        if memory is None or memory.children != [*self._modules.items()] or not memory.snapshot.holds():
             return None
         return memory.stages
 
@@ -64,7 +64,7 @@ class Planned(nn.Module):
         found = plan(self._children_in_order(), _OPENED)
         below = [m for child in self._children_in_order() for m in opened(child, _OPENED)]
         if not torch.compiler.is_compiling() and not any(map(hooked, below)):
-            self.__dict__["_memory"] = _Memory(dict(self._modules), Snapshot(below), found)
+            self.__dict__["_memory"] = _Memory([*self._modules.items()], Snapshot(below), found)
         return found
 
 
@@ -148,7 +148,7 @@ def closed(
 
 def run(owner: Planned, input: Tensor) -> Tensor:
     """The output of the children of ``owner``, one after another."""
-    stages = None if torch.compiler.is_compiling() else owner._remembered()
+    stages = owner._remembered()
     if stages is not None and len(stages) == 1 and type(stages[0]) is Layers:
         output = again(input, stages[0])
         if output is not None:

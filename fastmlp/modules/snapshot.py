@@ -39,6 +39,9 @@ class Snapshot:
         # what they hold: a tensor might call itself equal to another, or refuse to say.
         self._dicts = [d for m in self.modules for d in (m.__dict__, m._modules)]
         self._copies = [dict(d) for d in self._dicts]
+        # Dictionaries are equal in any order, in which children run.
+        self._parents = [m._modules for m in self.modules if m._modules]
+        self._orders = list(map(list, self._parents))
         self._owners: list[dict[str, Tensor | None]] = [
             d  # type: ignore[misc]
             for m in self.modules
@@ -61,10 +64,10 @@ class Snapshot:
         if not all(map(is_, chain.from_iterable(map(_values, self._owners)), self.tensors)):
             return False
         try:
-            same = self._dicts == self._copies and list(map(type, self.modules)) == self._types
+            same = self._dicts == self._copies and list(map(list, self._parents)) == self._orders
         except (RuntimeError, ValueError):  # somebody's attribute is another array than it was
             return False
-        return same and self._methods() == self._functions
+        return same and list(map(type, self.modules)) == self._types and self._methods() == self._functions
 
     def _methods(self) -> list[object]:
         """What a call of the modules comes to, which can be set on their classes."""

@@ -218,3 +218,24 @@ def test_autocast(backend: str, device: str) -> None:
         a, b = theirs(x), ours(x)
     assert a.dtype == b.dtype == torch.bfloat16
     torch.testing.assert_close(a, b, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_the_same_children_in_another_order(nested: bool, device: str) -> None:
+    """What a call found to run holds no more, though nothing else has changed."""
+    body = fastmlp.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)).to(device)
+    net, x = fastmlp.Sequential(body) if nested else body, torch.randn(3, 4, device=device)
+    with backends.use("triton"):
+        before = net(x)
+        body._modules["1"] = body._modules.pop("1")
+        after = net(x)
+    assert not torch.allclose(before, after)
+    torch.testing.assert_close(after, nn.Sequential(*body)(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_net_that_has_been_called_is_compiled(device: str) -> None:
+    net, x = fastmlp.MLP(4, [5, 3]).to(device), torch.randn(3, 4, device=device)
+    with backends.use("triton"):
+        eager = net(x)
+        compiled = torch.compile(net, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x), eager)

@@ -122,14 +122,6 @@ def head_kernel(
     head_tile(pid, programs, h, w, bias, before, criterion, out, M, C, K, DTYPE, TILE)
 
 
-class Wanted(NamedTuple):
-    """Which results are asked for."""
-
-    logits: bool
-    dlogits: bool
-    dz: bool
-
-
 class Gradients(NamedTuple):
     """Where a training step's head writes: buffers that are there before it."""
 
@@ -160,7 +152,7 @@ def head(
     bias: Tensor | None,
     criterion: Criterion,
     before: Undo | None,
-    wanted: Wanted,
+    wanted: tuple[bool, bool, bool],
     *,
     dtype: torch.dtype,
     loss_dtype: torch.dtype,
@@ -168,8 +160,8 @@ def head(
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """The loss of h weightᵀ + bias, with its gradients.
 
-    Returns the loss, what it was divided by, and what is ``wanted`` of logits (M, C), dlogits (M, C) and
-    dZ (M, K); dZ comes with dlogits only.
+    Returns the loss, what it was divided by, and what is ``wanted`` of logits (M, C), dlogits (M, C) and dZ
+    (M, K), else None; dZ comes with dlogits only.
 
     h (M, K), weight (C, K) with C at most `MAX_CLASSES`, bias (C,); class indices (M,) or targets (M, C); any
     strides; M, C and K are not 0; the reduction is "mean" or "sum". One launch, and one to sum the programs'
@@ -178,9 +170,10 @@ def head(
     (m, k), c = h.shape, weight.shape[0]
     tile = configs.lookup("head", arch_of(h), configs.precision_class(dtype, precision), c, k)
     programs = cdiv(m, tile.BLOCK_M)
-    logits = torch.empty((m, c), device=h.device, dtype=dtype) if wanted.logits else None
-    dlogits = torch.empty((m, c), device=h.device, dtype=dtype) if wanted.dlogits else None
-    dz = torch.empty((m, k), device=h.device, dtype=dtype) if wanted.dz else None
+    logits, dlogits, dz = (
+        torch.empty((m, n), device=h.device, dtype=dtype) if each else None
+        for each, n in zip(wanted, (c, c, k))
+    )
     loss = torch.empty((), device=h.device, dtype=loss_dtype)
     denominator = torch.empty((), device=h.device, dtype=torch.float32)
     sums = Sums(partial_sums(programs, denominator), loss, denominator)

@@ -22,7 +22,7 @@ from fastmlp.kernels.case import (
     matrix,
     vector,
 )
-from fastmlp.kernels.head import MAX_CLASSES, Wanted, hidden
+from fastmlp.kernels.head import MAX_CLASSES, hidden
 from fastmlp.kernels.head import head as head_kernels
 from fastmlp.kernels.head import targets as read_targets
 from fastmlp.kernels.softmax import criterion
@@ -53,8 +53,8 @@ def head(
     weights = vector(c, storage, device) if class_weight else None
     before = hidden(previous_act, 0.01, matrix(m, k, dtype, device) if previous_act in HEAVY else h)
     against = criterion(loss, "mean", read_targets(targets), weights, label_smoothing=smoothing)
-    wanted = Wanted(keep_logits, need_grad, need_grad and need_input)
-    kinds = {"dtype": dtype, "loss_dtype": storage, "precision": precision}
+    wanted = keep_logits, need_grad, need_grad and need_input
+    kinds: dict[str, Any] = {"dtype": dtype, "loss_dtype": storage, "precision": precision}
     return lambda: head_kernels(h, weight, b, against, before, wanted, **kinds)
 
 

@@ -74,7 +74,7 @@ def as_kernels(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 def loss_forward(
     decided: Decided, logits: Tensor, target: Tensor, weight: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """The loss, (N, D) or a scalar; and for the backward three numbers a row and one; no softmax."""
     return decided.backend.cross_entropy(*as_kernels(logits, target), weight, decided.options)
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from fastmlp.kernels import cache as cache_files
+from fastmlp.kernels import launch
 from fastmlp.kernels.arguments import Blocks
 from fastmlp.kernels.launch import has_tma
 
@@ -264,10 +265,12 @@ def override(family: str, tile: Tile) -> Iterator[None]:
     """Every lookup for ``family`` inside the ``with`` block gives ``tile``: how the tuner tries one."""
     global _override
     before, _override = _override, (family, tile)
+    launch.forget()
     try:
         yield
     finally:
         _override = before
+        launch.forget()
 
 
 @cache
@@ -307,6 +310,7 @@ def write_cache(tiles: dict[Key, Tile]) -> Path:
         _FILE, lambda kept: {"/".join(key): asdict(tile) for key, tile in (_parsed(kept) | tiles).items()}
     )
     _lookup.cache_clear()
+    launch.forget()
     return path
 
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from fastmlp.kernels import cache as cache_files
-from fastmlp.kernels import configs
+from fastmlp.kernels import configs, launch
 from fastmlp.kernels.configs import TmaTile
 from fastmlp.kernels.launch import INTERPRETED, arch_of, cdiv, num_sms
 
@@ -108,10 +108,12 @@ def force(*ways: str) -> Iterator[None]:
     """Inside the ``with`` block this is the order, whatever the table says."""
     global _forced
     before, _forced = _forced, ways
+    launch.forget()
     try:
         yield
     finally:
         _forced = before
+        launch.forget()
 
 
 @cache
@@ -216,6 +218,7 @@ def forget() -> None:
     """Read the files again at the next question."""
     _table.cache_clear()
     _order.cache_clear()
+    launch.forget()
 
 
 def _parsed(entries: dict[str, Any], file: Path) -> list[Row]:

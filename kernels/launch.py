@@ -61,19 +61,33 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
     if not INTERPRETED:
         # Said aloud because Triton 3.10 changes the default: a*b+c may contract to an FMA.
         options["enable_fp_fusion"] = True
-    with on_device(args[0]):
-        around = _around
-        if around is None:
-            compiled = kernel[grid](*args, **options)
-        else:
-            with around(Launch(kernel, grid, args, options)) as replaced:
-                compiled = kernel[grid](*replaced, **options)
-    recorder = getattr(_thread, "recorder", None)
+    recorder, _thread.recorder = _thread.recorder, None  # who interprets a kernel calls torch's ops
+    try:
+        with on_device(args[0]):
+            around = _around
+            if around is None:
+                compiled = kernel[grid](*args, **options)
+            else:
+                with around(Launch(kernel, grid, args, options)) as replaced:
+                    compiled = kernel[grid](*replaced, **options)
+    finally:
+        _thread.recorder = recorder
     if recorder is not None:
         recorder(Launch(kernel, grid, args, options), None if fast_problem() else compiled)
 
 
-_thread = local()
+class _Thread(local):
+    """What a thread is at."""
+
+    recorder: Callable[[Launch, Any], None] | None = None
+
+
+_thread = _Thread()
+
+
+def recording() -> bool:
+    """Whether what this thread does is being recorded, and it is not within a launch."""
+    return _thread.recorder is not None
 
 
 @contextmanager
@@ -105,7 +119,7 @@ def watched() -> bool:
         or runtime.debug
         or runtime.add_stages_inspection_hook
         or _compilation.instrumentation_mode
-        or getattr(_thread, "recorder", None)
+        or _thread.recorder is not None
     )
 
 

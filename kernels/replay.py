@@ -113,7 +113,8 @@ class _Recorder(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        self._try(self._op, func, args, kwargs or {}, result)
+        if door.recording():
+            self._try(self._op, func, args, kwargs or {}, result)
         return result
 
     def launched(self, launch: door.Launch, compiled: Any) -> None:

@@ -83,7 +83,7 @@ def _gradients(ctx: Any, *grads: Tensor | None) -> list[Tensor | None]:
     out_saved = y if y is not None or not kept else kept.pop()
     asked = (needs[0], any(needs[1:]))
     flat = iter(_backward(grad, x, params, *described, saved, out_saved, *asked))
-    grads_of = NetGrads(*(next(flat) if need else None for need in (*asked, asked[1])))
+    grads_of = NetGrads(*(next(flat, None) if need else None for need in (*asked, asked[1])))
     each = split(backends.kernels(x), grads_of, spread(params, ctx.present))
     found = [grads_of.input, *(g for g, there in zip(each, ctx.present) if there)]
     return [g if need else None for g, need in zip(found, needs)]
@@ -135,11 +135,9 @@ def _fake_backward(
     layout = _layout(x, layers)
     found = [torch.empty_like(x, memory_format=torch.contiguous_format)] if need_input else []
     if need_params:
-        slopes = layout.saved[-1] if layers[2] is not None else 0
-        found += [
-            x.new_empty(layout.params[-1], dtype=layers[0].dtype),
-            x.new_empty(slopes, dtype=torch.float32),
-        ]
+        found.append(x.new_empty(layout.params[-1], dtype=layers[0].dtype))
+        if layers[2] is not None:
+            found.append(x.new_empty(layout.saved[-1], dtype=torch.float32))
     return found
 
 

@@ -70,6 +70,11 @@ class _Asked:
 _asked = [_Asked(_checked(os.environ.get("FASTMLP_BACKEND", "auto"), "FASTMLP_BACKEND"))]
 
 
+def off_gpu(input: object) -> bool:
+    """Whether a call with ``input`` is for torch's own ops at once: nobody asks, and it is on no GPU."""
+    return _asked[-1].name == "auto" and not (isinstance(input, Tensor) and input.is_cuda)
+
+
 def requested() -> str:
     """``auto``, ``torch`` or ``triton``: what the `use` block, else ``FASTMLP_BACKEND``, asks for."""
     return _asked[-1].name

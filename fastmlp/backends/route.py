@@ -154,9 +154,7 @@ class Routes(Generic[R]):
             last: the caller's last call, which this one is most often like.
         """
         first = tensors[0]
-        if type(first) not in _TYPES or first is None:
-            return None, None
-        if not first.is_cuda and backends.requested() == "auto":
+        if type(first) not in _TYPES or first is None or backends.off_gpu(first):
             return None, None
         around = circumstances(first.device.type)
         if around is None:

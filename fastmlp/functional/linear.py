@@ -66,15 +66,15 @@ def linear_act(
     """
     tensors = (input, weight) if bias is None else (input, weight, bias)
     key = None
-    if type(activation) in _NAMES:
+    if type(activation) in _NAMES and not backends.off_gpu(input):
         way, key = _WAYS.find(activation, tensors, _LAST)  # type: ignore[arg-type]
         if way is not None:
             return way(tensors)  # type: ignore[arg-type]
     given = (input, weight, bias)
     if any(map(is_stand_in, given)):
         return handle_torch_function(linear_act, given, input, weight, bias, activation)
-    layers = Layers([Layer(weight, bias, resolve(activation))])
-    return chain(input, layers) if key is None else _first(key, input, layers, "auto")
+    layers = [Layer(weight, bias, resolve(activation))]
+    return chain(input, layers) if key is None else _first(key, input, Layers(layers), "auto")
 
 
 #: What a route can be found by.
@@ -124,7 +124,7 @@ def mlp_layers(
     biases: Sequence[Tensor | None] | None,
     activation: str | nn.Module | None,
     output_activation: str | nn.Module | None = None,
-) -> Layers:
+) -> list[Layer]:
     """The layers that `mlp` runs."""
     biases = [None] * len(weights) if biases is None else biases
     if not weights or len(weights) != len(biases):
@@ -133,7 +133,7 @@ def mlp_layers(
         )
     act, out = resolve(activation), resolve(output_activation)
     last = len(weights) - 1
-    return Layers([Layer(w, b, act if i < last else out) for i, (w, b) in enumerate(zip(weights, biases))])
+    return [Layer(w, b, act if i < last else out) for i, (w, b) in enumerate(zip(weights, biases))]
 
 
 def chain(input: Tensor | Quantized, layers: Sequence[Layer], plan: str = "auto") -> Tensor:
@@ -152,6 +152,9 @@ def chain(input: Tensor | Quantized, layers: Sequence[Layer], plan: str = "auto"
     """
     if plan not in PLANS:
         raise ValueError(f"plan: {plan!r} is not one of {', '.join(PLANS)}")
+    if backends.off_gpu(input) and isinstance(input, Tensor):
+        check_chain(input, layers)
+        return aten_chain(input, layers)
     if type(layers) is not Layers:
         layers = Layers(layers)
     tensors, numbers = flat(input, layers)

@@ -71,7 +71,8 @@ def cross_entropy(
     """
     what = (ignore_index, reduction, label_smoothing, z_loss, inplace)
     way = key = None
-    if size_average is None and reduce is None:
+    off = backends.off_gpu(input)
+    if not off and size_average is None and reduce is None:
         way, key = _WAYS.find(what, (input, target, weight), _LAST)
     if way is not None and not (inplace and input.is_leaf):
         return way(input, target, weight)
@@ -93,7 +94,7 @@ def cross_entropy(
     if (
         z_loss == 0
         and (compiling or input.numel() < _CPU_ELEMENTS)
-        and backends.choose(input).backend is None
+        and (off or backends.choose(input).backend is None)
     ):
         plain = label_smoothing == 0 and size_average is None and reduce is None
         if plain and not compiling and _is_tall(input, target, weight):  # a trace is for every size

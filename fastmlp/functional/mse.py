@@ -49,7 +49,15 @@ def mse_loss(
         ValueError, RuntimeError, TypeError: as torch's.
     """
     way = key = None
-    if size_average is None and reduce is None:
+    if backends.off_gpu(input):
+        if (
+            isinstance(input, Tensor)
+            and isinstance(target, Tensor)
+            and size_average is None
+            and reduce is None
+        ):
+            return reference(input, target, weight, SquaredError(reduction))
+    elif size_average is None and reduce is None:
         way, key = _WAYS.find(reduction, (input, target, weight), _LAST)
     if way is not None:
         return way(input, target, weight)

@@ -15,7 +15,6 @@ from fastmlp.functional.layer import Layer, Layers
 from fastmlp.functional.linear import chain
 from fastmlp.functional.quantized import INTEGERS
 from fastmlp.modules.dequantize import Dequantize
-from fastmlp.modules.snapshot import hooked
 
 
 class Dequantized(NamedTuple):
@@ -104,7 +103,10 @@ def untouched(module: nn.Module) -> bool:
     """Whether calling ``module`` does nothing but its class' forward, and that is as it was written."""
     kind: Any = type(module)
     return not (
-        hooked(module)
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
         or "forward" in module.__dict__
         or module._compiled_call_impl is not None
         or torch_module._has_any_global_hook()

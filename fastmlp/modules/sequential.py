@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmlp import ranges
-from fastmlp.backends import choose, onednn, requested
+from fastmlp.backends import choose, off_gpu, onednn
 from fastmlp.backends.base import LossOptions, SquaredError
 from fastmlp.functional.chain_loss import chain_cross_entropy, chain_mse_loss
 from fastmlp.functional.layer import Layers
@@ -148,21 +148,27 @@ def closed(
 
 def run(owner: Planned, input: Tensor) -> Tensor:
     """The output of the children of ``owner``, one after another."""
+    children = owner._children_in_order()
+    if off_gpu(input):
+        return _infer(children, input) if onednn.applies(input) else _one_by_one(children, input)
     stages = owner._remembered()
     if stages is not None and len(stages) == 1 and type(stages[0]) is Layers:
         output = again(input, stages[0])
         if output is not None:
             return output
-    if requested() == "auto" and onednn.applies(input):
-        return _infer(owner._children_in_order(), input)
     # Modules may pass on anything, as in torch's; the kernels take tensors.
-    if not isinstance(input, Tensor) or choose(_like(owner._children_in_order(), input)).backend is None:
-        for child in owner._children_in_order():  # nn.Sequential's own loop: nothing is to be planned
-            if not (is_identity(child) and isinstance(input, Tensor)):
-                input = child(input)
-        return input
+    if not isinstance(input, Tensor) or choose(_like(children, input)).backend is None:
+        return _one_by_one(children, input)
     for stage in owner._stages():
         input = chain(input, stage) if isinstance(stage, Layers) else stage(input)
+    return input
+
+
+def _one_by_one(children: Iterable[nn.Module], input: Tensor) -> Tensor:
+    """nn.Sequential's own loop: nothing is to be planned."""
+    for child in children:
+        if not (is_identity(child) and isinstance(input, Tensor)):
+            input = child(input)
     return input
 
 

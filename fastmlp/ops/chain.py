@@ -18,7 +18,7 @@ from fastmlp.autograd.chain import (
     reference_chain,
 )
 from fastmlp.autograd.node import torch_grads, transformed
-from fastmlp.ops.register import differentiable, op
+from fastmlp.ops.register import differentiable, op, recorded
 
 #: A dispatcher's list of tensors has no gaps: ``present`` says which of weight, bias and PReLU's weight of
 #: each layer are in ``params``.
@@ -123,6 +123,7 @@ def _gradients_chain(ctx: Any, *grads: Tensor | None) -> list[Tensor | None]:
     _setup_chain,
     _gradients_chain,
 )
+@recorded
 def _chain(
     x: Tensor,
     params: Sequence[Tensor],
@@ -171,6 +172,7 @@ def _of_outputs(kept: Sequence[Tensor], acts: Sequence[Act]) -> list[Tensor | No
     "-> Tensor[]",
     like_needed,
 )
+@recorded
 def _chain_backward(
     grad: Tensor,
     x: Tensor,

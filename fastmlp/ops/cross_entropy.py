@@ -11,7 +11,7 @@ from fastmlp import backends
 from fastmlp.autograd.cross_entropy import torch_gradient
 from fastmlp.autograd.node import transformed
 from fastmlp.backends.base import LossOptions
-from fastmlp.ops.register import differentiable, op
+from fastmlp.ops.register import differentiable, op, recorded
 
 _OPTIONS = "SymInt ignore_index, str reduction, float label_smoothing, float z_loss"
 
@@ -43,6 +43,7 @@ def _gradients(ctx: Any, grad: Tensor, *_: Tensor | None) -> list[Tensor | None]
     _setup,
     _gradients,
 )
+@recorded
 def _cross_entropy(
     logits: Tensor, target: Tensor, weight: Tensor | None, *options: Any
 ) -> tuple[Tensor, Tensor]:
@@ -66,6 +67,7 @@ def _fake_grad(grad: Tensor, logits: Tensor, *others: Any) -> Tensor:
     f"(Tensor grad, Tensor logits, Tensor target, Tensor? weight, Tensor stats, {_OPTIONS}) -> Tensor",
     _fake_grad,
 )
+@recorded
 def _backward(
     grad: Tensor,
     logits: Tensor,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from fastmlp import backends
+from fastmlp.backends.route import circumstances, describe
 
 _LIBRARY = torch.library.Library("fastmlp", "FRAGMENT")
 _FORWARD = "_forward"
@@ -81,6 +84,51 @@ def differentiable(
         return made
 
     return register
+
+
+#: So many calls of an op, that differ in more than their tensors, are kept.
+_MOST = 256
+
+
+def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function``, an op's, whose launches are decided once for all calls that differ in numbers alone."""
+    known: dict[Hashable, Any] = {}
+
+    def call(*args: Any) -> Any:
+        tensors = _tensors(args)
+        around, described = circumstances(tensors[0].device.type), describe(tensors)
+        if around is None or described is None:
+            return function(*args)
+        rest = tuple([_rest(value) for value in args])
+        run = known.get(rest)
+        if run is None:
+            if len(known) >= _MOST:
+                known.pop(next(iter(known)), None)
+            run = known[rest] = backends.kernels(tensors[0]).recorded(
+                lambda *tensors: function(*_filled(rest, tensors))
+            )
+        return run((around, described), tensors)
+
+    return call
+
+
+def _rest(value: Any) -> Any:
+    """An argument without its tensors."""
+    if isinstance(value, Tensor):
+        return Tensor
+    return tuple(map(_rest, value)) if isinstance(value, list | tuple) else value
+
+
+def _filled(rest: Sequence[Any], tensors: Sequence[Tensor]) -> list[Any]:
+    """The arguments of which `_rest` and `_tensors` are."""
+    left = iter(tensors)
+
+    def fill(value: Any) -> Any:
+        if value is Tensor:
+            return next(left)
+        return [fill(item) for item in value] if isinstance(value, tuple) else value
+
+    return [fill(value) for value in rest]
 
 
 def _tensors(args: Sequence[Any]) -> list[Tensor]:

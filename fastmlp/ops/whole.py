@@ -25,7 +25,7 @@ from fastmlp.ops.chain import (
     spread,
     table_of,
 )
-from fastmlp.ops.register import differentiable, op
+from fastmlp.ops.register import differentiable, op, recorded
 
 
 def _fake(
@@ -96,6 +96,7 @@ def _gradients(ctx: Any, *grads: Tensor | None) -> list[Tensor | None]:
     _setup,
     _gradients,
 )
+@recorded
 def _whole(
     x: Tensor,
     params: Sequence[Tensor],
@@ -147,6 +148,7 @@ def _fake_backward(
     "-> Tensor[]",
     _fake_backward,
 )
+@recorded
 def _backward(
     grad: Tensor,
     x: Tensor,

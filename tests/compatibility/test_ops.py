@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from fastmlp import backends
+from fastmlp import backends, functional
 
 GROUP = "torch.compile and export"
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -21,6 +22,7 @@ KINDS = [
 ]
 #: Of an input in each dtype.
 SHAPES = {torch.float32: (2, 3, 4), torch.float16: (4,), torch.bfloat16: (6, 4)}
+chain_op = sys.modules["fastmlp.ops.chain"]  # whose name in the package is the function
 opcheck = torch.library.opcheck
 ops = torch.ops.fastmlp
 
@@ -106,6 +108,23 @@ def test_linear_cross_entropy(workspace: int | None, reduction: str, dtype: torc
         grad = torch.randn(6, 2, device=device)
         arguments = (grad, x, w, bias, target, None, *described)
         opcheck(ops.linear_cross_entropy_backward, (*arguments, [True, True, False]))
+
+
+def test_a_call_that_differs_in_numbers_alone_decides_nothing(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decided, forward = [], chain_op.forward_chain
+    monkeypatch.setattr(chain_op, "forward_chain", lambda *args: decided.append(1) or forward(*args))
+    described = layers("tanh", torch.float32, device)
+    arguments = (*described, None, [0.0] * 3, False)
+    with torch.no_grad():
+        for rows, calls in ((5, 1), (5, 1), (11, 2), (5, 2)):
+            x = torch.randn(rows, 4, device=device)
+            (y,) = ops.chain(x, *arguments)
+            assert len(decided) == calls
+            with backends.use("torch"):
+                expected = functional.mlp(x, described[0][::2], described[0][1::2], "tanh")
+            torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.feature(GROUP, "ops where no kernel can run")

@@ -154,12 +154,8 @@ def in_order(kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> lis
     return [*args, *(options[p.name] if p.name in options else p.default for p in rest)]
 
 
+#: Another number once tiles or decisions are others.
 _generation = 0
-
-
-def generation() -> int:
-    """A number that is another one once tiles or decisions are."""
-    return _generation
 
 
 def forget() -> None:

@@ -60,8 +60,8 @@ class Replay:
         """``function(*tensors)``; ``key`` says all of these that it may depend on, but for the values."""
         if door.watched():
             return self.function(*tensors)
-        if self._generation != door.generation():  # tiles or decisions are others
-            self._known, self._generation = {}, door.generation()
+        if self._generation != door._generation:  # tiles or decisions are others
+            self._known, self._generation = {}, door._generation
         try:
             again = self._known[key]
         except KeyError:

@@ -40,10 +40,11 @@ class Route(Generic[T]):
         self.forward = backend.recorded(partial(forward, decided), patience)
         self._backend, self._function, self._patience = backend, backward, patience
         self._backwards: dict[tuple[bool, ...], Any] = {}
-        self._last: tuple[Like, Hashable] | None = None
+        self._kinds: dict[Hashable, int] = {}
+        self._last: tuple[Like, int] | None = None
 
-    def of(self, grad: Tensor) -> Hashable | None:
-        """What of an upstream gradient the backward depends on; None where that is for torch's own ops."""
+    def of(self, grad: Tensor) -> int | None:
+        """A number for all that a backward depends on of ``grad``; None where it is for torch's own ops."""
         last = self._last  # the same as ever, but for a few calls
         again = last is not None and not torch.is_grad_enabled() and forward_ad._current_level < 0
         if last is not None and again and last[0]((grad,)):
@@ -51,19 +52,20 @@ class Route(Generic[T]):
         if left_to_torch(grad):
             return None
         described = describe((grad,))
-        self._last = Like((grad,), described), described
-        return described
+        number = self._kinds.setdefault(described, len(self._kinds))
+        self._last = Like((grad,), described), number
+        return number
 
-    def backward(self, ctx: Any, upstream: Hashable, grad: Tensor, saved: Sequence[Tensor | None]) -> Any:
-        """The gradients for a ``grad`` that is as `of` says, from what was ``saved``."""
+    def backward(self, ctx: Any, upstream: int, grad: Tensor, saved: Sequence[Tensor | None]) -> Any:
+        """The gradients for a ``grad`` of that number, see `of`, from what was ``saved``."""
         needs = ctx.needs_input_grad
         run = self._backwards.get(needs)
         if run is None:
             function = partial(self._function, self.decided, needs)
             run = self._backwards[needs] = self._backend.recorded(function, self._patience)
-        if not ctx.saved_as_given:  # what hooks give back may lie in memory in another way
-            upstream = upstream, describe(saved)
-        return run((upstream, precision()), (grad, *saved))
+        # What hooks give back may lie in memory in another way.
+        key = upstream, precision(), None if ctx.saved_as_given else describe(saved)
+        return run(key, (grad, *saved))
 
 
 def saves_as_given() -> bool:

@@ -128,11 +128,24 @@ def _find_guards() -> Any:
 _guards = _find_guards()
 
 
+def _beside(kind: str) -> tuple[Any, ...] | None:
+    """What of the `circumstances` a `Like` does not see; with autocast it sees not enough."""
+    if (
+        ranges._opener is not None
+        or forward_ad._current_level >= 0
+        or torch._C._len_torch_function_stack()
+        or _environment.get(_DEBUG) == _ON
+        or torch.is_autocast_enabled(kind)
+    ):
+        return None
+    return backends._asked[-1].name, torch.is_grad_enabled(), precision()
+
+
 class Last(Generic[R]):
     """The last call of somebody, and how it went."""
 
     def __init__(self) -> None:
-        self.call: tuple[Hashable, Hashable, Like, R] | None = None
+        self.call: tuple[Hashable, Hashable, Like, str, R] | None = None
 
 
 class Routes(Generic[R]):
@@ -154,21 +167,26 @@ class Routes(Generic[R]):
             last: the caller's last call, which this one is most often like.
         """
         first = tensors[0]
-        if type(first) not in _TYPES or first is None or backends.off_gpu(first):
+        if torch.compiler.is_compiling() or backends.off_gpu(first):
             return None, None
-        around = circumstances(first.device.type)
+        if last.call is not None:
+            known, beside, like, kind, route = last.call
+            if known == what and like(tensors) and _beside(kind) == beside:
+                return route, None
+        if type(first) not in _TYPES or first is None:
+            return None, None
+        kind = first.device.type
+        around = circumstances(kind)
         if around is None:
             return None, None
-        call = last.call
-        if call is not None and call[1] == around and call[0] == what and call[2](tensors):
-            return call[3], None
         described = describe(tensors)
         if described is None:
             return None, None
         key = what, around, described
         way = self._known.get(key)
-        if way is not None:
-            last.call = what, around, Like(tensors, described), way
+        beside = _beside(kind)
+        if way is not None and beside is not None:
+            last.call = what, beside, Like(tensors, described), kind, way
         return way, key
 
     def keep(self, key: Hashable | None, route: R) -> R:

@@ -52,7 +52,7 @@ def choose(
         return asked
     if problem is not None:
         return "layers"
-    widths = (input.shape[-1], *(layer.weight.shape[0] for layer in layers))
+    widths = (layers[0].weight.shape[1], *(layer.weight.shape[0] for layer in layers))
     trained = sum(layer.weight.requires_grad for layer in layers) if torch.is_grad_enabled() else 0
     if 0 < trained < len(layers):
         return "layers"  # which skip the frozen ones' gradients

@@ -55,7 +55,7 @@ def chain_cross_entropy(
         ValueError, TypeError, RuntimeError, IndexError: as `chain` and `cross_entropy`.
     """
     layers = layers if type(layers) is Layers else Layers(layers)
-    way = _find(input, layers, target, weight, options, with_logits)
+    way = find(input, layers, target, weight, options, with_logits)
     if way is None:
         logits = chain(input, layers)
         loss = cross_entropy(logits, target, weight, **options._asdict())
@@ -63,14 +63,14 @@ def chain_cross_entropy(
     return way(target, weight, *flat(input, layers)[0])
 
 
-def _find(
+def find(
     input: Tensor | Quantized,
     layers: Layers,
     target: Tensor,
     weight: Tensor | None,
     options: Loss,
     with_output: bool,
-) -> _Kernels | None:
+) -> Kernels | None:
     """By what the chain and its loss go, and all that is to be decided about that; None for one by one."""
     tensors, numbers = flat(input, layers)
     what = (options, with_output, numbers, layers.what)
@@ -84,7 +84,7 @@ def _find(
         else:
             way = _closed(backend, input, x, layers, options, with_output, _WAYS.patience(key))
         _WAYS.keep(key, way)
-    return way if isinstance(way, _Kernels) else None
+    return way if isinstance(way, Kernels) else None
 
 
 def _takes_labels(
@@ -126,7 +126,7 @@ def chain_mse_loss(
         ValueError, TypeError, RuntimeError: as `chain` and `mse_loss`.
     """
     layers = layers if type(layers) is Layers else Layers(layers)
-    way = _find(input, layers, target, None, options, with_output)
+    way = find(input, layers, target, None, options, with_output)
     if way is None:
         output = chain(input, layers)
         return mse_loss(output, target, **options._asdict()), output.detach() if with_output else None
@@ -177,7 +177,7 @@ def _closed(
     options: Loss,
     with_output: bool,
     patience: int,
-) -> _Kernels:
+) -> Kernels:
     """The loss as one node, and the logits if asked."""
     source, numbers = pack(input)
     probabilities = tuple(layer.dropout for layer in layers)
@@ -185,10 +185,10 @@ def _closed(
     decided = Decided.of(backend, dtype, acts, probabilities, numbers, (*source, *layers.params))
     loss_dtype = torch.float32 if backends.is_autocast(x) else x.dtype
     route = loss_route(Closed.of(decided, loss_dtype, options, with_output), patience)
-    return _Kernels(route, decided.first is not None, x.device if any(probabilities) else None)
+    return Kernels(route, decided.first is not None, x.device if any(probabilities) else None)
 
 
-class _Kernels(NamedTuple):
+class Kernels(NamedTuple):
     """A chain and its loss by the kernels."""
 
     route: Route[Closed]
@@ -196,6 +196,7 @@ class _Kernels(NamedTuple):
     device: torch.device | None  # where its dropouts' seed is drawn, if it has any
 
     def __call__(self, target: Tensor, weight: Tensor | None, *given: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The loss, and the output if asked, of the chain's tensors as `flat` gives them."""
         if self.device is not None:
             given = (draw_seed(self.device), *given)
         if self.recorded:
@@ -205,5 +206,5 @@ class _Kernels(NamedTuple):
 
 
 #: By what a chain and its loss go.
-_WAYS: Routes[_Kernels | str] = Routes()
-_LAST: Last[_Kernels | str] = Last()
+_WAYS: Routes[Kernels | str] = Routes()
+_LAST: Last[Kernels | str] = Last()

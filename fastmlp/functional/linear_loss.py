@@ -15,9 +15,10 @@ from fastmlp.autograd.linear_cross_entropy import LinearCrossEntropy, LinearLoss
 from fastmlp.autograd.node import records_grad
 from fastmlp.autograd.tiling import plan
 from fastmlp.backends.base import Backend, LossOptions
+from fastmlp.backends.route import Last, Routes
 from fastmlp.backends.torch_backend import TorchBackend
-from fastmlp.functional.chain_loss import chain_cross_entropy
-from fastmlp.functional.layer import Layer
+from fastmlp.functional import chain_loss
+from fastmlp.functional.layer import Layer, Layers
 from fastmlp.functional.loss import check_loss, left_to_torch
 from fastmlp.functional.traced import is_stand_in
 
@@ -73,6 +74,13 @@ def linear_cross_entropy(
         RuntimeError, ValueError, IndexError: as torch's, naming the argument.
         TypeError: ``options`` given to a torch that knows none.
     """
+    key = None
+    if options is None:
+        what = reduction, ignore_index, label_smoothing, workspace
+        way, key = _WAYS.find(what, (input, linear_weight, target, linear_bias, weight), _LAST)
+        if way is not None:
+            bias = () if linear_bias is None else (linear_bias,)
+            return way(target, weight, input, linear_weight, *bias)[0]
     if any(map(is_stand_in, (input, linear_weight, target))):
         return handle_torch_function(
             linear_cross_entropy,
@@ -128,7 +136,11 @@ def linear_cross_entropy(
         and not probabilities
         and (weight is None or weight.dtype == x.dtype)
     ):
-        return chain_cross_entropy(x, [Layer(linear_weight, linear_bias)], target, weight, loss_options)[0]
+        layers = Layers([Layer(linear_weight, linear_bias)])
+        way = chain_loss.find(x, layers, target, weight, loss_options, with_output=False)
+        if way is not None and x is input:
+            _WAYS.keep(key, way)
+        return chain_loss.chain_cross_entropy(x, layers, target, weight, loss_options)[0]
     w = linear_weight.reshape(c, -1, k)
     b = None if linear_bias is None else linear_bias.reshape(c, -1)
     t = target.reshape(len(x), c, -1) if probabilities else target.reshape(len(x), -1).long()
@@ -155,6 +167,11 @@ def linear_cross_entropy(
     if reduction != "none":
         return loss
     return loss.view((*input.shape[:-1], *linear_weight.shape[1:-1]))
+
+
+#: Of few classes, whose loss and last layer are one kernel: by what they go.
+_WAYS: Routes[chain_loss.Kernels] = Routes()
+_LAST: Last[chain_loss.Kernels] = Last()
 
 
 def _logits_shape(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> tuple[int, ...]:

@@ -87,12 +87,15 @@ def describe(tensors: Sequence[Tensor | None]) -> Hashable:
 
 
 class Like:
-    """Whether tensors are like some others, as `describe` has it; torch's own guards say so in one call."""
+    """Whether tensors are like some others, as `describe` has it; torch's own guards say so in one call.
+
+    Of one tensor in two places they say no, which costs a look by the key.
+    """
 
     def __init__(self, tensors: Sequence[Tensor | None], described: Hashable) -> None:
         there = [t for t in tensors if t is not None]
         self._count = len(tensors)
-        self._places = tuple([i for i, t in enumerate(tensors) if t is not None])
+        self._absent = [i for i, t in enumerate(tensors) if t is None]
         self._described = described
         self._check = None
         if _guards is not None and all(t.data_ptr() & 15 == 0 for t in there):  # which those do not ask
@@ -100,15 +103,22 @@ class Like:
             self._check = _guards(*there, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides).check
 
     def __call__(self, tensors: Sequence[Tensor | None]) -> bool:
-        """Of so many ``tensors`` as there were."""
+        """Whether these ``tensors`` are."""
         if self._check is None:
             return describe(tensors) == self._described
-        there = [t for t in tensors if t is not None]
-        if len(there) != len(self._places) or not self._check(*there):
+        if len(tensors) != self._count:
+            return False
+        if self._absent:
+            if any([tensors[i] is not None for i in self._absent]):
+                return False
+            tensors = [t for t in tensors if t is not None]
+            if len(tensors) + len(self._absent) != self._count:
+                return False
+        if not self._check(*tensors):
             return False
         low = 0
-        for t in there:
-            low |= t.data_ptr()
+        for t in tensors:
+            low |= t.data_ptr()  # type: ignore[union-attr]
         return low & 15 == 0
 
 

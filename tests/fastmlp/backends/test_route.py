@@ -56,6 +56,19 @@ def test_like(other: str, guarded: bool, monkeypatch: pytest.MonkeyPatch) -> Non
     assert Like(given, describe(given))((made, None, weight)) is (other in ALIKE)
 
 
+@pytest.mark.parametrize("guarded", [True, False])
+def test_like_in_the_same_places(guarded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bias is no class weight, though they look alike."""
+    if not guarded:
+        monkeypatch.setattr(route, "_guards", None)
+    x, bias, more = matrix(), torch.zeros(4), torch.zeros(4)
+    for given in ((x, bias, None), (x, None, bias), (x, bias), (x, bias, more)):
+        like = Like(given, describe(given))
+        for other in ((x, bias, None), (x, None, bias), (x, bias), (x, bias, more), (x, None, None)):
+            same = [t is None for t in other] == [t is None for t in given]
+            assert like(other) is same
+
+
 def test_torch_has_its_guards() -> None:
     """Without them a key is compared member by member, which takes some microseconds more."""
     assert route._guards is not None

@@ -528,3 +528,15 @@ def test_tiles_do_not_change_the_result(device: str) -> None:
     )
     for a, b in zip(whole, small):
         torch.testing.assert_close(a, b)
+
+
+def test_a_bias_is_no_class_weight(device: str) -> None:
+    """One call after the other with the same numbers in another place, by the kernels."""
+    x, w, v = torch.randn(8, 5, device=device), torch.randn(4, 5, device=device), torch.rand(4, device=device)
+    t = torch.randint(4, (8,), device=device)
+    with backends.use("triton"):
+        for _ in range(3):
+            by_bias = linear_cross_entropy(x, w, t, linear_bias=v)
+            by_weight = linear_cross_entropy(x, w, t, weight=v)
+            torch.testing.assert_close(by_bias, F.cross_entropy(x @ w.t() + v, t))
+            torch.testing.assert_close(by_weight, F.cross_entropy(x @ w.t(), t, v))

@@ -75,9 +75,10 @@ class Replay:
         known = self._known
         if len(known) >= _MOST:
             known.pop(next(iter(known)), None)
-        # Of a tensor that is given twice each place has a name: the next time they may be two.
-        seen: set[int] = set()
-        given = [t.detach() if t is not None and (id(t) in seen or seen.add(id(t))) else t for t in tensors]  # type: ignore[func-returns-value]
+        given: list[Tensor | None] = []
+        for tensor in tensors:  # given twice, it has a name in each place: the next time they may be two
+            twice = tensor is not None and any(tensor is other for other in given)
+            given.append(tensor.detach() if tensor is not None and twice else tensor)
         with _Recorder(given) as recorder, door.recorded(recorder.launched):
             result = self.function(*given)
         known[key] = recorder.compiled(result)
@@ -253,7 +254,7 @@ class _Recorder(TorchDispatchMode):
         if value is None or type(value) in (bool, int) or (type(value) is float and math.isfinite(value)):
             return repr(value)
         if isinstance(value, tuple | list):
-            if not any(True for _ in _leaves(value)):
+            if not any(True for _ in door.tensors_in(value)):
                 return self._constant(value)
             members = "".join(f"{self._value(member)}, " for member in value)
             if isinstance(value, list):
@@ -290,15 +291,6 @@ _PLAIN = (
     tl.constexpr,
     tl.dtype,
 )
-
-
-def _leaves(value: Any) -> Any:
-    """The tensors in lists and tuples."""
-    if isinstance(value, tuple | list):
-        for member in value:
-            yield from _leaves(member)
-    else:
-        yield from door.tensors_in(value)
 
 
 def _descriptor(like: TensorDescriptor, base: Tensor | None) -> TensorDescriptor:

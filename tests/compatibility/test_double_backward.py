@@ -328,6 +328,7 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Our autograd nodes compute, on the torch backend: it knows float64, which gradcheck wants."""
     monkeypatch.setattr(backends, "KERNEL_DTYPES", (*backends.KERNEL_DTYPES, torch.float64))
     monkeypatch.setattr(backends, "choose", lambda tensor: Choice(TorchBackend(), "for gradcheck"))
+    monkeypatch.setattr(backends, "off_gpu", lambda input: False)
 
 
 def check(function: Callable[..., Tensor], tensors: Sequence[Tensor]) -> None:

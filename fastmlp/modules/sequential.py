@@ -44,7 +44,9 @@ class Planned(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is remembered: a copy or a pickle finds it anew."""
-        return {name: value for name, value in self.__dict__.items() if name != "_memory"}
+        state: dict[str, Any] = super().__getstate__()  # torch's, a copy without what is compiled
+        state.pop("_memory", None)
+        return state
 
     def _children_in_order(self) -> Iterable[nn.Module]:
         return self._modules.values()  # type: ignore[return-value]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Hashable
-from typing import NamedTuple
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,15 +13,17 @@ from torch.nn import functional as F
 from fastmlp import backends, ops
 from fastmlp.autograd.cpu_cross_entropy import CpuCrossEntropy
 from fastmlp.autograd.cross_entropy import CrossEntropy, Decided, loss_route, reference_loss
-from fastmlp.autograd.node import Route, records_grad
+from fastmlp.autograd.node import Node, Route, records_grad
 from fastmlp.backends import Traced
 from fastmlp.backends.base import Backend, LossOptions
-from fastmlp.backends.route import Last, Routes
+from fastmlp.backends.route import Last, Routes, debugging
 from fastmlp.backends.torch_backend import TorchBackend
 from fastmlp.functional.traced import of_stand_ins
 
 _REDUCTIONS = ("none", "mean", "sum")
 _CPU = TorchBackend()
+#: A loss' input, target and weight.
+Tensors = tuple[Tensor, Tensor, Tensor | None]
 #: From so many logits on one buffer instead of ATen's three is worth a Function in Python.
 _CPU_ELEMENTS = 1 << 21
 _CPU_CLASSES = 512
@@ -113,30 +114,30 @@ def cross_entropy(
         reduction = _Reduction.legacy_get_string(size_average, reduce)
     options = LossOptions(ignore_index, reduction, label_smoothing, z_loss)
     way = _WAYS.keep(key, _decide(input, target, weight, options, inplace, key))
-    if inplace and input.is_leaf and input.requires_grad and isinstance(way, _Kernels | _Ops):
+    if inplace and input.is_leaf and input.requires_grad and isinstance(way, Kernels | _Ops):
         raise RuntimeError("inplace: a leaf that requires grad cannot be overwritten by its own gradient")
     return way(input, target, weight)
 
 
-class _Kernels(NamedTuple):
-    """The loss by the kernels."""
+class Kernels(NamedTuple):
+    """A loss by the kernels."""
 
-    route: Route[Decided]
-    recorded: bool  # whether a backward may follow
+    route: Route[Any]
+    node: type[Node] | None  # None where no backward follows
     widens: bool  # autocast runs this loss in float32
-    rows: tuple[int, ...] | None  # the loss' shape, where every row has its own
+    reshaped: Callable[[Tensors], Tensors] | None  # how the kernels take the arguments, if not as they are
+    shape: tuple[int, ...] | None  # the loss', if it is not as the kernels leave it
 
-    def __call__(self, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
-        if self.widens:
-            logits, target, weight = widened(logits, target, weight)
-        if logits.dim() > 3:
-            logits, target = _matrices(logits, target)
-        tensors = logits, target, weight
-        if self.recorded:
-            loss = CrossEntropy.record(self.route, *tensors)
-        else:
+    def __call__(self, input: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+        """The loss."""
+        tensors = widened(input, target, weight) if self.widens else (input, target, weight)
+        if self.reshaped is not None:
+            tensors = self.reshaped(tensors)
+        if self.node is None:
             loss = self.route.forward(None, tensors)[0]
-        return loss if self.rows is None else loss.view(self.rows)
+        else:
+            loss = self.node.record(self.route, *tensors)
+        return loss if self.shape is None else loss.view(self.shape)
 
 
 class _Ops(NamedTuple):
@@ -148,7 +149,7 @@ class _Ops(NamedTuple):
         shape = logits.shape
         if backends.is_autocast(logits):
             logits, target, weight = widened(logits, target, weight)
-        loss = ops.cross_entropy(*_matrices(logits, target), weight, self.options)
+        loss = ops.cross_entropy(*_matrices((logits, target, weight)), self.options)
         return loss.view(len(logits), *shape[2:]) if self.options.reduction == "none" else loss
 
 
@@ -174,14 +175,15 @@ class _OnCpu(NamedTuple):
         return CpuCrossEntropy.apply(_CPU, self.options, logits, target, weight)
 
 
-def _matrices(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def _matrices(tensors: Tensors) -> Tensors:
     """Logits (N, C, ...) as (N, C, D), and their targets likewise."""
+    logits, target, weight = tensors
     n, c = logits.shape[:2]
     target = target.reshape(n, c, -1) if target.is_floating_point() else target.reshape(n, -1)
-    return logits.reshape(n, c, -1), target
+    return logits.reshape(n, c, -1), target, weight
 
 
-_Way = _Kernels | _Ops | _Torch | _OnCpu
+_Way = Kernels | _Ops | _Torch | _OnCpu
 #: By what a loss goes.
 _WAYS: Routes[_Way] = Routes()
 _LAST: Last[_Way] = Last()
@@ -217,11 +219,12 @@ def _decide(
         backend, options, inplace and (input if input.dim() == 2 else input.flatten(2)).is_contiguous()
     )
     rows = (len(input), *input.shape[2:]) if options.reduction == "none" else None
-    recorded = records_grad() and input.requires_grad
-    return _Kernels(loss_route(decided, _WAYS.patience(key)), recorded, widens, rows)
+    node = CrossEntropy if records_grad() and input.requires_grad else None
+    reshaped = _matrices if input.dim() > 3 else None
+    return Kernels(loss_route(decided, _WAYS.patience(key)), node, widens, reshaped, rows)
 
 
-def widened(input: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+def widened(input: Tensor, target: Tensor, weight: Tensor | None) -> Tensors:
     """What autocast makes of a loss' arguments."""
     half = (torch.float16, torch.bfloat16)
     wide = [t.float() if t is not None and t.dtype in half else t for t in (input, target, weight)]
@@ -336,7 +339,7 @@ def check_loss(
                 f"weight: expected {like.dtype} on {like.device} as the input, "
                 f"got {weight.dtype} on {weight.device}"
             )
-    if os.environ.get("FASTMLP_DEBUG") == "1" and not target.is_floating_point():
+    if debugging() and not target.is_floating_point():
         wrong = (target != options.ignore_index) & ((target < 0) | (target >= classes))
         if bool(wrong.any()):
             raise IndexError(f"target: {int(target[wrong][0])} is out of bounds for {classes} classes")

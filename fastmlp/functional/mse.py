@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 from torch.nn import _reduction as _Reduction
 
 from fastmlp import backends
 from fastmlp.autograd.mse import Decided, MeanSquaredError, mse_route, reference
-from fastmlp.autograd.node import Route, records_grad
+from fastmlp.autograd.node import records_grad
 from fastmlp.backends import Traced
 from fastmlp.backends.base import SquaredError
 from fastmlp.backends.route import Last, Routes
-from fastmlp.functional.loss import widened
+from fastmlp.functional.loss import Kernels, Tensors, widened
 from fastmlp.functional.traced import of_stand_ins
 
 
@@ -75,27 +74,10 @@ def mse_loss(
         return _WAYS.keep(key, _Torch(options, widens))(input, target, weight)
     recorded = records_grad() and any(t is not None and t.requires_grad for t in tensors)
     route = mse_route(Decided(backend, options), _WAYS.patience(key))
-    shape = input.shape if reduction == "none" and input.dim() != 2 else None
-    return _WAYS.keep(key, _Kernels(route, recorded, widens, shape))(input, target, weight)
-
-
-class _Kernels(NamedTuple):
-    """The loss by the kernels."""
-
-    route: Route[Decided]
-    recorded: bool  # whether a backward may follow
-    widens: bool  # autocast runs this loss in float32
-    shape: torch.Size | None  # the loss', where that is no matrix and no scalar
-
-    def __call__(self, input: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
-        tensors = widened(input, target, weight) if self.widens else (input, target, weight)
-        if input.dim() != 2:
-            tensors = tuple([None if t is None else _matrix(t) for t in tensors])  # type: ignore[assignment]
-        if self.recorded:
-            loss = MeanSquaredError.record(self.route, *tensors)
-        else:
-            loss = self.route.forward(None, tensors)[0]
-        return loss if self.shape is None else loss.view(self.shape)
+    reshaped = None if input.dim() == 2 else _matrices
+    shape = input.shape if reduction == "none" and reshaped else None
+    way = Kernels(route, MeanSquaredError if recorded else None, widens, reshaped, shape)
+    return _WAYS.keep(key, way)(input, target, weight)
 
 
 class _Torch(NamedTuple):
@@ -110,8 +92,8 @@ class _Torch(NamedTuple):
 
 
 #: By what a loss goes.
-_WAYS: Routes[_Kernels | _Torch] = Routes()
-_LAST: Last[_Kernels | _Torch] = Last()
+_WAYS: Routes[Kernels | _Torch] = Routes()
+_LAST: Last[Kernels | _Torch] = Last()
 
 
 def _fits(tensors: Sequence[Tensor | None], options: SquaredError) -> bool:
@@ -135,6 +117,7 @@ def _fits(tensors: Sequence[Tensor | None], options: SquaredError) -> bool:
     )
 
 
-def _matrix(tensor: Tensor) -> Tensor:
-    """The same elements as a view of two dimensions."""
-    return tensor if tensor.dim() == 2 else tensor.view(-1, tensor.shape[-1] if tensor.dim() > 2 else 1)
+def _matrices(tensors: Tensors) -> Tensors:
+    """The same elements as views of two dimensions."""
+    views = [None if t is None else t.view(-1, t.shape[-1] if t.dim() > 2 else 1) for t in tensors]
+    return tuple(views)  # type: ignore[return-value]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import grad, vmap
 from torch.utils.checkpoint import checkpoint
@@ -19,6 +20,23 @@ TARGETS = ("classes", "classes", "int32", "uint8", "probabilities", "out of rang
 WEIGHTS = ("none", "none", "good", "row", "column", "matrix", "other dtype", "longer")
 EVENTS = ("nothing", "nothing", "input", "target", "weight", "matrix", "matrix data")
 WAYS = ("backward", "backward", "twice", "double", "threads", "checkpoint", "func.grad", "vmap")
+
+
+def calls(layouts: st.SearchStrategy[str], **drawn: st.SearchStrategy[Any]) -> st.SearchStrategy[LossCall]:
+    """Losses of operands laid out so; of the other fields those that are ``drawn``."""
+    return st.builds(
+        LossCall,
+        kind=st.sampled_from(KINDS),
+        dtype=st.sampled_from(["float32", "float32", "float64", "bfloat16"]),
+        layout=layouts,
+        target=st.sampled_from(TARGETS),
+        target_layout=layouts,
+        weight=st.sampled_from(WEIGHTS),
+        bias=st.booleans(),
+        reduction=st.sampled_from(["mean", "sum", "none"]),
+        odd=st.sampled_from(["nothing", "nothing", "x", "target", "weight", "matrix"]),
+        **drawn,
+    )
 
 
 class LossCall(NamedTuple):

@@ -144,7 +144,7 @@ def _beside(kind: str) -> tuple[Any, ...] | None:
         ranges._opener is not None
         or forward_ad._current_level >= 0
         or torch._C._len_torch_function_stack()
-        or _environment.get(_DEBUG) == _ON
+        or debugging()
         or torch.is_autocast_enabled(kind)
     ):
         return None

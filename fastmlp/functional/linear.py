@@ -34,6 +34,7 @@ from fastmlp.functional.layer import Layer, Layers
 from fastmlp.functional.quantized import is_constant, stand_in
 from fastmlp.functional.traced import is_stand_in
 from fastmlp.functional.whole import PLANS
+from fastmlp.ops.chain import as_matrix
 
 
 def linear_act(
@@ -271,11 +272,6 @@ def flat(input: Tensor | Quantized, layers: Layers) -> tuple[tuple[Tensor, ...],
 def like(input: Tensor | Quantized, layers: Sequence[Layer]) -> Tensor:
     """The input, or where it is quantized what stands for it in the checks."""
     return input if isinstance(input, Tensor) else stand_in(input, layers[0].weight)
-
-
-def as_matrix(x: Tensor) -> Tensor:
-    """(..., K) as (M, K)."""
-    return x.reshape(-1, x.shape[-1])
 
 
 def _is_plain(input: Tensor | Quantized, traced: bool) -> bool:

@@ -138,9 +138,11 @@ def linear_cross_entropy(
     ):
         layers = Layers([Layer(linear_weight, linear_bias)])
         way = chain_loss.find(x, layers, target, weight, loss_options, with_output=False)
-        if way is not None and x is input:
+        if way is None:
+            return chain_loss.chain_cross_entropy(x, layers, target, weight, loss_options)[0]
+        if x is input:
             _WAYS.keep(key, way)
-        return chain_loss.chain_cross_entropy(x, layers, target, weight, loss_options)[0]
+        return way(target, weight, x, *layers.there)[0]
     w = linear_weight.reshape(c, -1, k)
     b = None if linear_bias is None else linear_bias.reshape(c, -1)
     t = target.reshape(len(x), c, -1) if probabilities else target.reshape(len(x), -1).long()

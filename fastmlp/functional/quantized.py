@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 from torch import Tensor
 
 from fastmlp.backends import readable
 from fastmlp.backends.base import Quantized
+from fastmlp.backends.route import debugging
 
 #: What quantized values may be.
 INTEGERS = (torch.uint8, torch.int8)
@@ -43,7 +42,7 @@ def stand_in(input: Quantized, weight: Tensor) -> Tensor:
     for tensor, name in ((values, "values"), (scale, "scale"), (shift, "shift"), (index, "index")):
         if isinstance(tensor, Tensor) and tensor.device != weight.device:
             raise RuntimeError(f"{name}: expected on {weight.device} as the weight, got {tensor.device}")
-    if index is not None and os.environ.get("FASTMLP_DEBUG") == "1":
+    if index is not None and debugging():
         wrong = (index < 0) | (index >= len(values))
         if bool(wrong.any()):
             raise IndexError(f"index: {int(index[wrong][0])} is out of bounds for {len(values)} rows")

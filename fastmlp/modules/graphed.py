@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from fastmlp.backends.route import debugging
 
 C = TypeVar("C", bound=Callable[..., Any])
 
@@ -45,7 +46,7 @@ def graphed(module: C, *sample: Tensor, num_warmup_iters: int = 3, allow_unused_
         raise RuntimeError("graphed: expected a GPU, and torch.cuda.is_available() is False")
     if torch.version.hip is not None:
         raise RuntimeError("graphed: expected an NVIDIA GPU, and this torch is for ROCm")
-    if os.environ.get("FASTMLP_DEBUG") == "1":
+    if debugging():
         raise RuntimeError("graphed: FASTMLP_DEBUG=1 looks at values, for which a graph cannot wait")
     device = _device_of(module, sample)
     with torch.cuda.device(device), torch.random.fork_rng([device.index]), _buffers_kept(module):

@@ -136,7 +136,7 @@ def measure_ceilings(device: str, quick: bool = False) -> Ceilings:
         for dtype in (torch.float32, torch.bfloat16, *((torch.float16,) if device == "cuda" else ()))
     }
     if device == "cuda":
-        with _tf32():
+        with tf32():
             matmul["tf32"] = _matmul(torch.float32, device, rounds)
     return Ceilings(copy, matmul, _launch(device, rounds), taken, load)
 
@@ -150,7 +150,8 @@ def _load() -> float | None:
 
 
 @contextmanager
-def _tf32() -> Iterator[None]:
+def tf32() -> Iterator[None]:
+    """Inside the ``with`` block float32 products on a GPU run in TF32."""
     before = torch.backends.cuda.matmul.fp32_precision
     torch.backends.cuda.matmul.fp32_precision = "tf32"
     try:

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fastmlp
 from fastmlp import backends
 from fastmlp.kernels import configs, decisions, launch
+from fastmlp.profiling.ceilings import tf32
 
 
 class Seen(TorchFunctionMode):
@@ -86,16 +87,6 @@ AROUND: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "dispatch mode": Dispatched,
     "no oneDNN": lambda: torch.backends.mkldnn.flags(enabled=False),
 }
-
-
-@contextmanager
-def tf32() -> Iterator[None]:
-    before = torch.backends.cuda.matmul.fp32_precision
-    torch.backends.cuda.matmul.fp32_precision = "tf32"
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.fp32_precision = before
 
 
 #: The tile that "tile" asks for.

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastmlp import backends, ranges
 from fastmlp.backends import route
 from fastmlp.backends.route import Last, Like, Routes, circumstances, describe
+from fastmlp.profiling.ceilings import tf32
 
 
 def matrix() -> Tensor:
@@ -91,10 +92,8 @@ def test_circumstances(monkeypatch: pytest.MonkeyPatch) -> None:
     for dtype in (torch.bfloat16, torch.float16):
         with torch.autocast("cpu", dtype):
             found.append(circumstances("cpu"))
-    before = torch.backends.cuda.matmul.fp32_precision
-    torch.backends.cuda.matmul.fp32_precision = "tf32"
-    found.append(circumstances("cpu"))
-    torch.backends.cuda.matmul.fp32_precision = before
+    with tf32():
+        found.append(circumstances("cpu"))
     assert len(set(found)) == len(found)
     assert None not in found
     with _Mode():

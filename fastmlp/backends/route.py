@@ -126,10 +126,10 @@ def _find_guards() -> Any:
     """torch's guards, which are no public interface, if they do what is expected of them."""
     try:
         guards: Any = torch._C._dynamo.guards.TensorGuards
-        x = torch.zeros(2, 3)
+        x = torch.zeros(2, 3, dtype=torch.float32, device="cpu")
         same = guards(x, dynamic_dims_sizes=[[2, 3]], dynamic_dims_strides=[[3, 1]]).check
         others = x.double(), x[:1], x.t().contiguous().t(), x.clone().requires_grad_(), nn.Parameter(x)
-        works = same(torch.zeros(2, 3)) and not any(map(same, (*others, torch._neg_view(x))))
+        works = same(torch.zeros_like(x)) and not any(map(same, (*others, torch._neg_view(x))))
     except Exception:
         return None
     return guards if works else None

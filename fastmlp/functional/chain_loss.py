@@ -15,19 +15,13 @@ from fastmlp.autograd.node import Route
 from fastmlp.backends import Traced
 from fastmlp.backends.base import Backend, Loss, LossOptions, Quantized, SquaredError
 from fastmlp.backends.route import Last, Routes
-from fastmlp.functional.layer import Layer, Layers
-from fastmlp.functional.linear import (
-    chain,
-    check_chain,
-    draw_seed,
-    fits_kernels,
-    flat,
-    like,
-    split_layers,
-)
+from fastmlp.functional.checks import check_chain, fits_kernels
+from fastmlp.functional.layer import Layer, Layers, flat
+from fastmlp.functional.linear import chain
 from fastmlp.functional.loss import check_loss, cross_entropy, left_to_torch
 from fastmlp.functional.mse import mse_loss
-from fastmlp.functional.quantized import is_constant
+from fastmlp.functional.quantized import is_constant, like
+from fastmlp.functional.ways import draw_seed
 
 
 def chain_cross_entropy(
@@ -76,7 +70,7 @@ def find(
     what = (options, with_output, numbers, layers.what)
     way, key = _WAYS.find(what, (*tensors, target, weight), _LAST)
     if way is None:
-        x = like(input, layers)
+        x = like(input, layers[0].weight)
         backend = _with_head(input, x, layers, options)
         takes: Any = _takes_targets if isinstance(options, SquaredError) else _takes_labels
         if backend is None or not takes(x, layers, target, weight, options):
@@ -163,7 +157,8 @@ def _with_head(
         or last.weight.dim() != 2
         or last.weight.shape[0] > backend.head_classes
         or options.reduction not in ("mean", "sum")
-        or (isinstance(input, Quantized) and (len(layers) == 1 or not is_constant(input)))
+        or not is_constant(input)
+        or (isinstance(input, Quantized) and len(layers) == 1)
     ):
         return None
     return backend
@@ -180,12 +175,11 @@ def _closed(
 ) -> Kernels:
     """The loss as one node, and the logits if asked."""
     source, numbers = pack(input)
-    probabilities = tuple(layer.dropout for layer in layers)
-    acts, dtype = split_layers(layers)[0], backends.compute_dtype(x)
-    decided = Decided.of(backend, dtype, acts, probabilities, numbers, (*source, *layers.params))
+    dtype, tensors = backends.compute_dtype(x), (*source, *layers.params)
+    decided = Decided.of(backend, dtype, layers.acts, layers.dropouts, numbers, tensors)
     loss_dtype = torch.float32 if backends.is_autocast(x) else x.dtype
     route = loss_route(Closed.of(decided, loss_dtype, options, with_output), patience)
-    return Kernels(route, decided.first is not None, x.device if any(probabilities) else None)
+    return Kernels(route, decided.first is not None, x.device if any(layers.dropouts) else None)
 
 
 class Kernels(NamedTuple):

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from fastmlp.activations import NONE, Act
+from fastmlp.autograd.chain import pack
+from fastmlp.backends.base import Quantized
 from fastmlp.backends.route import Last
 
 
@@ -41,3 +43,22 @@ class Layers(tuple[Layer, ...]):
             [(act.row.name, act.slope, dropout, bias is None) for _, bias, act, dropout in made]
         )
         return made
+
+    @property
+    def acts(self) -> list[Act]:
+        """Of each, without tensors."""
+        return [layer.act._replace(weight=None) for layer in self]
+
+    @property
+    def dropouts(self) -> tuple[float, ...]:
+        """The probability of each."""
+        return tuple([layer.dropout for layer in self])
+
+
+def flat(input: Tensor | Quantized, layers: Layers) -> tuple[tuple[Tensor, ...], Hashable]:
+    """The tensors that there are, the input's and then the layers'; and of a quantized input the rest."""
+    if isinstance(input, Tensor):
+        return (input, *layers.there), None
+    source, numbers = pack(input)
+    there = [t for t in source if t is not None]
+    return (*there, *layers.there), (numbers, *(t is None for t in source))

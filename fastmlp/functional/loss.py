@@ -91,12 +91,9 @@ def cross_entropy(
             z_loss=z_loss,
             inplace=inplace,
         )
+    backend = None if off else backends.choose(input).backend
     compiling = torch.compiler.is_compiling()
-    if (
-        z_loss == 0
-        and (compiling or input.numel() < _CPU_ELEMENTS)
-        and (off or backends.choose(input).backend is None)
-    ):
+    if backend is None and z_loss == 0 and (compiling or input.numel() < _CPU_ELEMENTS):
         plain = label_smoothing == 0 and size_average is None and reduce is None
         if plain and not compiling and _is_tall(input, target, weight):  # a trace is for every size
             loss = F.cross_entropy(
@@ -113,7 +110,7 @@ def cross_entropy(
     if size_average is not None or reduce is not None:
         reduction = _Reduction.legacy_get_string(size_average, reduce)
     options = LossOptions(ignore_index, reduction, label_smoothing, z_loss)
-    way = _WAYS.keep(key, _decide(input, target, weight, options, inplace, key))
+    way = _decide(key, backend, (input, target, weight), options, inplace)
     if inplace and input.is_leaf and input.requires_grad and isinstance(way, Kernels | _Ops):
         raise RuntimeError("inplace: a leaf that requires grad cannot be overwritten by its own gradient")
     return way(input, target, weight)
@@ -190,27 +187,26 @@ _LAST: Last[_Way] = Last()
 
 
 def _decide(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
+    key: Hashable | None,
+    backend: Backend | Traced | None,
+    given: Tensors,
     options: LossOptions,
     inplace: bool,
-    key: Hashable | None,
 ) -> _Way:
-    """By what the loss goes, and all that is to be decided about that.
+    """By what the loss goes, and all that is to be decided about that; kept if there is a ``key``.
 
     Raises:
         ValueError, RuntimeError, IndexError: as `cross_entropy`.
     """
-    widens = backends.is_autocast(input)
-    given = input, target, weight
-    if widens:
-        input, target, weight = widened(*given)
-    backend = _backend(input, target, weight, options)
-    if backend is None:
-        return _Torch(options)
+    widens, untouched = backends.is_autocast(given[0]), backends.untouched(*given)
+    input, target, weight = tensors = widened(*given) if widens else given
+    taken = _is_taken(tensors, options)
+    if backend is None and taken and untouched and _pays_on_cpu(tensors, options):
+        backend = _CPU
+    if backend is None or not taken:
+        return _WAYS.keep(key, _Torch(options))
     if backend is _CPU and options.z_loss == 0 and not inplace:
-        return _OnCpu(options)
+        return _WAYS.keep(key, _OnCpu(options))
     check_loss(tuple(input.shape), input, target, weight, options)
     if isinstance(backend, Traced):
         return _Ops(options)
@@ -221,7 +217,8 @@ def _decide(
     rows = (len(input), *input.shape[2:]) if options.reduction == "none" else None
     node = CrossEntropy if records_grad() and input.requires_grad else None
     reshaped = _matrices if input.dim() > 3 else None
-    return Kernels(loss_route(decided, _WAYS.patience(key)), node, widens, reshaped, rows)
+    way = Kernels(loss_route(decided, _WAYS.patience(key)), node, widens, reshaped, rows)
+    return _WAYS.keep(key, way)
 
 
 def widened(input: Tensor, target: Tensor, weight: Tensor | None) -> Tensors:
@@ -243,38 +240,29 @@ def left_to_torch(target: Tensor, rank: int, weight: Tensor | None, options: Los
     return options.label_smoothing == 1 or (target.dtype == torch.uint8 and refused)
 
 
-def _backend(
-    input: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions
-) -> Backend | Traced | None:
-    """Who computes it; None for torch's own op, which takes whatever the kernels do not."""
-    if input.dim() < 2 or input.numel() == 0 or options.reduction not in _REDUCTIONS:
-        return None
-    if any(t is not None and (t.requires_grad or not backends.readable(t)) for t in (target, weight)):
-        return None
-    if input.dtype not in backends.KERNEL_DTYPES:  # of float64 under autocast `choose` knows nothing
-        return None
+def _is_taken(tensors: Tensors, options: LossOptions) -> bool:
+    """Whether kernels of ours compute it. torch's own op takes, or refuses, whatever they do not."""
+    input, target, weight = tensors
     values = (target if target.is_floating_point() else None, weight)
-    if any(t is not None and t.dtype != input.dtype for t in values):  # torch promotes, or refuses
-        return None
-    if weight is not None and weight.dim() != 1:  # of which torch takes some
-        return None
-    if target.dtype == torch.uint8 and input.dim() > 2:  # which torch refuses
-        return None
-    if left_to_torch(target, input.dim(), weight, options):
-        return None
-    choice = backends.choose(input)
-    if choice.backend is not None:
-        return choice.backend
-    if backends.requested() == "auto" and _pays_on_cpu(input, target, weight, options):
-        return _CPU
-    return None
+    return (
+        input.dim() >= 2
+        and input.numel() > 0
+        and options.reduction in _REDUCTIONS
+        and not any(t is not None and (t.requires_grad or not backends.readable(t)) for t in (target, weight))
+        and input.dtype in backends.KERNEL_DTYPES  # of float64 under autocast `choose` knows nothing
+        and not any(t is not None and t.dtype != input.dtype for t in values)  # torch promotes, or refuses
+        and (weight is None or weight.dim() == 1)  # of others torch takes some
+        and not (target.dtype == torch.uint8 and input.dim() > 2)  # which torch refuses
+        and not left_to_torch(target, input.dim(), weight, options)
+    )
 
 
-def _pays_on_cpu(input: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions) -> bool:
+def _pays_on_cpu(tensors: Tensors, options: LossOptions) -> bool:
     """Many classes in float32: the chunked passes of `TorchBackend` measured faster than ATen's."""
+    input, target, weight = tensors
     return (
         input.device.type == "cpu"
-        and backends.untouched(input, target, weight)
+        and backends.requested() == "auto"
         and input.requires_grad
         and records_grad()
         and input.dim() == 2

@@ -50,6 +50,13 @@ def stand_in(input: Quantized, weight: Tensor) -> Tensor:
     return weight.detach().new_empty(1).expand(*rows, features)
 
 
-def is_constant(input: Quantized) -> bool:
+def like(input: Tensor | Quantized, weight: Tensor) -> Tensor:
+    """The input, or where it is quantized what stands for it in the checks: see `stand_in`."""
+    return input if isinstance(input, Tensor) else stand_in(input, weight)
+
+
+def is_constant(input: Tensor | Quantized) -> bool:
     """Whether kernels can read it, and nobody wants the gradient of scale or shift, which none computes."""
+    if isinstance(input, Tensor):
+        return True
     return all(readable(t) and not t.requires_grad for t in input if isinstance(t, Tensor))

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from fastmlp import backends
 from fastmlp.activations import NAMES, TABLE, Act
-from fastmlp.functional.linear import Layer, aten_chain, chain
+from fastmlp.functional.linear import Layer, chain
+from fastmlp.functional.ways import aten_chain
 from fastmlp.kernels.launch import record_launches
 from tests.numerics import assert_as_good_as_torch
 from tests.problems import SIZES, activation, matrix, vector

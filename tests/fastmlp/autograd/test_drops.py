@@ -19,7 +19,8 @@ from fastmlp.autograd.cross_entropy import reference_loss
 from fastmlp.backends.base import LossOptions
 from fastmlp.backends.torch_backend import TorchBackend
 from fastmlp.functional import Layer, chain, chain_cross_entropy, linear_act
-from fastmlp.functional.linear import draw_seed, split_layers
+from fastmlp.functional.layer import Layers
+from fastmlp.functional.ways import draw_seed
 from fastmlp.kernels.launch import record_launches
 from tests.fastmlp.autograd.test_chain import tensors_of, with_grad
 from tests.numerics import assert_as_good_as_torch
@@ -61,9 +62,9 @@ def cloned(x: Tensor, layers: list[Layer], dtype: torch.dtype) -> tuple[Tensor, 
 
 def by_torch(x: Tensor, layers: list[Layer], dtype: torch.dtype) -> Tensor:
     """The chain in torch's ops, under the mask that the next seed gives."""
-    acts, params = split_layers(layers)
-    drops = Drops(tuple(layer.dropout for layer in layers), draw_seed(x.device))
-    return reference_chain(TorchBackend(), x, params, acts, dtype, drops)
+    chain = Layers(layers)
+    drops = Drops(chain.dropouts, draw_seed(x.device))
+    return reference_chain(TorchBackend(), x, chain.params, chain.acts, dtype, drops)
 
 
 @pytest.mark.usefixtures("poisoned")

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 import fastmlp
 from fastmlp import backends
 from fastmlp.functional import chain_cross_entropy, mlp
-from fastmlp.functional.linear import Layer, aten_chain, chain, mlp_layers
+from fastmlp.functional.linear import Layer, chain, mlp_layers
+from fastmlp.functional.ways import aten_chain
 
 PLANS = ("layers", "whole", "recompute")
 

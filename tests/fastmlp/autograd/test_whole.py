@@ -12,7 +12,8 @@ import fastmlp
 from fastmlp import backends
 from fastmlp.activations import NAMES, Act, resolve
 from fastmlp.functional import Layer, chain, mlp
-from fastmlp.functional.linear import aten_chain, mlp_layers
+from fastmlp.functional.linear import mlp_layers
+from fastmlp.functional.ways import aten_chain
 from fastmlp.kernels.launch import record_launches
 from tests.numerics import assert_as_good_as_torch
 

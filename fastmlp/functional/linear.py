@@ -55,10 +55,10 @@ def linear_act(
     given = (input, weight, bias)
     if any(map(is_stand_in, given)):
         return handle_torch_function(linear_act, given, input, weight, bias, activation)
-    layers = Layers([Layer(weight, bias, resolve(activation))])
+    layers = [Layer(weight, bias, resolve(activation))]
     if key is None:
         return chain(input, layers)
-    return decide(key, input, layers, "auto")(tensors)  # type: ignore[arg-type]
+    return decide(key, input, Layers(layers), "auto")(tensors)  # type: ignore[arg-type]
 
 
 #: What a route can be found by; and the last one.

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 from fastmlp.backends import readable
 from fastmlp.backends.base import Backend
-from fastmlp.backends.route import Like, describe, precision
+from fastmlp.backends.route import Like, Modes, describe, precision
 
 T = TypeVar("T")
 
@@ -41,19 +41,19 @@ class Route(Generic[T]):
         self._backend, self._function, self._patience = backend, backward, patience
         self._backwards: dict[tuple[bool, ...], Any] = {}
         self._kinds: dict[Hashable, int] = {}
-        self._last: tuple[Like, int] | None = None
+        self._last: tuple[Like, Any, int] | None = None
 
     def of(self, grad: Tensor) -> int | None:
         """A number for all that a backward depends on of ``grad``; None where it is for torch's own ops."""
-        last = self._last  # the same as ever, but for a few calls
-        again = last is not None and not torch.is_grad_enabled() and forward_ad._current_level < 0
-        if last is not None and again and last[0]((grad,)):
-            return last[1]
+        if self._last is not None:  # the same as ever, but for a few calls
+            like, modes, number = self._last
+            if modes.check() and like((grad,)) and forward_ad._current_level < 0:
+                return number
         if left_to_torch(grad):
             return None
         described = describe((grad,))
-        number = self._kinds.setdefault(described, len(self._kinds))
-        self._last = Like((grad,), described), number
+        number = self._kinds.setdefault((described, precision()), len(self._kinds))
+        self._last = Like((grad,), described), Modes(), number
         return number
 
     def backward(self, ctx: Any, upstream: int, grad: Tensor, saved: Sequence[Tensor | None]) -> Any:
@@ -64,7 +64,7 @@ class Route(Generic[T]):
             function = partial(self._function, self.decided, needs)
             run = self._backwards[needs] = self._backend.recorded(function, self._patience)
         # What hooks give back may lie in memory in another way.
-        key = upstream, precision(), None if ctx.saved_as_given else describe(saved)
+        key = upstream, None if ctx.saved_as_given else describe(saved)
         return run(key, (grad, *saved))
 
 

@@ -57,13 +57,30 @@ def circumstances(kind: str) -> tuple[Any, ...] | None:
         or debugging()
     ):
         return None
-    return (
-        backends.requested(),
-        torch.is_grad_enabled(),
-        torch.is_inference_mode_enabled(),
-        torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind),
-        precision(),
-    )
+    return backends.requested(), torch.is_inference_mode_enabled(), *_modes()
+
+
+def _modes() -> tuple[Any, ...]:
+    kinds = ("cpu", "cuda")
+    cast = [torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) for kind in kinds]
+    return torch.is_grad_enabled(), *cast, precision()
+
+
+class PlainModes:
+    """Grad mode, autocast and TF32 as they are now."""
+
+    def __init__(self) -> None:
+        self._now = _modes()
+
+    def check(self) -> bool:
+        """Whether they still are."""
+        return _modes() == self._now
+
+
+#: What torch.compile guards them with says it in one call instead of five. No public interface; in older
+#: versions it was not tried with settings of TF32 that contradict each other, of which torch complains.
+_tried = torch.__version__ >= "2.11"
+Modes: Any = getattr(torch._C._dynamo.guards, "GlobalStateGuard", PlainModes) if _tried else PlainModes
 
 
 def describe(tensors: Sequence[Tensor | None]) -> Hashable:
@@ -138,24 +155,21 @@ def _find_guards() -> Any:
 _guards = _find_guards()
 
 
-def _beside(kind: str) -> tuple[Any, ...] | None:
-    """What of the `circumstances` a `Like` does not see; with autocast it sees not enough."""
-    if (
+def _seen() -> bool:
+    """Whether somebody looks on whom neither a `Like` nor `Modes` see: see `circumstances`."""
+    return (
         ranges._opener is not None
         or forward_ad._current_level >= 0
-        or torch._C._len_torch_function_stack()
+        or torch._C._len_torch_function_stack() > 0
         or debugging()
-        or torch.is_autocast_enabled(kind)
-    ):
-        return None
-    return backends._asked[-1].name, torch.is_grad_enabled(), precision()
+    )
 
 
 class Last(Generic[R]):
     """The last call of somebody, and how it went."""
 
     def __init__(self) -> None:
-        self.call: tuple[Hashable, Hashable, Like, str, R] | None = None
+        self.call: tuple[Hashable, Like, str, Any, R] | None = None
 
 
 class Routes(Generic[R]):
@@ -180,8 +194,9 @@ class Routes(Generic[R]):
         if torch.compiler.is_compiling() or backends.off_gpu(first):
             return None, None
         if last.call is not None:
-            known, beside, like, kind, route = last.call
-            if known == what and like(tensors) and _beside(kind) == beside:
+            known, like, asked, modes, route = last.call
+            same = known == what and asked == backends._asked[-1].name and modes.check() and like(tensors)
+            if same and not _seen():
                 return route, None
         if type(first) not in _TYPES or first is None:
             return None, None
@@ -194,9 +209,8 @@ class Routes(Generic[R]):
             return None, None
         key = what, around, described
         way = self._known.get(key)
-        beside = _beside(kind)
-        if way is not None and beside is not None:
-            last.call = what, beside, Like(tensors, described), kind, way
+        if way is not None:
+            last.call = what, Like(tensors, described), backends.requested(), Modes(), way
         return way, key
 
     def keep(self, key: Hashable | None, route: R) -> R:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -73,6 +74,38 @@ def test_like_in_the_same_places(guarded: bool, monkeypatch: pytest.MonkeyPatch)
 def test_torch_has_its_guards() -> None:
     """Without them a key is compared member by member, which takes some microseconds more."""
     assert route._guards is not None
+
+
+@pytest.mark.parametrize("modes", [route.PlainModes, route.Modes])
+def test_modes(modes: Any, device: str) -> None:
+    """By torch's guard and without it: they hold for as long as nothing of them is another."""
+    now = modes()
+    for context in (torch.no_grad(), tf32(), torch.autocast(device, torch.bfloat16)):
+        with context:
+            assert not now.check()
+            inside = modes()
+            assert inside.check()
+        assert now.check()
+        assert not inside.check()
+    with torch.autocast(device, torch.bfloat16):
+        inside = modes()
+        with torch.autocast(device, torch.float16):
+            assert not inside.check()
+
+
+def test_modes_that_contradict_each_other() -> None:
+    """torch's older name for TF32 raises where the newer one was set to something else."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    try:
+        matmul.allow_tf32 = True
+        now = route.Modes()
+        matmul.fp32_precision = "ieee"
+        assert not now.check()
+        assert route.Modes().check()
+    finally:
+        matmul.allow_tf32 = False
+        matmul.fp32_precision = before
 
 
 class _Mode(TorchDispatchMode):

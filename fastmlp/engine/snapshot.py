@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from operator import attrgetter
+
+from torch import nn
 
 from fastmlp.backends.route import Like, describe
 from fastmlp.modules import snapshot
@@ -14,7 +16,7 @@ class Snapshot(snapshot.Snapshot):
     def __init__(self, model: nn.Module, loss: nn.Module) -> None:
         super().__init__([loss, *model.modules()])
         self._there = [t for t in self.tensors if t is not None]
-        self._leaves = [t.is_leaf for t in self._there]
+        self._leaves = list(map(_is_leaf, self._there))
         described = describe(self._there)
         self._like = None if described is None else Like(self._there, described)
 
@@ -24,8 +26,10 @@ class Snapshot(snapshot.Snapshot):
             return False
         if self._like is None or not self._like(self._there):
             return False
-        return [t.is_leaf for t in self._there] == self._leaves and not any(map(_has_hooks, self._there))
+        if list(map(_is_leaf, self._there)) != self._leaves:
+            return False
+        return not (any(map(_hooks, self._there)) or any(map(_hooks_of_sums, self._there)))
 
 
-def _has_hooks(tensor: Tensor) -> bool:
-    return bool(tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None))
+_is_leaf = attrgetter("is_leaf")
+_hooks, _hooks_of_sums = attrgetter("_backward_hooks"), attrgetter("_post_accumulate_grad_hooks")

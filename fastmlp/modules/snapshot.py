@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from itertools import chain
-from operator import is_
+from operator import attrgetter, is_
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,6 +22,8 @@ def hooked(module: nn.Module) -> bool:
 
 
 _values: Callable[[dict[str, Tensor | None]], Iterable[Tensor | None]] = dict.values
+#: What a call of a module comes to, which can be set on its class.
+_methods = attrgetter("forward", "__call__")
 
 
 class Snapshot:
@@ -34,7 +36,7 @@ class Snapshot:
         self.modules = list(modules)
         self._types = list(map(type, self.modules))
         self._kinds: set[Any] = set(self._types)
-        self._functions = self._methods()
+        self._functions = list(map(_methods, self._kinds))
         # A module's attributes hold its dictionaries, which change in place. Those of tensors are compared by
         # what they hold: a tensor might call itself equal to another, or refuse to say.
         self._dicts = [d for m in self.modules for d in (m.__dict__, m._modules)]
@@ -67,8 +69,6 @@ class Snapshot:
             same = self._dicts == self._copies and list(map(list, self._parents)) == self._orders
         except (RuntimeError, ValueError):  # somebody's attribute is another array than it was
             return False
-        return same and list(map(type, self.modules)) == self._types and self._methods() == self._functions
-
-    def _methods(self) -> list[object]:
-        """What a call of the modules comes to, which can be set on their classes."""
-        return [method for kind in self._kinds for method in (kind.forward, kind.__call__)]
+        if list(map(type, self.modules)) != self._types:
+            return False
+        return same and list(map(_methods, self._kinds)) == self._functions

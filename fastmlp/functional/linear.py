@@ -46,9 +46,9 @@ def linear_act(
         IndexError: with ``FASTMLP_DEBUG=1`` an index that is no row.
         RuntimeError: tensors on different devices.
     """
-    tensors = (input, weight) if bias is None else (input, weight, bias)
     key = None
     if type(activation) in _NAMES and not backends.off_gpu(input):
+        tensors = (input, weight) if bias is None else (input, weight, bias)
         way, key = WAYS.find(activation, tensors, _LAST)  # type: ignore[arg-type]
         if way is not None:
             return way(tensors)  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from fastmlp.backends.base import Quantized
 from fastmlp.backends.route import Last
 from fastmlp.functional.checks import check_chain
 from fastmlp.functional.layer import Layer, Layers, flat
-from fastmlp.functional.traced import is_stand_in
+from fastmlp.functional.traced import any_stand_in
 from fastmlp.functional.ways import WAYS, Kernels, Way, aten_chain, decide
 from fastmlp.functional.whole import PLANS
 
@@ -53,7 +53,7 @@ def linear_act(
         if way is not None:
             return way(tensors)  # type: ignore[arg-type]
     given = (input, weight, bias)
-    if any(map(is_stand_in, given)):
+    if any_stand_in(given):
         return handle_torch_function(linear_act, given, input, weight, bias, activation)
     layers = [Layer(weight, bias, resolve(activation))]
     if key is None:
@@ -97,7 +97,7 @@ def mlp(
             that these layers do not fit.
     """
     given = (input, *weights, *(biases or ()))
-    if any(map(is_stand_in, given)):
+    if any_stand_in(given):
         return handle_torch_function(
             mlp, given, input, weights, biases, activation, output_activation=output_activation, plan=plan
         )

@@ -20,7 +20,7 @@ from fastmlp.backends.torch_backend import TorchBackend
 from fastmlp.functional import chain_loss
 from fastmlp.functional.layer import Layer, Layers
 from fastmlp.functional.loss import check_loss, left_to_torch
-from fastmlp.functional.traced import is_stand_in
+from fastmlp.functional.traced import any_stand_in
 
 if TYPE_CHECKING:
     from torch.nn import LinearCrossEntropyOptions
@@ -75,13 +75,13 @@ def linear_cross_entropy(
         TypeError: ``options`` given to a torch that knows none.
     """
     key = None
-    if options is None:
+    if options is None and not backends.off_gpu(input):
         what = reduction, ignore_index, label_smoothing, workspace
         way, key = _WAYS.find(what, (input, linear_weight, target, linear_bias, weight), _LAST)
         if way is not None:
             bias = () if linear_bias is None else (linear_bias,)
             return way(target, weight, input, linear_weight, *bias)[0]
-    if any(map(is_stand_in, (input, linear_weight, target))):
+    if any_stand_in((input, linear_weight, target)):
         return handle_torch_function(
             linear_cross_entropy,
             (input, linear_weight, target),

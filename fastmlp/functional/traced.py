@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import handle_torch_function
 
 
@@ -15,6 +15,14 @@ def is_stand_in(value: object) -> bool:
     The traced graph then calls the function that it was given to, with every argument.
     """
     return not isinstance(value, Tensor) and hasattr(type(value), "__torch_function__")
+
+
+def any_stand_in(values: Collection[object]) -> bool:
+    """Whether one of ``values`` is; at once where all are plain tensors."""
+    return not _PLAIN.issuperset(map(type, values)) and any(map(is_stand_in, values))
+
+
+_PLAIN = {Tensor, nn.Parameter, type(None)}
 
 
 def of_stand_ins(

@@ -1,6 +1,7 @@
 """Kernels run natively where there is a GPU, and in Triton's interpreter where there is none."""
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ def pytest_configure(config: pytest.Config) -> None:
     workers = getattr(config, "workerinput", {}).get("workercount")
     if workers:  # threads of several workers on few cores wait for each other longer than they compute
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell's background job is deaf to Ctrl-C, and so is what it starts: some tests send it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,6 @@ from fastmlp.training import Interrupted, checkpoint, fit, load, position
 
 DTYPES = ("float32", "float16", "bfloat16")
 ROWS, BATCH, EPOCHS = 20, 8, 3  # three steps an epoch, the last one smaller
-
-
-@pytest.fixture(autouse=True)
-def _heard() -> Iterator[None]:
-    """A shell's background job, as these tests may be, is deaf to Ctrl-C."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 class Run:

@@ -226,6 +226,7 @@ def _mlp_rows() -> Iterator[tuple[Key, Tile]]:
     yield ("mlp", "sm_100", "half", "narrow"), Tile(64, 64, 64, 1, 8, 2)
     yield ("mlp_backward", "sm_100", "half", "narrow"), Tile(64, 64, 32, 1, 8, 2)
     yield ("mlp_backward", "sm_90", "half", "wide"), Tile(64, 64, 32, 1, 4, 2)
+    yield ("mlp_backward", "sm_100", "half", "wide"), Tile(64, 128, 32, 1, 8, 1)
     yield ("mlp", "sm_90", "ieee", "narrow"), Tile(32, 32, 16, 1, 8, 1)
     for bucket in BUCKETS:
         yield ("mlp_gradients", "sm_100", "half", bucket), Tile(64, 64, 32, 1, 8, 2)

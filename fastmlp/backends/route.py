@@ -23,7 +23,8 @@ R = TypeVar("R")
 _MOST = 1024
 #: Of more than so many, such as those of ragged batches, only what comes again is worth recording.
 _AT_ONCE = 64
-_TYPES = {Tensor, nn.Parameter, type(None)}
+#: Types of arguments that are no more than they seem.
+PLAIN = {Tensor, nn.Parameter, type(None)}
 #: Not ``os.environ``, which would decode at every look.
 _environment: Any = getattr(os.environ, "_data", os.environ)
 _DEBUG, _ON = (b"FASTMLP_DEBUG", b"1") if b"PATH" in _environment else ("FASTMLP_DEBUG", "1")
@@ -85,7 +86,7 @@ Modes: Any = getattr(torch._C._dynamo.guards, "GlobalStateGuard", PlainModes) if
 
 def describe(tensors: Sequence[Tensor | None]) -> Hashable:
     """What a launch may depend on of tensors, but for their values; None where one is no plain tensor."""
-    if not _TYPES.issuperset(map(type, tensors)):
+    if not PLAIN.issuperset(map(type, tensors)):
         return None
     try:
         return tuple(
@@ -198,7 +199,7 @@ class Routes(Generic[R]):
             same = known == what and asked == backends._asked[-1].name and modes.check() and like(tensors)
             if same and not _seen():
                 return route, None
-        if type(first) not in _TYPES or first is None:
+        if type(first) not in PLAIN or first is None:
             return None, None
         kind = first.device.type
         around = circumstances(kind)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import handle_torch_function
+
+from fastmlp.backends.route import PLAIN
 
 
 def is_stand_in(value: object) -> bool:
@@ -19,10 +21,7 @@ def is_stand_in(value: object) -> bool:
 
 def any_stand_in(values: Collection[object]) -> bool:
     """Whether one of ``values`` is; at once where all are plain tensors."""
-    return not _PLAIN.issuperset(map(type, values)) and any(map(is_stand_in, values))
-
-
-_PLAIN = {Tensor, nn.Parameter, type(None)}
+    return not PLAIN.issuperset(map(type, values)) and any(map(is_stand_in, values))
 
 
 def of_stand_ins(

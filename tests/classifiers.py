@@ -75,6 +75,7 @@ class Run:
         """An ordinary step; 16-bit dtypes by autocast."""
         wide = next(self.net.parameters()).dtype
         x = x.to(wide) / 255 if x.dtype == torch.uint8 else x.to(wide)
+        y = y.to(wide) if y.is_floating_point() else y  # backward takes no two dtypes before torch 2.12
         with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32 and wide == torch.float32):
             value = self.loss(self.net(x), y)
         self.optimizer.zero_grad()

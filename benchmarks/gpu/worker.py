@@ -1,0 +1,136 @@
+"""A stage's process: it says on a pipe what it measures, and measures it.
+
+Its lines there are JSON: ``ready`` (the machine), ``begin`` and ``row``, ``note``, ``left_out``, ``report``
+(what goes beside the rows) and ``file``. Whoever reads them writes the report, so a process that dies, hangs
+or breaks the CUDA context costs the row that is under way.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import importlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..machine import describe
+from ..measure import Row, reason
+
+#: The exit code of a process that has told an error and cannot go on: a CUDA error is for good.
+BROKEN = 3
+
+
+class Bench:
+    """What a stage is given: where it runs, how long, and where its rows go.
+
+    Args:
+        say: takes one message.
+        seconds: until the end.
+        done: keys of the rows that are there already.
+        device: "cuda", or "cpu" in a rehearsal, where kernels are interpreted.
+        toy: whether sizes and efforts are a rehearsal's.
+        out: the report's folder, for a file that somebody else writes.
+        data: where Fashion-MNIST is, if it is anywhere.
+    """
+
+    def __init__(
+        self,
+        say: Callable[[dict[str, Any]], None],
+        seconds: float,
+        done: frozenset[str] = frozenset(),
+        device: str = "cuda",
+        toy: bool = False,
+        out: Path = Path(),
+        data: Path | None = None,
+    ) -> None:
+        self._say, self._end, self._done = say, time.time() + seconds, done
+        self.device, self.toy, self.out, self.data = device, toy, out, data
+
+    def left(self) -> float:
+        """Seconds until the stage must be over."""
+        return self._end - time.time()
+
+    def has(self, key: str) -> bool:
+        """Whether an earlier process of this run, or the one that is resumed, measured the row."""
+        return key in self._done
+
+    def row(self, key: str, make: Callable[[], Row], part: str | None = None) -> Row | None:
+        """Measure a row and tell it; None where it is there already, or no time is left for it.
+
+        What ``make`` raises is the row's error. ``part`` of the report is the stage's own unless it is named.
+        """
+        if self.has(key):
+            return None
+        if self.left() <= 0:
+            self._say({"left_out": key, "part": part})
+            return None
+        self._say({"begin": key})
+        began = time.time()
+        try:
+            row = make()
+        except Exception as error:
+            row = {"error": reason(error)}
+        row = {"key": key, "took": round(time.time() - began, 3), **row}
+        self._say({"row": row, "part": part})
+        if "error" in row:
+            self._leave_if_broken()
+        return row
+
+    def note(self, what: str) -> None:
+        """Say what the row under way is at: it is named if that hangs, and counts as a sign of life."""
+        self._say({"note": what})
+
+    def tell(self, **report: Any) -> None:
+        """What goes into the report beside its rows, such as the ceilings."""
+        self._say({"report": report})
+
+    def keep(self, name: str, text: str) -> None:
+        """A whole file beside the report."""
+        self._say({"file": name, "text": text})
+
+    def _leave_if_broken(self) -> None:
+        try:
+            if self.device == "cuda":
+                torch.cuda.synchronize()
+        except RuntimeError as error:
+            print(f"{error}\ngoing on in a fresh process", file=sys.stderr)
+            sys.exit(BROKEN)
+
+
+def main(stage: str, options: dict[str, Any]) -> None:
+    """Run ``stage``; ``options`` are `Bench`'s, and ``pipe``, the number of the file to write to."""
+    _end_with_parent()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # where it hangs
+    pipe = os.fdopen(options.pop("pipe"), "w", buffering=1)
+    if options["device"] == "cuda":
+        torch.zeros(1, device="cuda")
+
+    def say(message: dict[str, Any]) -> None:
+        pipe.write(json.dumps(message, default=str) + "\n")
+        pipe.flush()
+
+    say({"ready": describe(options["device"])})
+    options |= {
+        "done": frozenset(options["done"]),
+        "out": Path(options["out"]),
+        "data": None if options["data"] is None else Path(options["data"]),
+    }
+    importlib.import_module(f"{__package__}.{stage}").run(Bench(say, **options))
+
+
+def _end_with_parent() -> None:
+    """A conductor that is killed leaves no process behind on the GPU."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], json.loads(sys.argv[2]))

@@ -1,0 +1,35 @@
+"""How far a result is from float64's, and how far it may be: tests and benchmarks judge by the same rule."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def error(value: Tensor, exact: Tensor) -> float:
+    """‖value - exact‖ / ‖exact‖ in float64, absolute where exact is 0.
+
+    Raises:
+        AssertionError: another shape, or NaN and inf are not where they are in ``exact``.
+    """
+    value, exact = value.detach().to(exact.device).double(), exact.detach().double()
+    if value.shape != exact.shape:
+        raise AssertionError(f"shape {tuple(value.shape)}, expected {tuple(exact.shape)}")
+    odd = ~torch.isfinite(exact)
+    if not torch.equal(value[odd].nan_to_num(7.0), exact[odd].nan_to_num(7.0)):
+        raise AssertionError("non-finite elements differ")
+    value, exact = value[~odd], exact[~odd]
+    if value.numel() == 0:
+        return 0.0
+    norm = exact.norm().item()
+    return (value - exact).norm().item() / (norm if norm > 0 else 1.0)
+
+
+def allowed(torchs: Tensor, exact: Tensor, roundings: int = 1) -> float:
+    """Twice torch's own error in the same dtype, plus ``roundings`` of that dtype.
+
+    A chain rounds twice a layer, forward and backward. A rounding counts half an epsilon, and more on
+    few elements, where sums may cancel and torch's error can be 0 by luck.
+    """
+    rounding = torch.finfo(torchs.dtype).eps * (0.5 + 8 / max(exact.numel(), 1) ** 0.5)
+    return 2 * error(torchs, exact) + roundings * rounding

@@ -45,8 +45,8 @@ from fastmlp.kernels.loss_cases import cross_entropy_cases, head, head_cases, sq
 _DROPOUTS = [("bf16", "narrow", NARROW), *((dtype, "wide", WIDE) for dtype in ("bf16", "tf32", "fp32"))]
 
 
-def cases() -> Iterator[Case]:
-    """Every kernel in every precision, and every branch of it at least once."""
+def cases(device: str = "meta") -> Iterator[Case]:
+    """Every kernel in every precision, and every branch of it at least once; each made as it is asked for."""
     for family in (
         _linear_cases,
         _linear_backward_cases,
@@ -57,8 +57,8 @@ def cases() -> Iterator[Case]:
         _training_cases,
         _mlp_cases,
     ):
-        yield from family()
-    yield Case("dropout", "mask", "fp32", lambda: dropout_mask(_dropout("meta", 1), 4096, 1000))
+        yield from family(device)
+    yield Case("dropout", "mask", "fp32", lambda: dropout_mask(_dropout(device, 1), 4096, 1000))
 
 
 def linear(
@@ -88,29 +88,29 @@ def linear(
     return lambda: linear_act(x, weight, b, f, keep_z, dtype, precision, dropout=drop)
 
 
-def _linear_cases() -> Iterator[Case]:
-    for dtype, numerics in NUMERICS.items():
-        yield Case("linear", "narrow relu", dtype, linear(numerics, NARROW))
-        yield Case("linear", "wide relu", dtype, linear(numerics, WIDE))
-    bf16 = NUMERICS["bf16"]
+def _linear_cases(device: str) -> Iterator[Case]:
+    def case(variant: str, dtype: str, shape: Shape, act: str = "relu", **options: Any) -> Case:
+        return Case("linear", variant, dtype, linear(NUMERICS[dtype], shape, act, device, **options))
+
+    for dtype in NUMERICS:
+        yield case("narrow relu", dtype, NARROW)
+        yield case("wide relu", dtype, WIDE)
     for act in LIGHT[1:]:
-        yield Case("linear", f"narrow {act}", "bf16", linear(bf16, NARROW, act))
+        yield case(f"narrow {act}", "bf16", NARROW, act)
     for act in HEAVY:
-        yield Case("linear", f"wide {act} keep_z", "bf16", linear(bf16, WIDE, act, keep_z=True))
-    yield Case("linear", "narrow none no-bias", "bf16", linear(bf16, NARROW, "none", bias=False))
+        yield case(f"wide {act} keep_z", "bf16", WIDE, act, keep_z=True)
+    yield case("narrow none no-bias", "bf16", NARROW, "none", bias=False)
     for dtype in ("bf16", "tf32", "fp32"):
-        yield Case("linear", "ragged none", dtype, linear(NUMERICS[dtype], RAGGED, "none"))
-    yield Case("linear", "single", "bf16", linear(bf16, SINGLE))
+        yield case("ragged none", dtype, RAGGED, "none")
+    yield case("single", "bf16", SINGLE)
     for dtype, size, shape in _DROPOUTS:
-        yield Case("linear", f"{size} relu dropout", dtype, linear(NUMERICS[dtype], shape, dropout=True))
+        yield case(f"{size} relu dropout", dtype, shape, dropout=True)
     for dtype in ("bf16", "tf32", "fp32"):
-        yield Case("linear", "wide affine", dtype, linear(NUMERICS[dtype], WIDE, quantized="affine"))
-    yield Case(
-        "linear", "narrow affine", "autocast", linear(NUMERICS["autocast"], NARROW, quantized="affine")
-    )
-    yield Case("linear", "narrow scale", "autocast", linear(NUMERICS["autocast"], NARROW, quantized="scale"))
-    yield Case("linear", "narrow relu transposed", "bf16", linear(bf16, NARROW, transposed=True))
-    yield Case("linear", "wide relu transposed", "bf16", linear(bf16, WIDE, transposed=True))
+        yield case("wide affine", dtype, WIDE, quantized="affine")
+    yield case("narrow affine", "autocast", NARROW, quantized="affine")
+    yield case("narrow scale", "autocast", NARROW, quantized="scale")
+    yield case("narrow relu transposed", "bf16", NARROW, transposed=True)
+    yield case("wide relu transposed", "bf16", WIDE, transposed=True)
 
 
 def backward(
@@ -160,9 +160,12 @@ def backward(
     return lambda: linear_backward(grad, x, weight, after=after, **options)
 
 
-def _linear_backward_cases() -> Iterator[Case]:
-    def case(variant: str, dtype: str, shape: Shape, *args: Any, **kwargs: Any) -> Case:
-        return Case("linear_backward", variant, dtype, backward(NUMERICS[dtype], shape, *args, **kwargs))
+def _linear_backward_cases(device: str) -> Iterator[Case]:
+    def case(
+        variant: str, dtype: str, shape: Shape, act: str = "none", before: str = "relu", **options: Any
+    ) -> Case:
+        run = backward(NUMERICS[dtype], shape, act, before, device, **options)
+        return Case("linear_backward", variant, dtype, run)
 
     for dtype in NUMERICS:
         yield case("narrow epilogue=relu", dtype, NARROW)
@@ -212,26 +215,27 @@ def backward_tma(
     return backward(numerics, shape, "none", previous_act, device, by_tma=True, **options)
 
 
-def _tma_cases() -> Iterator[Case]:
-    if not has_tma(arch_of(scalar("meta"))):
+def _tma_cases(device: str) -> Iterator[Case]:
+    def forward(variant: str, dtype: str, shape: Shape, act: str, **options: Any) -> Case:
+        run = linear(NUMERICS[dtype], shape, act, device, by_tma=True, **options)
+        return Case("matmul", variant, dtype, run)
+
+    def gradients(variant: str, dtype: str, shape: Shape, act: str, **options: Any) -> Case:
+        run = backward_tma(NUMERICS[dtype], shape, act, device, **options)
+        return Case("matmul_backward", variant, dtype, run)
+
+    if not has_tma(arch_of(scalar(device))):
         return
     for size, shape in (("narrow", NARROW), ("wide", WIDE)):
         for dtype in ("bf16", "tf32"):
-            numerics = NUMERICS[dtype]
-            keeps = linear(numerics, shape, "gelu", keep_z=True, by_tma=True)
-            yield Case("matmul", f"{size} gelu keep_z", dtype, keeps)
-            yield Case("matmul_backward", f"{size} gelu", dtype, backward_tma(numerics, shape, "gelu"))
+            yield forward(f"{size} gelu keep_z", dtype, shape, "gelu", keep_z=True)
+            yield gradients(f"{size} gelu", dtype, shape, "gelu")
     for act in (*LIGHT, "silu", "gelu_tanh", "prelu"):
-        keep_z = act in HEAVY
-        run = linear(NUMERICS["bf16"], WIDE, act, keep_z=keep_z, by_tma=True)
-        yield Case("matmul", f"wide {act}", "bf16", run)
+        yield forward(f"wide {act}", "bf16", WIDE, act, keep_z=act in HEAVY)
     for act in (*LIGHT, "silu", "gelu_tanh"):  # a PReLU is never undone in the epilogue
-        run = backward_tma(NUMERICS["bf16"], WIDE, act, needs="input")
-        yield Case("matmul_backward", f"wide {act} input-only", "bf16", run)
-    half = NUMERICS["fp16"]
-    yield Case("matmul", "wide none no-bias", "fp16", linear(half, WIDE, "none", bias=False, by_tma=True))
-    scaled = backward_tma(half, WIDE, "none", scale="all", bias=False)
-    yield Case("matmul_backward", "wide scale no-bias", "fp16", scaled)
+        yield gradients(f"wide {act} input-only", "bf16", WIDE, act, needs="input")
+    yield forward("wide none no-bias", "fp16", WIDE, "none", bias=False)
+    yield gradients("wide scale no-bias", "fp16", WIDE, "none", scale="all", bias=False)
 
 
 #: By the table's families: a layer's problem, and how many matrix products it is.
@@ -267,16 +271,16 @@ def _source(m: int, k: int, dtype: torch.dtype, device: str, transposed: bool, q
     if not quantized:
         x = matrix(m, k, dtype, device, transposed)
         return quantization.source(x, None, 1.0, None)
-    values = torch.zeros(60000, k, dtype=torch.uint8, device=device)
-    index = torch.zeros(m, dtype=torch.int64, device=device)
+    values = torch.empty(60000, k, dtype=torch.uint8, device=device).random_(256)
+    index = torch.empty(m, dtype=torch.int64, device=device).random_(len(values))
     if quantized == "scale":
         return quantization.source(values, index, 1 / 255, None)
     scale, shift = vector(k, torch.float32, device), vector(k, torch.float32, device)
     return quantization.source(values, index, scale, shift)
 
 
-def _training_cases() -> Iterator[Case]:
-    for variant, dtype, problem in training_cases.problems():
+def _training_cases(device: str) -> Iterator[Case]:
+    for variant, dtype, problem in training_cases.problems(device):
         kind, arch = problem.kind, arch_of(problem.barrier)
         if kind.pdl and not has_dependent_launch(arch):
             continue
@@ -285,6 +289,6 @@ def _training_cases() -> Iterator[Case]:
             yield Case("epoch", variant, dtype, problem.epoch)
 
 
-def _mlp_cases() -> Iterator[Case]:
-    for variant, dtype, run in mlp_cases.problems(NUMERICS):
+def _mlp_cases(device: str) -> Iterator[Case]:
+    for variant, dtype, run in mlp_cases.problems(NUMERICS, device):
         yield Case("mlp", variant, dtype, run)

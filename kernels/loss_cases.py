@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastmlp.kernels import cross_entropy as ce
 from fastmlp.kernels import mse
@@ -49,7 +50,7 @@ def head(
     h = matrix(m, k, storage if previous_act == "none" else dtype, device)
     weight = matrix(c, k, storage, device)
     b = vector(c, storage, device) if bias else None
-    targets = matrix(m, c, storage, device) if loss == "mse" else torch.zeros(m, dtype=target, device=device)
+    targets = matrix(m, c, storage, device) if loss == "mse" else _classes((m,), c, target, device)
     weights = vector(c, storage, device) if class_weight else None
     before = hidden(previous_act, 0.01, matrix(m, k, dtype, device) if previous_act in HEAVY else h)
     against = criterion(loss, "mean", read_targets(targets), weights, label_smoothing=smoothing)
@@ -58,11 +59,15 @@ def head(
     return lambda: head_kernels(h, weight, b, against, before, wanted, **kinds)
 
 
-def head_cases() -> Iterator[Case]:
+def _classes(shape: tuple[int, ...], classes: int, dtype: torch.dtype, device: str) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=device).random_(classes)
+
+
+def head_cases(device: str) -> Iterator[Case]:
     """The head in every precision, and every branch of it."""
 
-    def case(variant: str, dtype: str, shape: Shape, *args: Any, **kwargs: Any) -> Case:
-        return Case("head", variant, dtype, head(NUMERICS[dtype], shape, *args, **kwargs))
+    def case(variant: str, dtype: str, shape: Shape, act: str = "relu", **options: Any) -> Case:
+        return Case("head", variant, dtype, head(NUMERICS[dtype], shape, act, device, **options))
 
     digits, most = (256, 10, 256), (4096, MAX_CLASSES, 4096)
     yield case(f"{MAX_CLASSES} classes narrow", "autocast", (256, MAX_CLASSES, 256))
@@ -104,7 +109,7 @@ def cross_entropy(
     if probabilities:
         target = torch.empty(sizes, dtype=dtype, device=device).fill_(1 / c)
     else:
-        target = torch.zeros(n, d, dtype=index, device=device)
+        target = _classes((n, d), c, index, device)
     weights = vector(c, dtype, device) if weight else None
     upstream = torch.ones((n, d) if reduction == "none" else (), dtype=dtype, device=device)
     options: dict[str, Any] = {
@@ -127,7 +132,7 @@ def class_tile(dtype: torch.dtype, device: str = "meta", *, probabilities: bool 
     if probabilities:
         target = torch.empty(rows, classes, 1, dtype=dtype, device=device).fill_(1 / classes)
     else:
-        target = torch.zeros(rows, 1, dtype=torch.int64, device=device)
+        target = _classes((rows, 1), classes, torch.int64, device)
     stats = torch.ones(3, rows, device=device, dtype=torch.float32)
     upstream = torch.ones((), device=device, dtype=torch.float32).expand(rows, 1)
     options: dict[str, Any] = {"reduction": "none", "ignore_index": -100, "label_smoothing": 0.0}
@@ -136,11 +141,12 @@ def class_tile(dtype: torch.dtype, device: str = "meta", *, probabilities: bool 
     )
 
 
-def cross_entropy_cases() -> Iterator[Case]:
+def cross_entropy_cases(device: str) -> Iterator[Case]:
     """The loss of few and of many classes, and every branch of it."""
 
     def case(variant: str, dtype: str, sizes: tuple[int, int, int], **kwargs: Any) -> Case:
-        return Case("cross_entropy", variant, dtype, cross_entropy(NUMERICS[dtype].storage, sizes, **kwargs))
+        run = cross_entropy(NUMERICS[dtype].storage, sizes, device, **kwargs)
+        return Case("cross_entropy", variant, dtype, run)
 
     digits, words = (256, 10, 1), (4096, 128256, 1)
     for dtype in ("bf16", "fp16", "fp32"):
@@ -156,8 +162,8 @@ def cross_entropy_cases() -> Iterator[Case]:
     yield case("10 classes uint8", "bf16", digits, index=torch.uint8)
     yield case("image 19 classes sum", "bf16", (4, 19, 256 * 256), reduction="sum")
     for dtype in ("bf16", "fp32"):
-        yield Case("cross_entropy", "tile of classes", dtype, class_tile(NUMERICS[dtype].storage))
-    run = class_tile(torch.bfloat16, probabilities=True)
+        yield Case("cross_entropy", "tile of classes", dtype, class_tile(NUMERICS[dtype].storage, device))
+    run = class_tile(torch.bfloat16, device, probabilities=True)
     yield Case("cross_entropy", "tile of classes probabilities", "bf16", run)
 
 
@@ -184,11 +190,12 @@ def squared_error(
     return run
 
 
-def squared_error_cases() -> Iterator[Case]:
+def squared_error_cases(device: str) -> Iterator[Case]:
     """The loss in every dtype, and every branch of it."""
 
     def case(variant: str, dtype: str, **kwargs: Any) -> Case:
-        return Case("mse", variant, dtype, squared_error(NUMERICS[dtype].storage, (4096, 10), **kwargs))
+        run = squared_error(NUMERICS[dtype].storage, (4096, 10), device, **kwargs)
+        return Case("mse", variant, dtype, run)
 
     for dtype in ("bf16", "fp16", "fp32"):
         yield case("10 outputs", dtype)

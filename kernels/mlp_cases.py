@@ -49,18 +49,25 @@ def mlp(
     x, grad = random(rows, widths[0]), random(rows, widths[-1], dtype=dtype)
     saved = random(rows, net.offsets[-1], dtype=dtype)
 
-    def forward() -> Any:
+    def forward() -> tuple[Tensor, Tensor | None]:
         save = part != "inference"
-        return mlp_forward(x, net, save=save, keep_z=save and out_act in _KEEP_Z)[:1]
+        return mlp_forward(x, net, save=save, keep_z=save and out_act in _KEEP_Z)[:2]
 
-    def backward() -> Any:
-        left = None if part == "recompute" else saved
+    def backward(saved: Tensor | None) -> Any:
         out = None if out_act == "none" else grad
-        found = mlp_backward(grad, x, net, left, out, need_input=True, need_params=True)
+        found = mlp_backward(grad, x, net, saved, out, need_input=True, need_params=True)
         return found.input, *(grad for layer in found.layers(widths) for grad in layer)
 
-    both = lambda: (*forward(), *backward())  # noqa: E731
-    return {"training": both, "backward": backward, "recompute": backward}.get(part, forward)
+    def training() -> Any:
+        y, saved = forward()
+        return y, *backward(saved)
+
+    calls: dict[str, Callable[[], Any]] = {
+        "training": training,
+        "backward": lambda: backward(saved),
+        "recompute": lambda: backward(None),
+    }
+    return calls.get(part, lambda: forward()[:1])
 
 
 def timed(
@@ -71,18 +78,24 @@ def timed(
     return mlp(numerics, (max(width, least),) * 9, rows, device=device, part=part)
 
 
-def problems(numerics: dict[str, Any]) -> Iterator[tuple[str, str, Callable[[], Any]]]:
+def problems(numerics: dict[str, Any], device: str = "meta") -> Iterator[tuple[str, str, Callable[[], Any]]]:
     """Variant, dtype and problem: eight layers of width 64 in every dtype, and every branch once."""
-    for dtype, kind in numerics.items():
-        yield "64 x 8 relu", dtype, mlp(kind, _NERF)
-    bf16, tf32 = numerics["bf16"], numerics["tf32"]
-    yield "64 x 8 relu inference", "bf16", mlp(bf16, _NERF, part="inference")
-    yield "64 x 8 prelu recompute", "bf16", mlp(bf16, _NERF, act="prelu", out_act="tanh", part="recompute")
+
+    def of(
+        variant: str, dtype: str, widths: tuple[int, ...], rows: int = 1 << 16, **options: Any
+    ) -> tuple[str, str, Callable[[], Any]]:
+        return variant, dtype, mlp(numerics[dtype], widths, rows, device=device, **options)
+
+    for dtype in numerics:
+        yield of("64 x 8 relu", dtype, _NERF)
+    yield of("64 x 8 relu inference", "bf16", _NERF, part="inference")
+    yield of("64 x 8 prelu recompute", "bf16", _NERF, act="prelu", out_act="tanh", part="recompute")
     for width in (128, 256):
-        yield f"{width} x 8 gelu", "bf16", mlp(bf16, (32, *[width] * 7, 4), act="gelu", out_act="gelu")
-        yield f"{width} x 8 recompute", "bf16", mlp(bf16, (32, *[width] * 7, 4), part="recompute")
-    yield "128 x 8 relu", "tf32", mlp(tf32, (32, *[128] * 7, 4))
-    yield "ragged silu no-bias", "bf16", mlp(bf16, _RAGGED, act="silu", out_act="sigmoid", bias=False)
-    yield "ragged tanh", "fp32", mlp(numerics["fp32"], _RAGGED, act="tanh")
-    yield "784-64-300", "autocast", mlp(numerics["autocast"], (784, 64, 300), 256)
-    yield "single", "bf16", mlp(bf16, (1, 1, 1), act="prelu")
+        wide = (32, *[width] * 7, 4)
+        yield of(f"{width} x 8 gelu", "bf16", wide, act="gelu", out_act="gelu")
+        yield of(f"{width} x 8 recompute", "bf16", wide, part="recompute")
+    yield of("128 x 8 relu", "tf32", (32, *[128] * 7, 4))
+    yield of("ragged silu no-bias", "bf16", _RAGGED, act="silu", out_act="sigmoid", bias=False)
+    yield of("ragged tanh", "fp32", _RAGGED, act="tanh")
+    yield of("784-64-300", "autocast", (784, 64, 300), 256)
+    yield of("single", "bf16", (1, 1, 1), act="prelu")

@@ -96,7 +96,7 @@ class Problem:
 
 
 def problem(
-    kind: Kind, compute: torch.dtype, precision: str, *, device: str = "meta", examples: int = 60000
+    kind: Kind, compute: torch.dtype, precision: str, *, device: str = "meta", examples: int
 ) -> Problem:
     """A problem whose products run in ``compute``."""
 
@@ -118,7 +118,7 @@ def problem(
             LayerMemory(
                 weight,
                 random(n) if kind.bias else None,
-                random(n, k, dtype=compute) if kind.copies and compute != torch.float32 else weight,
+                weight.to(compute) if kind.copies else weight,
                 layers[-1].y if layers else None,
                 y,
                 padded(n) if keep_z and hidden else y,
@@ -131,8 +131,8 @@ def problem(
     scale, shift = (
         (random(inputs), random(inputs)) if kind.affine else (1 / 255 if kind.pixels else 1.0, None)
     )
-    labels = torch.zeros(examples, dtype=torch.int64, device=device)
-    order = torch.arange(examples, device=device)
+    labels = torch.empty(examples, dtype=torch.int64, device=device).random_(outputs)
+    order = torch.arange(examples, device=device).flip(0)
     task = Task(
         kind.loss,
         kind.reduction,
@@ -176,12 +176,13 @@ _DTYPES = {
 }
 
 
-def problems() -> Iterator[tuple[str, str, Problem]]:
+def problems(device: str = "meta") -> Iterator[tuple[str, str, Problem]]:
     """Variant, dtype and problem: the book's network in every dtype, and every branch of the kernels once."""
 
     def of(variant: str, kind: Kind, *dtypes: str) -> Iterator[tuple[str, str, Problem]]:
         for dtype in dtypes:
-            yield variant, dtype, problem(kind, *_DTYPES[dtype])
+            examples = 4 * kind.batch + 96  # the last step is smaller
+            yield variant, dtype, problem(kind, *_DTYPES[dtype], device=device, examples=examples)
 
     for dtype in _DTYPES:
         yield from of("book sgd", Kind(BOOK), dtype)

@@ -1,12 +1,13 @@
 """Tile sizes as data: one table keyed by kernel family, architecture, precision and shape bucket.
 
 A bucket depends on the layer's widths and never on the number of rows: a new batch size alone
-neither retunes nor recompiles. `fastmlp.kernels.tune` measures better rows on a GPU and keeps
-them in a cache file, which wins over the table.
+neither retunes nor recompiles. Rows that were measured ship as JSON and win over those below;
+`fastmlp.kernels.tune` measures this machine's own and keeps them in a cache file, which comes first.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -251,7 +252,7 @@ def exists(family: str, arch: str, precision: str) -> bool:
 
 
 def lookup(family: str, arch: str, precision: str, n: int, k: int) -> Tile:
-    """The tile for ``family`` on ``arch``: from the tuner's cache, else from the table."""
+    """The tile for ``family`` on ``arch``: from the tuner's cache, else `default`."""
     tried = _override
     if tried is not None and tried[0] == family:
         return tried[1]
@@ -278,8 +279,20 @@ def override(family: str, tile: Tile) -> Iterator[None]:
 def _lookup(family: str, arch: str, precision: str, bucket: str) -> Tile:
     if arch == "interpret":
         return TmaTile(*_INTERPRETED, SUBTILES=4) if family in TMA_FAMILIES else Tile(*_INTERPRETED)
-    tuned = read_cache().get((family, arch, precision, bucket))
-    return tuned or TABLE[family, nearest(arch), precision, bucket]
+    key = family, arch, precision, bucket
+    return read_cache().get(key) or default(key)
+
+
+def default(key: Key) -> Tile:
+    """The package's tile: a shipped one that was measured on that very architecture, else the table's."""
+    family, arch, precision, bucket = key
+    return shipped().get(key) or TABLE[family, nearest(arch), precision, bucket]
+
+
+@cache
+def shipped() -> dict[Key, Tile]:
+    """The measured tiles that come with the package: none so far."""
+    return _parsed(json.loads(_SHIPPED.read_text()), _SHIPPED)
 
 
 def nearest(arch: str) -> str:
@@ -302,21 +315,30 @@ def cache_file() -> Path:
 
 def read_cache() -> dict[Key, Tile]:
     """The tuned tiles of the cache file; without those, and with a warning, that are damaged."""
-    return _parsed(cache_files.read(_FILE))
+    return _parsed(cache_files.read(_FILE), cache_file())
 
 
 def write_cache(tiles: dict[Key, Tile]) -> Path:
     """Add ``tiles`` to the cache file, atomically, and use them from now on in this process."""
-    path = cache_files.update(
-        _FILE, lambda kept: {"/".join(key): asdict(tile) for key, tile in (_parsed(kept) | tiles).items()}
-    )
-    _lookup.cache_clear()
-    launch.forget()
+    path = cache_files.update(_FILE, lambda kept: entries(_parsed(kept, cache_file()) | tiles))
+    forget()
     return path
 
 
-def _parsed(entries: dict[str, Any]) -> dict[Key, Tile]:
-    found = cache_files.parsed(entries, _parse, "a tile", cache_file())
+def entries(tiles: dict[Key, Tile]) -> dict[str, Any]:
+    """``tiles`` as the files have them."""
+    return {"/".join(key): asdict(tile) for key, tile in tiles.items()}
+
+
+def forget() -> None:
+    """Read the files again at the next lookup."""
+    shipped.cache_clear()
+    _lookup.cache_clear()
+    launch.forget()
+
+
+def _parsed(entries: dict[str, Any], file: Path) -> dict[Key, Tile]:
+    found = cache_files.parsed(entries, _parse, "a tile", file)
     return {tuple(key.split("/")): tile for key, tile in found.items()}  # type: ignore[misc]
 
 
@@ -334,3 +356,4 @@ def _parse(key: str, entry: Any) -> Tile:
 
 
 _FILE = "tiles.json"
+_SHIPPED = Path(__file__).with_name(_FILE)

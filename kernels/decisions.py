@@ -190,8 +190,12 @@ def explain(machine: Machine, op: str, dtype: str, m: int, n: int, k: int) -> st
 @cache
 def _table() -> list[tuple[bool, Row]]:
     """Every row, and whether this machine's user measured it."""
-    shipped = _parsed(json.loads(_SHIPPED.read_text()), _SHIPPED)
-    return [(False, row) for row in shipped] + [(True, row) for row in read()]
+    return [(False, row) for row in shipped()] + [(True, row) for row in read()]
+
+
+def shipped() -> list[Row]:
+    """The rows that come with the package."""
+    return _parsed(json.loads(_SHIPPED.read_text()), _SHIPPED)
 
 
 def path() -> Path:

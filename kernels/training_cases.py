@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -155,12 +155,42 @@ def problem(
     )
 
 
-def timed(part: str, numerics: Any, shape: tuple[int, int, int], device: str = "cuda") -> Callable[[], None]:
+@dataclass(frozen=True)
+class Timed:
+    """A part of the training, "update" or "epoch", as a function."""
+
+    problem: Problem
+    part: str
+
+    def __call__(self) -> None:
+        """Launch it."""
+        getattr(self.problem, self.part)()
+
+    def result(self) -> list[Tensor]:
+        """What it makes of the weights at a learning rate; they are put back."""
+        problem = self.problem
+        written = [tensor for layer in problem.layers for tensor in (layer.weight, layer.bias, layer.copy)]
+        before = [None if tensor is None else tensor.clone() for tensor in written]
+        problem.hypers[:, :, 0] = 1e-3
+        self()
+        problem.hypers.zero_()
+        moved = [layer.weight - was for layer, was in zip(problem.layers, before[::3])]
+        for tensor, was in zip(written, before):
+            if tensor is not None:
+                tensor.copy_(was)
+        return moved
+
+
+_TIMED_STEPS = 40  # of an epoch
+
+
+def timed(part: str, numerics: Any, shape: tuple[int, int, int], device: str = "cuda") -> Timed:
     """What the tuner times of a net with one hidden layer: ``part`` is "update" or "epoch"."""
     m, n, k = shape
     kind = Kind((k, n, 10), batch=m)
-    made = problem(kind, numerics.compute, numerics.precision, device=device, examples=40 * m)
-    return getattr(made, part)
+    return Timed(
+        problem(kind, numerics.compute, numerics.precision, device=device, examples=_TIMED_STEPS * m), part
+    )
 
 
 BOOK = (784, 256, 10)

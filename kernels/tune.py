@@ -14,7 +14,7 @@ import math
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -58,6 +58,10 @@ class Problem:
     run: Run
     flops: float
 
+    def result(self) -> list[Tensor]:
+        """What tiles have to agree on: what the launch returns, or what it says that it makes."""
+        return tensors_of(getattr(self.run, "result", self.run)())
+
 
 @dataclass
 class Trial:
@@ -92,7 +96,7 @@ def candidates(family: str, arch: str, precision: str, bucket: str) -> list[Tile
         fits = depth * (m + n) * k * itemsize <= architecture.shared_limit and accumulators <= most
         sensible = max(m, n) <= 2 * min(m, n) and (warps == 4 or m * n >= 64 * 64)
         if fits and (head or sensible):
-            found.append(Tile(m, n, k, 1 if head else 8, warps, depth))
+            found.append(Tile(m, n, k, 1 if head or family in configs.MLP_FAMILIES else 8, warps, depth))
     return found
 
 
@@ -112,6 +116,22 @@ def _tma_candidates(arch: str, precision: str, bucket: str) -> list[Tile]:
         if fits and full and n >= m and parts * 64 <= n and (warps == 4) == (m * n < 128 * 128):
             found.append(TmaTile(m, n, k, 8, warps, depth, parts, specialize))
     return found
+
+
+def promising(key: Key, most: int) -> list[Tile]:
+    """Up to ``most`` candidates for ``key``: those that are fewest doublings from `configs.default`."""
+    default = configs.default(key)
+
+    def far(tile: Tile) -> int:
+        return sum(abs(a - b) for a, b in zip(_powers(tile), _powers(default)))
+
+    return [tile for tile in sorted(candidates(*key), key=far) if tile != default][:most]
+
+
+def _powers(tile: Tile) -> list[int]:
+    return [
+        int(value).bit_length() if name != "num_stages" else value for name, value in asdict(tile).items()
+    ]
 
 
 def problems(
@@ -141,18 +161,25 @@ def problems(
 
 
 def measure(
-    family: str, tiles: Sequence[Tile], todo: Sequence[Problem], timer: Timer, rounds: int = ROUNDS
+    family: str,
+    tiles: Sequence[Tile],
+    todo: Sequence[Problem],
+    timer: Timer,
+    rounds: int = ROUNDS,
+    say: Callable[[Tile], object] = lambda tile: None,
 ) -> list[Trial]:
     """Time every tile of ``family`` on every problem, in rounds that start at another tile each.
 
-    A GPU's clock drifts: tiles that are timed in turns see the same drift.
+    A GPU's clock drifts: tiles that are timed in turns see the same drift. ``say`` is told a tile before
+    it is tried.
     """
     trials = [Trial(tile, [[] for _ in todo]) for tile in dict.fromkeys(tiles)]
     reference: list[list[Tensor]] | None = None
     for trial in trials:
+        say(trial.tile)
         try:
             with configs.override(family, trial.tile):
-                results = [tensors_of(problem.run()) for problem in todo]
+                results = [problem.result() for problem in todo]
         except Exception as error:  # out of registers or shared memory, or the compiler gave up
             trial.skipped = f"{type(error).__name__}: {error}".split("\n")[0]
             continue
@@ -163,6 +190,7 @@ def measure(
     for turn in range(rounds):
         first = turn * len(usable) // rounds
         for trial in usable[first:] + usable[:first]:
+            say(trial.tile)
             with configs.override(family, trial.tile):
                 for times, problem in zip(trial.times, todo):
                     times.append(timer(problem.run))
@@ -190,6 +218,7 @@ def tune(
     todo: dict[Key, list[Problem]],
     timer: Timer,
     tiles: Callable[..., Sequence[Tile]] = candidates,
+    **options: Any,
 ) -> Iterator[tuple[Key, list[Trial]]]:
     """Each key with its trials, the fastest first; the winner goes to the cache file at once.
 
@@ -197,24 +226,20 @@ def tune(
         todo: see `problems`.
         timer: times one call.
         tiles: the candidates for a key.
+        options: of `measure`.
     """
     for key, mine in todo.items():
-        trials = measure(key[0], [_from_table(key), *tiles(*key)], mine, timer)
+        trials = measure(key[0], [configs.default(key), *tiles(*key)], mine, timer, **options)
         trials.sort(key=lambda trial: math.inf if trial.skipped else trial.ms)
         if not trials[0].skipped:
             configs.write_cache({key: trials[0].tile})
         yield key, trials
 
 
-def _from_table(key: Key) -> Tile:
-    family, arch, precision, bucket = key
-    return configs.TABLE[family, configs.nearest(arch), precision, bucket]
-
-
 def report(key: Key, trials: Sequence[Trial], todo: Sequence[Problem]) -> str:
     """The trials of one key as text."""
     usable = [trial for trial in trials if not trial.skipped]
-    table = next((trial for trial in usable if trial.tile == _from_table(key)), None)
+    table = next((trial for trial in usable if trial.tile == configs.default(key)), None)
     flops = statistics.geometric_mean(problem.flops for problem in todo)
     lines = [("tile", "warps", "stages", "ms", "TFLOP/s", "speed against the table's", "")]
     for trial in usable:

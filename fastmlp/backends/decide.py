@@ -13,7 +13,7 @@ import datetime
 import shlex
 import statistics
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -69,13 +69,18 @@ def measure(
     device: str = "cuda",
     rounds: int = ROUNDS,
     command: str = "",
+    say: Callable[[str], object] = lambda way: None,
 ) -> tuple[Row | None, dict[str, str]]:
-    """Time every way in turns: the row, and why a way is not in it. No row where none of them ran."""
+    """Time every way in turns: the row, and why a way is not in it. No row where none of them ran.
+
+    ``say`` is told a way before it is tried.
+    """
     run = problem(op, dtype, shape, device)
     skipped: dict[str, str] = {}
     usable: list[str] = []
     reference: list[torch.Tensor] | None = None
     for way in CONTENDERS:
+        say(way)
         try:
             with decisions.force(way):
                 result = tensors_of(run())
@@ -91,6 +96,7 @@ def measure(
     for turn in range(rounds):
         first = turn % max(len(usable), 1)
         for way in usable[first:] + usable[:first]:
+            say(way)
             with decisions.force(way):
                 samples[way].append(timer(run) / 1e3)
     if not usable:

@@ -159,6 +159,39 @@ def test_a_damaged_tile_is_ignored_alone(cache_file: Path) -> None:
         assert configs.lookup("linear", "sm_90", "half", 256, 784) == TILE
 
 
+def ship(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str) -> None:
+    file = tmp_path / "tiles.json"
+    file.write_text(text)
+    monkeypatch.setattr(configs, "_SHIPPED", file)
+    configs.forget()
+
+
+def test_the_cache_then_what_ships_then_the_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    other = Tile(64, 64, 32)
+    ship(monkeypatch, tmp_path, json.dumps(configs.entries({KEY: TILE})))
+    assert configs.lookup("linear", "sm_90", "half", 256, 784) == configs.default(KEY) == TILE
+    for arch, bucket in (("sm_90", "wide"), ("sm_80", "narrow"), ("sm_121", "narrow")):
+        key = ("linear", arch, "half", bucket)
+        assert configs.default(key) == configs.TABLE["linear", configs.nearest(arch), "half", bucket]
+    configs.write_cache({KEY: other})
+    assert configs.lookup("linear", "sm_90", "half", 256, 784) == other
+    assert configs.default(KEY) == TILE
+
+
+def test_a_damaged_tile_that_ships_is_ignored_aloud(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ship(monkeypatch, tmp_path, json.dumps({"/".join(KEY): {"BLOCK_M": 48, "BLOCK_N": 32, "BLOCK_K": 32}}))
+    with pytest.warns(UserWarning, match="tiles.json: ignored 'linear/sm_90/half/narrow', not a tile"):
+        assert configs.lookup("linear", "sm_90", "half", 256, 784) == configs.TABLE[KEY]
+
+
+def test_what_ships_is_whole() -> None:
+    """Nothing was measured on a GPU yet; tiles that are added must be ones, and of kernels that there are."""
+    configs.forget()
+    entries = json.loads(configs._SHIPPED.read_text())
+    assert configs.entries(configs.shipped()) == entries
+    assert all((key[0], configs.nearest(key[1]), *key[2:]) in configs.TABLE for key in configs.shipped())
+
+
 def test_override_wins_and_ends() -> None:
     configs.write_cache({KEY: TILE})
 

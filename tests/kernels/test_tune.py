@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastmlp.kernels import configs, tune
+from fastmlp.kernels import configs, training_cases, tune
 from fastmlp.kernels.case import Run
 from fastmlp.kernels.cases import MATRIX_PROBLEMS
 from fastmlp.kernels.configs import Tile, TmaTile
@@ -106,6 +106,47 @@ def test_a_tile_with_another_result_is_skipped() -> None:
     problem = tune.Problem(lambda: (wrong if chosen() == BEST else right, None), 1.0)
     trials = tune.measure("linear", [SLOW, BEST], [problem], clock)
     assert [bool(trial.skipped) for trial in trials] == [False, True]
+
+
+@pytest.mark.parametrize("part", ["update", "epoch"])
+def test_a_trainings_tiles_are_told_apart_by_what_becomes_of_the_weights(
+    part: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call that is timed leaves them as they are."""
+    monkeypatch.setattr(training_cases, "num_sms", lambda index: 2)
+    monkeypatch.setattr(training_cases, "_TIMED_STEPS", 2)
+    ((_, (problem,)),) = tune.problems([part], ["fp32"], [SHAPE], "sm_90", device).items()
+    weights = [layer.weight for layer in problem.run.problem.layers]
+    start = [weight.clone() for weight in weights]
+    right = problem.result()
+    problem.run()
+    assert all(torch.equal(*pair) for pair in zip(weights, start))
+    assert all(moved.norm() > 0 for moved in right)
+    with configs.override(part, BEST):
+        assert tune.alike(problem.result(), right)
+    rule = problem.run.problem.hypers
+    monkeypatch.setattr(rule, "zero_", lambda: rule.fill_(0.0))
+    launched = getattr(type(problem.run.problem), part)
+    monkeypatch.setattr(type(problem.run.problem), part, lambda self: (launched(self), weights[0].add_(0.01)))
+    assert not tune.alike(problem.result(), right)
+
+
+@pytest.mark.parametrize("key", configs.TABLE, ids="-".join)
+def test_promising_tiles_are_near_the_packages(key: configs.Key) -> None:
+    tiles = tune.promising(key, 5)
+    assert len(set(tiles)) == 5
+    assert set(tiles) <= set(tune.candidates(*key)) - {configs.default(key)}
+    shown = {(*astuple(tile)[:3], tile.num_warps, tile.num_stages, *astuple(tile)[6:]) for tile in tiles}
+    assert len(shown) == 5, "two differ in nothing that the kernel reads"
+
+
+def test_a_tile_is_said_before_it_is_tried() -> None:
+    said: list[Tile] = []
+    tried: list[tuple[Tile, Tile]] = []
+    problem = tune.Problem(lambda: tried.append((chosen(), said[-1])), 1.0)
+    tune.measure("linear", [SLOW, BEST], [problem], lambda run: run() or 1.0, rounds=2, say=said.append)
+    assert [tile for tile, _ in tried] == [tile for _, tile in tried] == said
+    assert len(said) == 6
 
 
 def test_nothing_is_written_where_nothing_ran(cache_dir: Path) -> None:

@@ -35,7 +35,7 @@ def test_the_wheel_has_all_of_the_package_and_nothing_else(wheel: Path) -> None:
     }
     names = {name for name in contents(wheel) if ".dist-info/" not in name}
     assert names == installed
-    assert {"fastmlp/py.typed", "fastmlp/kernels/decisions.json", "fastmlp/kernels/linear.py"} <= names
+    assert {"fastmlp/py.typed", "fastmlp/kernels/decisions.json", "fastmlp/kernels/tiles.json"} <= names
     assert {"fastmlp/benchmarks/report.py", "fastmlp/cli/__init__.py"} <= names
 
 

@@ -60,7 +60,11 @@ def test_measured_kept_and_looked_up(device: str) -> None:
 
 def test_a_way_that_cannot_run_is_left_out(device: str) -> None:
     clock = Clock(tma=1.0, pointer=2.0, library=3.0)
-    row, skipped = decide.measure("backward_prologue", "bf16", SHAPE, clock, HERE, device, rounds=1)
+    said: list[str] = []
+    row, skipped = decide.measure(
+        "backward_prologue", "bf16", SHAPE, clock, HERE, device, rounds=1, say=said.append
+    )
+    assert said == ["tma", "pointer", "library", "pointer", "library"]  # before each is tried
     assert row is not None
     assert row.order == ("pointer", "library")
     assert "still to be undone" in skipped["tma"]

@@ -25,11 +25,13 @@ def error(value: Tensor, exact: Tensor) -> float:
     return (value - exact).norm().item() / (norm if norm > 0 else 1.0)
 
 
-def allowed(torchs: Tensor, exact: Tensor, roundings: int = 1) -> float:
+def allowed(torchs: Tensor, exact: Tensor, roundings: int = 1, eps: float | None = None) -> float:
     """Twice torch's own error in the same dtype, plus ``roundings`` of that dtype.
 
     A chain rounds twice a layer, forward and backward. A rounding counts half an epsilon, and more on
-    few elements, where sums may cancel and torch's error can be 0 by luck.
+    few elements, where sums may cancel and torch's error can be 0 by luck. ``eps`` is the operands', where
+    they are coarser than what the result is kept in.
     """
-    rounding = torch.finfo(torchs.dtype).eps * (0.5 + 8 / max(exact.numel(), 1) ** 0.5)
+    eps = torch.finfo(torchs.dtype).eps if eps is None else eps
+    rounding = eps * (0.5 + 8 / max(exact.numel(), 1) ** 0.5)
     return 2 * error(torchs, exact) + roundings * rounding

@@ -107,7 +107,7 @@ class Bench:
 
 def main(stage: str, options: dict[str, Any]) -> None:
     """Run ``stage``; ``options`` are `Bench`'s, and ``pipe``, the number of the file to write to."""
-    _end_with_parent()
+    end_with_parent()
     faulthandler.register(signal.SIGUSR1, all_threads=True)  # where it hangs
     pipe = os.fdopen(options.pop("pipe"), "w", buffering=1)
     if options["device"] == "cuda":
@@ -126,7 +126,7 @@ def main(stage: str, options: dict[str, Any]) -> None:
     importlib.import_module(f"{__package__}.{stage}").run(Bench(say, **options))
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """A conductor that is killed leaves no process behind on the GPU."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -119,14 +119,14 @@ def loop(engine: str, job: Job) -> Loop:
         raise ValueError(f"engine: {engine!r} cannot run this: {problem}")
     if engine == "fused" or problem:
         return StepLoop(of_network(found, optimizer, dtype), optimizer, x, y, batch, generator)
-    variants = {
+    made = {
         name: make
-        for name, make in _variants(found, optimizer, dtype).items()
+        for name, make in variants(found, optimizer, dtype).items()
         if engine == "auto" or name.startswith(engine)
     }
-    names = list(variants)
+    names = list(made)
     name = _measured(names, found, job) if len(names) > 1 else names[0]
-    return variants[name](x, y, batch, generator)
+    return made[name](x, y, batch, generator)
 
 
 Make = Callable[[Tensor, Tensor, int, torch.Generator], Loop]
@@ -148,8 +148,11 @@ def whole_epoch_problem(engine: str, found: Network) -> str | None:
     return None
 
 
-def _variants(found: Network, optimizer: torch.optim.Optimizer, dtype: torch.dtype) -> dict[str, Make]:
-    """Every way to run an epoch of ``found`` as a whole."""
+def variants(found: Network, optimizer: torch.optim.Optimizer, dtype: torch.dtype) -> dict[str, Make]:
+    """Every way to run an epoch of ``found`` as a whole here: "graph", "graph+pdl", "persistent".
+
+    `loop` takes the faster graph; here each can be had by its own name.
+    """
     from fastmlp.engine import persistent
     from fastmlp.engine.fused import FusedExecutor
     from fastmlp.kernels.launch import INTERPRETED, arch_of, has_dependent_launch
@@ -188,7 +191,7 @@ def _measured(names: list[str], found: Network, job: Job) -> str:
         copied = copy.deepcopy((job.model, job.loss, job.optimizer))
         again = recognise(*copied, job.dtype)
         assert isinstance(again, Network)
-        make = _variants(again, copied[2], job.dtype)[name]
+        make = variants(again, copied[2], job.dtype)[name]
         scratch = torch.Generator(job.x.device).manual_seed(0)
         seconds[name] = _time(make(job.x, job.y, job.batch, scratch), len(job.y), job.batch)
     fastest = min(seconds, key=lambda name: seconds[name])

@@ -84,7 +84,7 @@ def test_measured_once_and_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
         return {"graph": make("graph", 0.02), "persistent": make("persistent", 0.0)}
 
-    monkeypatch.setattr(choose, "_variants", variants)
+    monkeypatch.setattr(choose, "variants", variants)
     monkeypatch.setattr(choose, "whole_epoch_problem", lambda engine, found: None)
     arguments = setup("cpu")
     start = [p.detach().clone() for p in arguments[0].parameters()]

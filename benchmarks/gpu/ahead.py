@@ -1,0 +1,94 @@
+"""Kernels compiled ahead, on all cores: who launches them later finds them in Triton's cache on disk.
+
+A task is a function that makes launches. It is called in a process of its own, which has no GPU: what it
+launches is recorded and compiled, as the compilation report does it.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+import torch
+from triton.runtime import driver
+
+from fastmlp.kernels import configs
+from fastmlp.kernels.compile import warmup
+from fastmlp.kernels.launch import INTERPRETED, dry_run, num_sms, record_launches
+
+from .worker import end_with_parent
+
+if TYPE_CHECKING:
+    from .worker import Bench
+
+_BEAT = 5.0  # seconds between two signs of life
+_LONGEST = 40.0  # seconds
+
+
+class Ahead:
+    """The processes, while the ``with`` block lasts; none where kernels are interpreted."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self._pool: ProcessPoolExecutor | None = None
+        if not INTERPRETED:
+            jobs = max(1, (os.cpu_count() or 2) - 1)  # one core measures
+            facts = driver.active.get_current_target(), num_sms(0)
+            self._pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start, facts)
+
+    def __enter__(self) -> Ahead:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            for child in multiprocessing.active_children():  # in the middle of a kernel nobody waits for
+                child.kill()
+
+    def submit(self, make: Callable[..., object], *arguments: Any) -> Future[None]:
+        """Compile what ``make(*arguments)`` launches; both are pickled. The result says whether it could."""
+        if self._pool is not None:
+            return self._pool.submit(compiled, make, *arguments)
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+    def wait(self, tasks: Sequence[Future[None]], what: str) -> None:
+        """Until all ``tasks`` are done, though not for ever, nor beyond the stage's time."""
+        until = time.time() + min(_LONGEST, self._bench.left() - 1)
+        while (open := [task for task in tasks if not task.done()]) and time.time() < until:
+            self._bench.note(f"compiling {what}: {len(open)} of {len(tasks)} left")
+            concurrent.futures.wait(open, min(_BEAT, until - time.time()))
+
+
+_target: Any = None
+
+
+def _start(target: Any, sms: int) -> None:
+    """Make a process one that has no GPU, and knows how many multiprocessors there would be."""
+    global _target
+    end_with_parent()
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    known = SimpleNamespace(multi_processor_count=sms)
+    with (
+        mock.patch.object(torch.cuda, "is_available", return_value=True),
+        mock.patch.object(torch.cuda, "get_device_properties", return_value=known),
+    ):
+        num_sms(0)  # which remembers it
+    _target = target
+
+
+def compiled(make: Callable[..., object], *arguments: Any) -> None:
+    """Compile every kernel that ``make(*arguments)`` launches, and launch none."""
+    configs.forget()  # tiles were perhaps tuned since the task before
+    with dry_run(_target), record_launches() as launches:
+        make(*arguments)
+        for one in launches:
+            warmup(one)

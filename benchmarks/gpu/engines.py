@@ -1,0 +1,255 @@
+"""The same short training by every engine: the same losses and weights, and twice the same bits.
+
+float64 on the very same batches is what is right, and eager torch's error in the same dtype says how far
+from it one may be. The first epoch of an engine names every kernel before it is launched, once the one before
+is done: what is named last is what hangs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from math import inf, isnan
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastmlp import backends
+from fastmlp.engine import Loop, choose, network, rules
+from fastmlp.engine.choose import Job
+from fastmlp.engine.fused import FusedExecutor
+from fastmlp.kernels.launch import Launch, observe
+from fastmlp.plans import name
+from fastmlp.profiling.ceilings import tf32
+
+from ..cases import net
+from ..measure import Row, reason
+from ..numerics import allowed, error
+from .ahead import Ahead
+
+if TYPE_CHECKING:
+    from .worker import Bench
+
+GROUP = "engines"
+EAGER, FUSED, GRAPH, DEPENDENT, PERSISTENT = "eager", "fused", "graph", "graph+pdl", "persistent"
+ENGINES = (EAGER, FUSED, GRAPH, DEPENDENT, PERSISTENT)
+#: By the name in the report: what `Job` has, and an epsilon of the products' operands.
+DTYPES = {
+    "float32": (torch.float32, torch.finfo(torch.float32).eps),
+    "tf32": (torch.float32, 2.0**-10),
+    "bfloat16": (torch.bfloat16, torch.finfo(torch.bfloat16).eps),
+}
+OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "SGD": lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+    "Adam": lambda parameters: torch.optim.Adam(parameters, lr=1e-3),
+}
+_ROUNDINGS = 6  # a chain's: two a layer, forward and backward
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is trained, and on how much: the last batch of an epoch is a short one."""
+
+    widths: tuple[int, ...]
+    optimizer: str
+    batch: int = 256
+    examples: int = 1900
+    epochs: int = 4
+
+    def job(self, dtype: torch.dtype, device: str) -> Job:
+        """Model, data and order, the same ones each time; all in float64 where that is asked for."""
+        torch.manual_seed(0)
+        model = net(self.widths)
+        y = torch.randint(self.widths[-1], (self.examples,))
+        classes = torch.rand(self.widths[-1], self.widths[0])
+        x = (128 * (classes[y] + torch.rand(self.examples, self.widths[0]))).to(torch.uint8).to(device)
+        if dtype == torch.float64:
+            model, x = model.double(), x.double() / 255
+        model = model.to(device)
+        order = torch.Generator(device).manual_seed(0)
+        optimizer = OPTIMIZERS[self.optimizer](model.parameters())
+        return Job(model, nn.CrossEntropyLoss(), optimizer, x, y.to(device), self.batch, order, dtype)
+
+
+#: Adam's has a layer more: its gradient is a kernel, and a phase, of its own.
+PROBLEMS = {Problem((784, 256, 10), "SGD"): (*DTYPES,), Problem((784, 256, 128, 10), "Adam"): (*DTYPES,)}
+TOY = {
+    Problem((20, 16, 10), "SGD", 16, 24, 1): ("float32", "bfloat16"),
+    Problem((20, 16, 16, 10), "Adam", 16, 24, 1): ("float32",),
+}
+
+
+class Trained(NamedTuple):
+    """What a run comes to."""
+
+    losses: Tensor  # (epochs,) float64: the mean over an epoch
+    moved: dict[str, Tensor]  # every parameter, less what it began at
+
+    def equal(self, other: Trained) -> bool:
+        """To the bit."""
+        pairs = zip(self.moved.values(), other.moved.values())
+        return torch.equal(self.losses, other.losses) and all(torch.equal(*pair) for pair in pairs)
+
+
+def run(bench: Bench) -> None:
+    """The stage: a row for each problem, dtype and engine."""
+    problems = TOY if bench.toy else PROBLEMS
+    todo = [_Reference(problem, dtype, bench) for problem, dtypes in problems.items() for dtype in dtypes]
+    with Ahead(bench) as ahead:
+        tasks = {
+            (of, engine): ahead.submit(launches, engine, of.problem, of.dtype)
+            for engine in reversed(ENGINES[1:])  # the persistent one takes longest
+            for of in todo
+            if not bench.has(of.key(engine))
+        }
+        for engine in ENGINES:
+            for of in todo:
+                ahead.wait([tasks[of, engine]] if (of, engine) in tasks else [], of.key(engine))
+                bench.row(of.key(engine), lambda engine=engine, of=of: of.row(engine))
+
+
+class _Reference:
+    """A problem in a dtype: what is right, what eager torch makes of it, and what an engine does."""
+
+    def __init__(self, problem: Problem, dtype: str, bench: Bench) -> None:
+        self.problem, self.dtype, self.bench = problem, dtype, bench
+
+    def label(self, engine: str) -> str:
+        return f"{name(self.problem.widths)}, {self.problem.optimizer}, {engine}"
+
+    def key(self, engine: str) -> str:
+        return f"{GROUP}, {self.label(engine)}, {self.dtype}"
+
+    def row(self, engine: str) -> Row:
+        row: Row = {"group": GROUP, "label": self.label(engine), "dtype": self.dtype, "engine": engine}
+        row |= {"seconds": {}, "missing": {}}
+        try:
+            return row | self._compared(engine)
+        except Exception as problem:
+            return row | {"error": reason(problem)}
+
+    def _compared(self, engine: str) -> Row:
+        job = self._job()
+        with _precision(self.dtype):
+            made = loop(engine, job)
+        if isinstance(made, str):
+            return {"skipped": made}
+        first = self.eager if engine == EAGER else self._train(job, made, engine, watched=True)
+        again = self._train(*self._fresh(engine), engine)
+        row: Row = {
+            "losses": first.losses.tolist(),
+            "worst": worst(first, self.eager, self.exact, self.dtype),
+            "repeatable": first.equal(again),
+        }
+        wrong = []
+        if not row["worst"]["error"] <= row["worst"]["allowed"]:  # it may be NaN
+            wrong.append("{what}: error {error:.3g}, allowed {allowed:.3g}".format(**row["worst"]))
+        if not row["repeatable"] and engine != EAGER:  # whose bits are not ours to answer for
+            wrong.append(f"not repeatable: losses {row['losses']}, then {again.losses.tolist()}")
+        return row | ({"error": "; ".join(wrong)} if wrong else {})
+
+    def _job(self) -> Job:
+        return self.problem.job(DTYPES[self.dtype][0], self.bench.device)
+
+    def _fresh(self, engine: str) -> tuple[Job, Loop]:
+        job = self._job()
+        with _precision(self.dtype):
+            made = loop(engine, job)
+        assert not isinstance(made, str)
+        return job, made
+
+    @cached_property
+    def eager(self) -> Trained:
+        return self._train(*self._fresh(EAGER), EAGER)
+
+    @cached_property
+    def exact(self) -> Trained:
+        job = self.problem.job(torch.float64, self.bench.device)
+        made = loop(EAGER, job)
+        assert not isinstance(made, str)
+        return self._train(job, made, "float64")
+
+    def _train(self, job: Job, loop: Loop, engine: str, watched: bool = False) -> Trained:
+        start = {name: p.detach().clone() for name, p in job.model.named_parameters()}
+        factors = torch.ones(-(-len(job.y) // job.batch), dtype=torch.float64)
+        losses = []
+        what = self.key(engine)
+        with _precision(self.dtype):
+            for epoch in range(self.problem.epochs):
+                self.bench.note(f"{what}: epoch {epoch + 1}, a whole {loop.name} one")
+                with _said(self.bench, what) if watched and epoch == 0 else nullcontext():
+                    losses.append(loop.epoch(factors)[0] / len(job.y))
+        moved = {name: p.detach() - start[name] for name, p in job.model.named_parameters()}
+        return Trained(torch.tensor(losses, dtype=torch.float64), moved)
+
+
+def loop(engine: str, job: Job) -> Loop | str:
+    """The loop of that very engine, or why there is none here."""
+    if engine == EAGER:
+        return choose.loop(engine, job)
+    with backends.use("triton"):
+        found = choose.recognise(job.model, job.loss, job.optimizer, job.dtype, (job.x, job.y))
+        problem = found if isinstance(found, str) else None
+        if engine == FUSED:
+            return problem or choose.loop(engine, job)
+        problem = problem or choose.whole_epoch_problem(engine, found)
+        if problem:
+            return problem
+        made = choose.variants(found, job.optimizer, job.dtype)
+    if engine not in made:
+        return "this GPU has no programmatic dependent launch"
+    return made[engine](job.x, job.y, job.batch, job.generator)
+
+
+def worst(mine: Trained, torchs: Trained, exact: Trained, dtype: str) -> dict[str, Any]:
+    """Where ``mine`` is furthest from what is right, by what is allowed there."""
+    eps = DTYPES[dtype][1]
+    triples = {"losses": (mine.losses, torchs.losses, exact.losses)} | {
+        name: (mine.moved[name], torchs.moved[name], exact.moved[name]) for name in exact.moved
+    }
+    found = [
+        {"what": name, "error": error(a, c), "allowed": allowed(b, c, _ROUNDINGS, eps)}
+        for name, (a, b, c) in triples.items()
+    ]
+    return max(found, key=lambda one: inf if isnan(one["error"]) else one["error"] / one["allowed"])
+
+
+@contextmanager
+def _said(bench: Bench, what: str) -> Iterator[None]:
+    """Say every kernel before it is launched, once the one before is done."""
+
+    def say(launch: Launch) -> None:
+        if bench.device == "cuda" and torch.cuda.is_current_stream_capturing():
+            bench.note(f"{what}: the capture of {launch.name}, or the graph's replay")
+            return
+        if bench.device == "cuda":
+            torch.cuda.synchronize()
+        bench.note(f"{what}: {launch.name}")
+
+    with observe(say):
+        yield
+
+
+def _precision(dtype: str) -> AbstractContextManager[object]:
+    return tf32() if dtype == "tf32" else nullcontext()
+
+
+def launches(engine: str, problem: Problem, dtype: str) -> None:
+    """What an engine launches, for `Ahead`: there is no GPU."""
+    job = problem.job(DTYPES[dtype][0], "cpu")
+    found = network.recognise(job.model, job.loss)
+    rule = rules.recognise(job.optimizer, list(job.model.parameters()))
+    assert not isinstance(found, str)
+    assert not isinstance(rule, str)
+    with _precision(dtype):
+        if engine == FUSED:
+            FusedExecutor(found, rule, job.dtype).step(job.x, job.y, torch.arange(job.batch))
+            return
+        variants = choose.variants(found, job.optimizer, job.dtype)
+        if engine in variants:
+            made: Any = variants[engine](job.x, job.y, job.batch, job.generator)
+            made.executor.prepare(job.batch)
+            made._run(True) if engine == PERSISTENT else made._step(0)

@@ -169,15 +169,15 @@ class Timed:
     def result(self) -> list[Tensor]:
         """What it makes of the weights at a learning rate; they are put back."""
         problem = self.problem
-        written = [tensor for layer in problem.layers for tensor in (layer.weight, layer.bias, layer.copy)]
-        before = [None if tensor is None else tensor.clone() for tensor in written]
+        weights = [layer.weight for layer in problem.layers]
+        biases = [layer.bias for layer in problem.layers if layer.bias is not None]
+        written = [*weights, *biases, *(layer.copy for layer in problem.layers)]
+        before = [tensor.clone() for tensor in written]
         problem.hypers[:, :, 0] = 1e-3
         self()
         problem.hypers.zero_()
-        moved = [layer.weight - was for layer, was in zip(problem.layers, before[::3])]
-        for tensor, was in zip(written, before):
-            if tensor is not None:
-                tensor.copy_(was)
+        moved = [weight - was for weight, was in zip(weights, before)]
+        torch._foreach_copy_(written, before)
         return moved
 
 

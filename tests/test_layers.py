@@ -95,6 +95,7 @@ def test_every_package_is_installed() -> None:
     folders = {path.parent for path in (_ROOT / "fastmlp").rglob("__init__.py")}
     found = {".".join(folder.relative_to(_ROOT).parts) for folder in folders} | {
         "fastmlp.benchmarks",
+        "fastmlp.benchmarks.gpu",
         "fastmlp.kernels",
     }
     assert listed == found

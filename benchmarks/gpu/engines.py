@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from math import inf, isnan
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -108,7 +108,7 @@ def run(bench: Bench) -> None:
         for engine in ENGINES:
             for of in todo:
                 ahead.wait([tasks[of, engine]] if (of, engine) in tasks else [], of.key(engine))
-                bench.row(of.key(engine), lambda engine=engine, of=of: of.row(engine))
+                bench.row(of.key(engine), partial(of.row, engine))
 
 
 class _Reference:
@@ -192,10 +192,11 @@ def loop(engine: str, job: Job) -> Loop | str:
         return choose.loop(engine, job)
     with backends.use("triton"):
         found = choose.recognise(job.model, job.loss, job.optimizer, job.dtype, (job.x, job.y))
-        problem = found if isinstance(found, str) else None
+        if isinstance(found, str):
+            return found
         if engine == FUSED:
-            return problem or choose.loop(engine, job)
-        problem = problem or choose.whole_epoch_problem(engine, found)
+            return choose.loop(engine, job)
+        problem = choose.whole_epoch_problem(engine, found)
         if problem:
             return problem
         made = choose.variants(found, job.optimizer, job.dtype)

@@ -196,7 +196,7 @@ class _Decision:
         self._task = ahead.submit(decision_launches, self._op, self.dtype, self._shape)
 
     def measure(self, ahead: Ahead) -> Row:
-        ahead.wait([self._task], self.label)
+        ahead.wait([] if self._task is None else [self._task], self.label)
         machine, what = decisions.machine(), (self._op, self.dtype, self._shape)
         before = decisions.choose(machine, self._op, self.dtype, *self._shape).order
         row, skipped = decide.measure(

@@ -13,11 +13,14 @@ from rich.table import Table
 
 import fastmlp
 from fastmlp import backends, plans
+from fastmlp.benchmarks import machine
 from fastmlp.cli.common import JSON_HELP, Dtype, emit, fail, names_of, one_of, start, widths_of
 from fastmlp.devices import DEVICES
 
 EXAMPLE = "Example: fastmlp info --hidden 64,64,64 --batch-size 65536 --dtype bfloat16 --device h100"
 
+#: What measures all of it, in a clone.
+MEASURE = "python -m benchmarks.gpu --out DIR"
 _NET = "The net whose cost is shown"
 _DTYPES = names_of(Dtype)
 
@@ -70,6 +73,8 @@ def info(
     for about in devices:
         table.add_row(f"on {about['device']}", _line(about))
         table.add_row("", f"{about['backend']}: {about['reason']}")
+        if "measure" in about:
+            table.add_row("", f"no report of it is stored: {about['measure']} makes one, docs/benchmarks.md")
     console.print(table)
     console.print()
     console.print(_table(sizes, cost))
@@ -129,6 +134,7 @@ def _devices() -> list[dict[str, Any]]:
                 "name": facts.name,
                 "capability": capability,
                 "memory": facts.total_memory,
+                **({"measure": MEASURE} if _unmeasured(facts.name) else {}),
             }
         )
     for about in found:
@@ -138,6 +144,13 @@ def _devices() -> list[dict[str, Any]]:
         except RuntimeError as error:  # Triton is asked for and cannot run
             about |= {"backend": "none", "reason": f"cannot run: {error}"}
     return found
+
+
+def _unmeasured(gpu: str) -> bool:
+    """Whether this is a clone, where reports are stored, and has none of that GPU."""
+    results = Path(machine.__file__).with_name("results")
+    report = results / machine.folder({"kind": "gpu", "device": gpu}) / "report.json"
+    return results.is_dir() and not report.is_file()
 
 
 def _line(about: dict[str, Any]) -> str:

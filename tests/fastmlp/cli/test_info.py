@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 import fastmlp
 from fastmlp import backends
+from fastmlp.benchmarks import machine
 from fastmlp.kernels import launch
 from tests.commands import run, run_json
 from tests.processes import output_of
@@ -120,3 +122,41 @@ def test_a_torchvision_that_cannot_load_is_said(monkeypatch: pytest.MonkeyPatch)
     said = " ".join(result.output.split())
     assert "cannot be imported (import of torchvision halted" in said
     assert "pip install torch torchvision, both from the same index" in said
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """As far as ``info`` looks at one."""
+    facts = SimpleNamespace(name="NVIDIA H200", major=9, minor=0, total_memory=141 << 30)
+    empty = torch.empty
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: facts)
+    monkeypatch.setattr(torch, "empty", lambda *sizes, device="cpu": empty(*sizes))
+    return facts
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_gpu_with_no_report_is_to_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a clone, which has a folder for reports; an installed wheel has none."""
+    said = "no report of it is stored: python -m benchmarks.gpu --out DIR makes one, docs/benchmarks.md"
+    monkeypatch.setattr(machine, "__file__", str(tmp_path / "machine.py"))
+    assert said not in " ".join(run("info").output.split())
+    assert "measure" not in run_json("info")["devices"][1]
+    (tmp_path / "results").mkdir()
+    assert said in " ".join(run("info").output.split())
+    about = run_json("info")["devices"]
+    assert about[1]["measure"] == "python -m benchmarks.gpu --out DIR"
+    assert "measure" not in about[0]
+    report = tmp_path / "results" / "gpu-nvidia-h200" / "report.json"
+    report.parent.mkdir()
+    report.write_text("{}")
+    assert said not in " ".join(run("info").output.split())
+
+
+@pytest.mark.usefixtures("gpu")
+def test_where_reports_are_stored() -> None:
+    """Where the repository's own are."""
+    stored = (Path(machine.__file__).parent / "results").resolve()
+    assert list(stored.glob("*/report.json"))
+    measured = (stored / "gpu-nvidia-h200" / "report.json").is_file()
+    assert ("measure" in run_json("info")["devices"][1]) == (not measured)

@@ -24,7 +24,9 @@ from . import peers
 from .peers import (
     AUTOTUNED,
     COMPILED,
+    EAGER,
     EAGER_FLOAT32,
+    EXACT,
     JAX,
     MODES,
     OURS,
@@ -56,11 +58,13 @@ class Case:
     key: bool = False  # in the README's table, and in a quick report
     plans: dict[str, Work] = field(default_factory=dict)  # what it takes by each plan (`fastmlp.plans`)
     memory: bool = False  # peak memory is measured too
+    tf32: bool = False  # float32 products run in TF32; whoever measures sets it
+    roundings: int = 1  # that a result may be off beside torch's own error: `numerics.allowed`
 
     @property
     def precision(self) -> str:
         """The dtype's name."""
-        return str(self.dtype).removeprefix("torch.")
+        return "tf32" if self.tf32 else str(self.dtype).removeprefix("torch.")
 
     @property
     def heavy(self) -> bool:
@@ -71,7 +75,7 @@ class Case:
         return f"{self.group}, {self.label}, {self.precision}"
 
     def on(self, device: str) -> dict[str, Factory]:
-        """The peers, with their common inputs on ``device``."""
+        """The peers, with their common inputs on ``device``; `peers.EXACT` is one of them, mostly."""
         torch.manual_seed(0)
         torch._dynamo.reset()  # torch.compile gives up a function after eight sets of shapes
         return self.build(device)
@@ -150,20 +154,42 @@ def training_step(
             step = eager_step(model, loss, torch.optim.SGD(model.parameters(), lr=_LR), dtype, wrap)
             return lambda: step(x, y)
 
-        def ours() -> Callable[[], object]:
-            step = fused_step(model(), of_ours(), dtype)
+        def ours(model: nn.Sequential) -> Callable[[], object]:
+            step = fused_step(model, of_ours(), dtype)
             return lambda: step(x, y)
+
+        def judged(kind: torch.dtype, make: Callable[[nn.Sequential], Callable[[], object]]) -> Run:
+            trained = model().to(kind)
+            before = [p.detach().clone() for p in trained.parameters()]
+            return Run(
+                make(trained), result=lambda: [a.detach() - b for a, b in zip(trained.parameters(), before)]
+            )
+
+        def in_float64(model: nn.Module) -> Callable[[], object]:
+            step = eager_step(
+                model,
+                of_torchs(),
+                torch.optim.SGD(model.parameters(), lr=_LR),
+                torch.float32,
+                lambda function: function,
+            )
+            a, b = x.double(), y.double() if regression else y
+            return lambda: step(a, b)
 
         def modules(wrap: Wrap) -> Callable[[], object]:
             return eager(wrap, fastmlp.fuse(model()), of_ours())
 
         of_torch = peers.of_torch(lambda wrap: eager(wrap, model(), of_torchs()), device, modes)
-        found: dict[str, Factory] = {OURS: lambda: Run(ours())}
+        of_torch[EAGER] = lambda: judged(
+            torch.float32, lambda model: eager(lambda function: function, model, of_torchs())
+        )
+        found: dict[str, Factory] = {OURS: lambda: judged(torch.float32, ours)}
+        found[EXACT] = lambda: judged(torch.float64, in_float64)
         if key:
             found[peers.OURS_MODULES] = lambda: Run(modules(lambda function: function))
             found[peers.OURS_COMPILED] = lambda: Run(modules(peers.in_one_graph))
         if device == "cuda":
-            found[peers.OURS_GRAPH] = lambda: Run(peers.graphed(ours(), device))
+            found[peers.OURS_GRAPH] = lambda: Run(peers.graphed(ours(model()), device))
         found |= of_torch
         if dtype != torch.float32:
             found[EAGER_FLOAT32] = lambda: Run(
@@ -173,7 +199,8 @@ def training_step(
         return {peer: seeded(factory) for peer, factory in found.items()}
 
     group = REGRESSION if regression else STEP
-    return Case(group, f"{name(widths)}, batch {batch}", dtype, work, build, key)
+    roundings = 4 * (len(widths) - 1)
+    return Case(group, f"{name(widths)}, batch {batch}", dtype, work, build, key, roundings=roundings)
 
 
 def eager_step(
@@ -227,13 +254,15 @@ def inference(widths: Sequence[int], batch: int, dtype: torch.dtype, key: bool =
         if device == "cuda":
             found[peers.OURS_GRAPH] = lambda: Run(peers.graphed(run(fastmlp.fuse(model())), device))
         found |= peers.of_torch(lambda wrap: run(wrap(model())), device)
+        found[EXACT] = lambda: Run(run(model().double(), x.double()))
         if dtype != torch.float32:
             found[EAGER_FLOAT32] = lambda: Run(run(model(torch.float32), x.float()))
         found[JAX] = lambda: peers.jax_peer(device).inference(widths, x)
         return {peer: seeded(factory) for peer, factory in found.items()}
 
     work = counts.inference(widths, batch, dtype)
-    return Case(INFERENCE, f"{name(widths)}, batch {batch}", dtype, work, build, key)
+    roundings = 2 * (len(widths) - 1)
+    return Case(INFERENCE, f"{name(widths)}, batch {batch}", dtype, work, build, key, roundings=roundings)
 
 
 def cross_entropy(rows: int, classes: int, dtype: torch.dtype, key: bool = False) -> Case:
@@ -245,7 +274,12 @@ def cross_entropy(rows: int, classes: int, dtype: torch.dtype, key: bool = False
 
         def run(loss: Callable[..., Tensor], logits: Tensor = logits) -> Callable[[], object]:
             leaf = logits.requires_grad_()
-            return lambda: torch.autograd.grad(loss(leaf, target), leaf)
+
+            def call() -> tuple[Tensor, ...]:
+                value = loss(leaf, target)
+                return value, *torch.autograd.grad(value, leaf)
+
+            return call
 
         def liger() -> Run:
             package = peers.library("liger_kernel.transformers", "liger-kernel", device)
@@ -260,6 +294,7 @@ def cross_entropy(rows: int, classes: int, dtype: torch.dtype, key: bool = False
             OURS: lambda: Run(run(fastmlp.CrossEntropyLoss())),
             # A function, not the module: compiled, its code is this call's own.
             **peers.of_torch(lambda wrap: run(wrap(lambda x, y: F.cross_entropy(x, y))), device),
+            EXACT: lambda: Run(run(F.cross_entropy, logits.detach().double())),
             JAX: lambda: peers.jax_peer(device).cross_entropy(logits, target),
             peers.LIGER: liger,
             peers.CUT: cut,
@@ -277,8 +312,16 @@ def linear_cross_entropy(rows: int, features: int, classes: int, dtype: torch.dt
         w = torch.randn(classes, features, device=device, dtype=dtype).mul_(features**-0.5).requires_grad_()
         y = torch.randint(classes, (rows,), device=device)
 
-        def run(loss: Callable[..., Tensor]) -> Run:
-            return Run(lambda: torch.autograd.grad(loss(x, w, y), (x, w)))
+        def run(loss: Callable[..., Tensor], x: Tensor = x, w: Tensor = w) -> Run:
+            def call() -> tuple[Tensor, ...]:
+                value = loss(x, w, y)
+                return value, *torch.autograd.grad(value, (x, w))
+
+            return Run(call)
+
+        def exact() -> Run:
+            leaves = (leaf.detach().double().requires_grad_() for leaf in (x, w))
+            return run(lambda x, w, y: F.cross_entropy(F.linear(x, w), y), *leaves)
 
         def of_torch(chunks: bool) -> Run:
             if not hasattr(F, "linear_cross_entropy"):
@@ -300,6 +343,7 @@ def linear_cross_entropy(rows: int, features: int, classes: int, dtype: torch.dt
         return {
             OURS: lambda: run(functional.linear_cross_entropy),
             **peers.of_torch(eager, device),
+            EXACT: exact,
             peers.TORCH_LINEAR: lambda: of_torch(chunks=False),
             peers.TORCH_CHUNKS: lambda: of_torch(chunks=True),
             peers.LIGER: liger,
@@ -307,7 +351,7 @@ def linear_cross_entropy(rows: int, features: int, classes: int, dtype: torch.dt
         }
 
     work = counts.linear_cross_entropy(rows, features, classes, dtype)
-    return Case(HEAD, f"{rows} x {features} -> {classes}", dtype, work, build, memory=True)
+    return Case(HEAD, f"{rows} x {features} -> {classes}", dtype, work, build, memory=True, roundings=4)
 
 
 def linear_relu(
@@ -325,18 +369,27 @@ def linear_relu(
         grad = torch.randn(m, n, device=device, dtype=dtype) if backward else None
         leaves = [t.requires_grad_(backward) for t in (x, w, b)]
 
-        def run(function: Callable[..., Tensor]) -> Callable[[], object]:
+        def run(
+            function: Callable[..., Tensor], leaves: list[Tensor] = leaves, grad: Tensor | None = grad
+        ) -> Callable[[], object]:
             if backward:
                 return lambda: torch.autograd.grad(function(*leaves), leaves, grad)
             return lambda: function(*leaves)
 
+        def of_torch(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+            return torch.relu(F.linear(x, w, b))
+
+        def exact() -> Run:
+            double = [leaf.detach().double().requires_grad_(backward) for leaf in leaves]
+            return Run(run(of_torch, double, None if grad is None else grad.double()))
+
         return {
             OURS: lambda: Run(run(functional.linear_act)),
-            **peers.of_torch(
-                lambda wrap: run(wrap(lambda x, w, b: torch.relu(F.linear(x, w, b)))), device, modes
-            ),
+            EXACT: exact,
+            **peers.of_torch(lambda wrap: run(wrap(lambda x, w, b: of_torch(x, w, b))), device, modes),
             JAX: lambda: peers.jax_peer(device).linear_relu(x, w, b, grad),
         }
 
     work = counts.linear(m, k, n, dtype, backward)
-    return Case(LINEAR_BACKWARD if backward else LINEAR, f"{m} x {k} -> {n}", dtype, work, build, key)
+    group = LINEAR_BACKWARD if backward else LINEAR
+    return Case(group, f"{m} x {k} -> {n}", dtype, work, build, key, roundings=2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -27,39 +27,49 @@ BATCH, LR = 256, 0.1
 def cases(train: Images, device: str, data: Path | None) -> Iterator[Case]:
     """An epoch over ``train``; and against torchvision's loading of the files in ``data``."""
     for dtype in (torch.float32, torch.bfloat16):
-        yield _resident(train, dtype)
+        yield resident(train, dtype)
     yield _pipeline(train, data)
 
 
-def _case(group: str, train: Images, dtype: torch.dtype, build: Callable[[str], dict[str, Factory]]) -> Case:
-    work = counts.epoch(A, BATCH, len(train), dtype, torch.uint8)
-    return Case(group, f"{name(A)}, batch {BATCH}, {len(train)} images", dtype, work, build, key=True)
+def _case(
+    group: str,
+    train: Images,
+    dtype: torch.dtype,
+    build: Callable[[str], dict[str, Factory]],
+    widths: Sequence[int] = A,
+) -> Case:
+    work = counts.epoch(widths, BATCH, len(train), dtype, torch.uint8)
+    return Case(group, f"{name(widths)}, batch {BATCH}, {len(train)} images", dtype, work, build, key=True)
 
 
-def _resident(train: Images, dtype: torch.dtype) -> Case:
+def resident(train: Images, dtype: torch.dtype, widths: Sequence[int] = A) -> Case:
+    """An epoch over images that are on the device, by a net of these widths."""
+
     def build(device: str) -> dict[str, Factory]:
         images, labels = train.images.flatten(1).to(device), train.labels.to(device)
 
         def make(wrap: Wrap, dtype: torch.dtype = dtype) -> Callable[[], object]:
-            return eager_epoch(images, labels, dtype, device, wrap)
+            return eager_epoch(images, labels, dtype, device, wrap, widths)
 
-        found: dict[str, Factory] = {OURS: lambda: ours(train, dtype, device)}
+        found: dict[str, Factory] = {OURS: lambda: ours(train, dtype, device, widths=widths)}
         if device == "cuda":
             for engine, peer in peers.OURS_ENGINES.items():
-                found[peer] = partial(ours, train, dtype, device, engine)
+                found[peer] = partial(ours, train, dtype, device, engine, widths)
         found |= peers.of_torch(make, device, tuple(MODES))
-        found[peers.GRAPH] = lambda: Run(_graphed_epoch(images, labels, dtype, device))
+        found[peers.GRAPH] = lambda: Run(_graphed_epoch(images, labels, dtype, device, widths))
         if dtype != torch.float32:
             found[EAGER_FLOAT32] = lambda: Run(make(lambda function: function, torch.float32))
-        found[JAX] = lambda: peers.jax_peer(device).epoch(A, images, labels, BATCH, LR, dtype)
+        found[JAX] = lambda: peers.jax_peer(device).epoch(widths, images, labels, BATCH, LR, dtype)
         return {peer: seeded(factory) for peer, factory in found.items()}
 
-    return _case(EPOCH, train, dtype, build)
+    return _case(EPOCH, train, dtype, build, widths)
 
 
-def ours(train: Images, dtype: torch.dtype, device: str, engine: str = "auto") -> Run:
+def ours(
+    train: Images, dtype: torch.dtype, device: str, engine: str = "auto", widths: Sequence[int] = A
+) -> Run:
     """`fastmlp.fit`'s second epoch, by its own clock: the first one may compile or capture."""
-    model, resident = fastmlp.fuse(net(A)).to(device), train.to(device)
+    model, resident = fastmlp.fuse(net(widths)).to(device), train.to(device)
 
     def call() -> float:
         history = fastmlp.fit(
@@ -71,10 +81,15 @@ def ours(train: Images, dtype: torch.dtype, device: str, engine: str = "auto") -
 
 
 def eager_epoch(
-    images: Tensor, labels: Tensor, dtype: torch.dtype, device: str, wrap: Wrap
+    images: Tensor,
+    labels: Tensor,
+    dtype: torch.dtype,
+    device: str,
+    wrap: Wrap,
+    widths: Sequence[int] = A,
 ) -> Callable[[], object]:
     """The textbook's loop over tensors on the device; the loss is read once, at the end."""
-    model = net(A).to(device)
+    model = net(widths).to(device)
     step = eager_step(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=LR), dtype, wrap)
     total = torch.zeros((), device=device)
 
@@ -87,9 +102,11 @@ def eager_epoch(
     return epoch
 
 
-def _graphed_epoch(images: Tensor, labels: Tensor, dtype: torch.dtype, device: str) -> Callable[[], object]:
+def _graphed_epoch(
+    images: Tensor, labels: Tensor, dtype: torch.dtype, device: str, widths: Sequence[int]
+) -> Callable[[], object]:
     """The same, with one CUDA graph for the full batches and one for the short last one."""
-    model = net(A).to(device)
+    model = net(widths).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     step = eager_step(model, nn.CrossEntropyLoss(), optimizer, dtype, lambda function: function)
     total = torch.zeros((), device=device)

@@ -32,7 +32,8 @@ def _device(device: str) -> Any:
 
 
 def _dtype(dtype: torch.dtype) -> Any:
-    return {torch.float32: jnp.float32, torch.bfloat16: jnp.bfloat16}[dtype]
+    kinds = {torch.float32: jnp.float32, torch.bfloat16: jnp.bfloat16, torch.float16: jnp.float16}
+    return kinds[dtype]
 
 
 def _put(tensor: torch.Tensor, device: str) -> jax.Array:
@@ -44,8 +45,9 @@ def _put(tensor: torch.Tensor, device: str) -> jax.Array:
 
 
 def _jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """``jax.jit`` with torch's float32 products: no TF32."""
-    return jax.jit(jax.default_matmul_precision("highest")(function), **options)
+    """``jax.jit`` with torch's float32 products: TF32 only where torch has it too."""
+    precision = "tensorfloat32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "highest"
+    return jax.jit(jax.default_matmul_precision(precision)(function), **options)
 
 
 def _params(widths: Sequence[int], device: str) -> Params:

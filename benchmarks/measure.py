@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from . import memory
+from . import memory, numerics
 from .cases import Case
 from .floors import Ceilings
-from .peers import CUT, EAGER, LIGER, OURS, TORCH_CHUNKS, Factory
+from .peers import CUT, EAGER, EXACT, LIGER, OF_OURS, OURS, TORCH_CHUNKS, Factory
 from .timing import Run, interleave
 
 _MEASURED_MEMORY = (
@@ -31,6 +32,7 @@ class Effort:
     rounds: int = 101  # interleaved turns
     seconds: float = 4.0  # after which no further turn starts
     without: Collection[str] = ()  # peers that are left out
+    verify: bool = False  # ours is compared with float64 before it is timed
 
 
 LEFT_OUT = "left out of a quick report"
@@ -63,7 +65,10 @@ def measure(case: Case, device: str, ceilings: Ceilings, effort: Effort, with_me
         factories = case.on(device)
     except Exception as error:  # such as inputs that do not fit into memory
         return row | {"error": reason(error)}
+    exact = factories.pop(EXACT, None)
     runs: dict[str, Run] = {}
+    if effort.verify and exact is not None:
+        row |= _verified(case, factories, exact)
     for name, factory in factories.items():
         if name in effort.without:
             row["missing"][name] = LEFT_OUT
@@ -76,11 +81,49 @@ def measure(case: Case, device: str, ceilings: Ceilings, effort: Effort, with_me
             row["missing"][name] = reason(error)
             if name == OURS:
                 row["error"] = f"{OURS}: {reason(error)}"
+    if "wrong" in row:  # a wrong result has no time, by whichever of ours
+        runs = {name: run for name, run in runs.items() if name not in OF_OURS}
     if runs:
         row |= _timed(runs, device, effort)
     if (with_memory or case.memory) and "error" not in row:
         row["memory"] = _memory({name: factories[name] for name in _MEASURED_MEMORY if name in runs}, device)
     return row
+
+
+def _verified(case: Case, factories: dict[str, Factory], exact: Factory) -> Row:
+    """How far ours and eager's are from float64's; an error where ours is farther than `numerics` allows.
+
+    Of several tensors the one counts that comes nearest to what it may be off, or goes beyond it.
+    """
+    try:
+        ours = _result(factories[OURS]())
+    except Exception as error:
+        return {"error": f"{OURS}: {reason(error)}"}
+    try:
+        torchs, right = _result(factories[EAGER]()), _result(exact())
+        found = [
+            (
+                numerics.error(mine, true) / (bound := numerics.allowed(its, true, case.roundings)),
+                {"what": f"result {i}", "error": numerics.error(mine, true), "allowed": bound},
+            )
+            for i, (mine, its, true) in enumerate(zip(ours, torchs, right, strict=True))
+        ]
+    except AssertionError as error:  # NaN or inf where there should be none
+        return {"error": f"wrong: {error}", "wrong": True}
+    except Exception as error:  # there is nothing to compare with
+        return {"unverified": reason(error)}
+    excess, worst = max(found, key=lambda one: one[0])
+    if excess <= 1:
+        return {"worst": worst}
+    text = f"wrong: {worst['what']} is off by {worst['error']:.2e}, allowed {worst['allowed']:.2e}"
+    return {"worst": worst, "error": text, "wrong": True}
+
+
+def _result(run: Run) -> list[Tensor]:
+    """What one call computes."""
+    value = run.call()
+    value = value if run.result is None else run.result()
+    return [tensor.detach().clone() for tensor in ([value] if isinstance(value, Tensor) else value)]
 
 
 def _timed(runs: dict[str, Run], device: str, effort: Effort) -> Row:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 
 def error(value: Tensor, exact: Tensor) -> float:
-    """‖value - exact‖ / ‖exact‖ in float64, absolute where exact is 0.
+    """‖value - exact‖ / ‖exact‖ in float64, absolute where ``exact`` is 0.
+
+    Where ``value`` alone is not finite it is infinite.
 
     Raises:
         AssertionError: another shape, or NaN and inf are not where they are in ``exact``.
@@ -21,6 +25,8 @@ def error(value: Tensor, exact: Tensor) -> float:
     value, exact = value[~odd], exact[~odd]
     if value.numel() == 0:
         return 0.0
+    if not torch.isfinite(value).all():
+        return math.inf
     norm = exact.norm().item()
     return (value - exact).norm().item() / (norm if norm > 0 else 1.0)
 

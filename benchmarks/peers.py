@@ -38,6 +38,8 @@ TCNN = "tiny-cuda-nn"  # in fp16 without biases: it has neither bf16 nor a bias
 TORCH_CHUNKS = "F.linear_cross_entropy, chunks"
 BOOK = "book's pipeline"
 BOOK_WORKERS = "book's pipeline, 4 workers"
+#: Nobody's time: the same work in float64, which a result is compared with.
+EXACT = "float64"
 
 OF_OURS = (OURS, OURS_MODULES, OURS_COMPILED, *OURS_ENGINES.values(), *OURS_PLANS.values())
 #: In the order of columns and colours, ours first.

@@ -22,6 +22,7 @@ class Run:
     steps: int = 1  # pieces of work that a call does
     wait: Callable[[], object] | None = None  # after a block, where `synchronize` does not know of it
     clocked: bool = False  # the call times itself and returns the seconds
+    result: Callable[[], Any] | None = None  # what a call has computed, if it does not return it
 
 
 @dataclass(frozen=True)

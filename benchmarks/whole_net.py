@@ -18,7 +18,7 @@ from fastmlp import work as counts
 
 from . import peers
 from .cases import TABULAR, Case, net, seeded
-from .peers import JAX, OURS, OURS_PLANS, TCNN, Factory, MissingPeerError
+from .peers import EXACT, JAX, OURS, OURS_PLANS, TCNN, Factory, MissingPeerError
 from .timing import Run
 
 FORWARD, TRAINING = "fused MLP forward", "fused MLP forward + backward"
@@ -63,10 +63,19 @@ def mlp(
         x = torch.rand(batch, widths[0], device=device, dtype=dtype).requires_grad_(training)
         grad = torch.randn(batch, widths[-1], device=device, dtype=dtype)
 
-        def run(function: Callable[[Tensor], Tensor], leaves: Sequence[Tensor]) -> Callable[[], object]:
+        def run(
+            function: Callable[[Tensor], Tensor], leaves: Sequence[Tensor], x: Tensor = x, grad: Tensor = grad
+        ) -> Callable[[], object]:
             if training:
                 return lambda: torch.autograd.grad(function(x), [x, *leaves], grad)
             return torch.no_grad()(lambda: function(x))
+
+        def exact() -> Run:
+            model, double = (
+                net(widths).to(device, dtype).double(),
+                x.detach().double().requires_grad_(training),
+            )
+            return Run(run(model, list(model.parameters()), double, grad.double()))
 
         def of_torch(wrap: peers.Wrap) -> Callable[[], object]:
             model = net(widths).to(device, dtype)
@@ -76,7 +85,7 @@ def mlp(
             params: list[Tensor] = list(net(widths).to(device, dtype).parameters())
             return run(_ours(params[0::2], params[1::2], plan), params)
 
-        found: dict[str, Factory] = {OURS: lambda: Run(ours())}
+        found: dict[str, Factory] = {OURS: lambda: Run(ours()), EXACT: exact}
         if device == "cuda":
             found[peers.OURS_GRAPH] = lambda: Run(peers.graphed(ours(), device))
             for plan in OURS_PLANS if training else ("layers", "whole"):
@@ -93,7 +102,7 @@ def mlp(
     group = TRAINING if training else FORWARD
     label = f"{kind} {plans.name(widths)}, batch {batch}".strip()
     works = {name: plan.work for name, plan in counted.items()}
-    return Case(group, label, dtype, least.work, build, key, works)
+    return Case(group, label, dtype, least.work, build, key, works, roundings=4 * len(widths))
 
 
 def count(

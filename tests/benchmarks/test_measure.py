@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from benchmarks import cases, epochs, peers
+from benchmarks import cases, epochs, peers, whole_net
 from benchmarks.cases import Case
 from benchmarks.floors import Ceilings
 from benchmarks.measure import Effort, Row, measure
@@ -50,6 +50,51 @@ def test_a_missing_peer_is_named_with_its_reason() -> None:
 def test_a_peer_that_fails_when_called_is_missing() -> None:
     row = _row(ours=_works, late=lambda: Run(lambda: 1 / 0))
     assert row["missing"] == {"late": "ZeroDivisionError: division by zero"}
+
+
+@pytest.mark.parametrize(
+    ("value", "wrong"),
+    [
+        (1.0, None),
+        (1.01, "wrong: result 0 is off by 1.00e-02"),
+        (float("nan"), "wrong: result 0 is off by inf"),
+    ],
+)
+def test_a_wrong_result_has_no_time(value: float, wrong: str | None) -> None:
+    """None of ours: it would be the time of something else."""
+
+    def gives(value: float, dtype: torch.dtype = torch.float32) -> Factory:
+        return lambda: Run(lambda: torch.tensor([value, 0.0], dtype=dtype))
+
+    named = {
+        OURS: gives(value), peers.OURS_GRAPH: gives(value), EAGER: gives(1.0),
+        peers.EXACT: gives(1.0, torch.float64),
+    }  # fmt: skip
+    case = Case("work", "small", torch.float32, Work(1, 1, 1, 1), lambda device: dict(named), roundings=4)
+    row = measure(case, "cpu", _CEILINGS, Effort(rounds=3, seconds=0.1, verify=True))
+    assert (wrong or "") in row.get("error", "")
+    assert ("error" in row) == (wrong is not None)
+    assert set(row["seconds"]) == ({EAGER} if wrong else {OURS, peers.OURS_GRAPH, EAGER})
+
+
+def test_every_headline_is_compared_with_float64() -> None:
+    """Each kind of case at a small size, on a CPU: what is compared is what is computed."""
+    bf16, fp32 = torch.bfloat16, torch.float32
+    for case in (
+        cases.training_step((12, 16, 5), 7, fp32),
+        cases.training_step((12, 16, 1), 7, fp32, regression=True),
+        cases.inference((12, 16, 5), 7, bf16),
+        cases.cross_entropy(9, 30, bf16),
+        cases.linear_cross_entropy(9, 8, 30, bf16),
+        cases.linear_relu((9, 8, 7), bf16, backward=False),
+        cases.linear_relu((9, 8, 7), fp32, backward=True),
+        whole_net.mlp((5, 16, 16, 3), 40, fp32, training=True),
+        whole_net.mlp((5, 16, 16, 3), 40, fp32, training=False),
+    ):
+        without = set(case.on("cpu")) - {OURS, EAGER, peers.EXACT}
+        row = measure(case, "cpu", _CEILINGS, Effort(rounds=3, seconds=0.01, without=without, verify=True))
+        assert "error" not in row, row
+        assert 0 <= row["worst"]["error"] <= row["worst"]["allowed"] < 0.1, row["key"]
 
 
 def test_ours_that_fails_is_an_error_and_the_peers_are_timed() -> None:

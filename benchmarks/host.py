@@ -8,6 +8,7 @@ the same calls for real, in blocks between synchronised ends; that has not been 
 
 from __future__ import annotations
 
+import argparse
 import cProfile
 import json
 import os
@@ -15,14 +16,13 @@ import pstats
 import sys
 import time
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import typer
 
 from fastmlp.profiling.session import exported
 from fastmlp.profiling.trace import Trace
@@ -72,6 +72,8 @@ def calls(
             continue
         try:
             call = case.build(Side(peer, device))
+            if peer in (peers.GRAPH, peers.OURS_GRAPH):
+                call = peers.graphed(call, device)
             call()  # compiles
         except Exception as error:
             if peer != LIGER and not isinstance(error, peers.MissingPeerError):
@@ -184,36 +186,43 @@ def _shown(path: str) -> str:
     return path.rpartition("site-packages/")[2]
 
 
-def main(
-    device: str = typer.Option("cpu", help="cpu: with the GPU stubbed; cuda: for real."),
-    match: str = typer.Option("", help="Only the rows that have this in their name."),
-    rounds: int = typer.Option(EFFORT.rounds, min=3, help="Interleaved turns."),
-    quick: bool = typer.Option(False, help="Nothing compiled by torch.compile."),
-    json_path: Path | None = typer.Option(None, "--json", metavar="FILE", help="Write the rows there too."),
-    profile: bool = typer.Option(False, help="Instead of times: what our call calls, and how long."),
-) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     """The host's time for a call, ours beside eager PyTorch's."""
-    if device not in ("cpu", "cuda"):
-        raise typer.BadParameter(f"--device {device}: expected cpu or cuda")
-    unable = problem(device)
+    parser = argparse.ArgumentParser("python -m benchmarks.host", description=main.__doc__)
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="cpu: with the GPU stubbed; cuda: for real"
+    )
+    parser.add_argument("--match", default="", help="only the rows that have this in their name")
+    parser.add_argument("--rounds", type=int, default=EFFORT.rounds, help="interleaved turns, at least 3")
+    parser.add_argument("--quick", action="store_true", help="nothing compiled by torch.compile")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there too")
+    parser.add_argument(
+        "--profile", action="store_true", help="instead of times: what our call calls, and how long"
+    )
+    asked = parser.parse_args(argv)
+    unable = problem(asked.device)
     if unable is not None:
-        raise typer.BadParameter(f"--device {device}: {unable}")
-    found = [case for case in CASES if match in str(case)]
+        parser.error(f"--device {asked.device}: {unable}")
+    if asked.rounds < 3:
+        parser.error(f"--rounds {asked.rounds}: expected 3 at least")
+    found = [case for case in CASES if asked.match in str(case)]
     if not found:
-        raise typer.BadParameter(f"--match {match}: there is no such row")
-    if profile:
+        parser.error(f"--match {asked.match}: there is no such row")
+    if asked.profile:
         for case in found:
-            _profile(case, device)
-        return
-    report: dict[str, Any] = {"machine": describe(device), "rows": []}
+            _profile(case, asked.device)
+        return 0
+    effort = replace(EFFORT, rounds=asked.rounds, without=COMPILING if asked.quick else ())
+    report: dict[str, Any] = {"machine": describe(asked.device), "rows": []}
     for case in found:
-        row = measure(case, device, replace(EFFORT, rounds=rounds, without=COMPILING if quick else ()))
+        row = measure(case, asked.device, effort)
         report["rows"].append(row)
         print(tables.line(row), file=sys.stderr, flush=True)
     rows = report["rows"]
     print(f"{tables.machine(report['machine'])}\n\n{tables.host_meaning(rows)}\n\n{tables.host(rows)}")
-    if json_path is not None:
-        json_path.write_text(json.dumps(report, indent=1) + "\n")
+    if asked.json is not None:
+        asked.json.write_text(json.dumps(report, indent=1) + "\n")
+    return 0
 
 
 def _profile(case: HostCase, device: str, times: int = 500) -> None:
@@ -238,4 +247,4 @@ def _profile(case: HostCase, device: str, times: int = 500) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(main())

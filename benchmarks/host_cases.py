@@ -82,6 +82,8 @@ class Side:
 
     def wrap(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """``function``, compiled where that is what this side is."""
+        if self.peer == peers.COMPILED:
+            return peers.compiled(function, self.peer, self.device)
         return peers.in_one_graph(function) if self.peer == OURS_COMPILED else function
 
     def _dropout(self, p: float) -> nn.Module:
@@ -116,7 +118,8 @@ def _linear_act(side: Side) -> Call:
     x, w, b = side.normal(side.batch, 784), side.normal(256, 784), side.normal(256)
     if side.ours:
         return lambda: functional.linear_act(x, w, b)
-    return lambda: torch.relu(F.linear(x, w, b))
+    function = side.wrap(lambda x, w, b: torch.relu(F.linear(x, w, b)))
+    return lambda: function(x, w, b)
 
 
 def _forward(side: Side, net: Callable[[Side], nn.Module], features: int, grad: bool) -> Call:
@@ -134,7 +137,7 @@ def _loss(side: Side, backward: bool) -> Call:
         package = peers.library("liger_kernel.transformers", "liger-kernel", side.device, gpu=False)
         loss = package.LigerCrossEntropyLoss()
     else:
-        loss = functional.cross_entropy if side.ours else F.cross_entropy
+        loss = side.wrap(functional.cross_entropy if side.ours else F.cross_entropy)
     logits, target = side.normal(side.batch, 10, grad=backward), side.labels(10)
     if not backward:
         return lambda: loss(logits, target)

@@ -22,6 +22,8 @@ from .sweeps import SWEEPS
 NAME = "index.html"
 _WEB = Path(__file__).resolve().parent / "web"
 _PRECISION = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+#: Of `benchmarks.gpu`: what is wrong there is among the errors.
+_NO_TIMES = ("tests", "facts", "smoke", "engines", "tune")
 _PARTS = {"cases": "cases", "epochs": "epochs", "accuracy": "time to accuracy", "sweeps": "sweeps"}
 
 
@@ -238,7 +240,7 @@ def _accuracy(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _lines(row: Row) -> list[dict[str, Any]]:
     """A row of the report as the long table has it: a line for each peer, the numbers beside their text."""
-    if "seconds" not in row or row["part"] == "tests":
+    if "seconds" not in row or row["part"] in _NO_TIMES:
         return []
     part = _PARTS.get(row["part"], row["part"])
     if row.get("sweep"):

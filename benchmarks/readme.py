@@ -1,13 +1,19 @@
-"""``python -m benchmarks.readme``: the READMEs' picture and table, and docs/performance.md, from reports."""
+"""``python -m benchmarks.readme``: the READMEs' picture and table, and docs/performance.md, from reports.
+
+``--add DIR`` first stores the report that DIR holds, with its table and pictures, and what was tuned with it.
+"""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import typer
 
-from . import performance, tables
+from fastmlp import atomic
+
+from . import machine, performance, plots, tables, targets
 from .store import load
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -60,12 +66,46 @@ _CHINESE = {
 READMES: dict[str, dict[str, str]] = {"README.md": {}, "README.zh-CN.md": _CHINESE}
 
 
-def main(results: Path = typer.Option(RESULTS, help="Holds a folder for each kind of machine.")) -> None:
+#: What a report of `benchmarks.gpu` has beside it, as the package ships it.
+TUNED = ("tiles.json", "decisions.json")
+
+
+def main(
+    results: Path = typer.Option(RESULTS, help="Holds a folder for each kind of machine."),
+    add: Path | None = typer.Option(None, metavar="DIR", help="Store the report in DIR first."),
+) -> None:
     """Put what the reports say between the markers of the READMEs, and all of it on the page."""
+    if add is not None:
+        try:
+            print(f"stored in {store(add, results)}")
+        except (OSError, ValueError, LookupError) as error:
+            raise typer.BadParameter(f"--add {add}: {error}") from error
     for name in READMES:
         path = _ROOT / name
         path.write_text(updated(path.read_text(), results, READMES[name]))
     PAGE.write_text(performance.page(folders(results), "../benchmarks/results"))
+
+
+def store(report: Path, results: Path, kernels: Path = _ROOT / "kernels") -> Path:
+    """Keep a report in its machine's folder, which is returned; tuned tiles and decisions go to ``kernels``.
+
+    Raises:
+        ValueError: it is a rehearsal's, which says nothing of any machine, or no report.
+        OSError: there is none.
+    """
+    found: dict[str, Any] = load(report)
+    if found["machine"].get("rehearsal"):
+        raise ValueError("a rehearsal's times say nothing of this machine: it is not stored")
+    found["targets"] = targets.evaluate(found)
+    folder = results / machine.folder(found["machine"])
+    atomic.write(folder / "report.json", [json.dumps(found, indent=1).encode(), b"\n"])
+    atomic.write(folder / "table.md", [tables.full(found).encode()])
+    plots.draw(found, folder)
+    for name in TUNED:
+        if (report / name).exists():
+            merged = json.loads((kernels / name).read_text()) | json.loads((report / name).read_text())
+            atomic.write(kernels / name, [json.dumps(merged, indent=1, sort_keys=True).encode(), b"\n"])
+    return folder
 
 
 def updated(text: str, results: Path, words: dict[str, str]) -> str:

@@ -83,7 +83,7 @@ def take(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     store = Store(out, describe(device))
     if store.dropped:
-        console.print(f"{out} held a report of another machine or commit: it is replaced")
+        console.print(f"{out} held a report that is damaged or of another machine or commit: {store.dropped}")
     if device == "cuda" and not call:
         store.save()
         call = time.time()

@@ -23,11 +23,12 @@ class Store:
         out.mkdir(parents=True, exist_ok=True)
         self._out, self._path = out, out / "report.json"
         self.report: dict[str, Any] = {"machine": machine, "rows": [], "stops": {}, "left_out": []}
-        self.dropped = False  # an older report was there, and another machine's or commit's
+        self.dropped: Path | None = None  # what was there: damaged, or another machine's or commit's
         if self._path.exists():
-            before = load(out)
-            self.dropped = not same(before["machine"], machine)
-            if not self.dropped:
+            before = _readable(out)
+            if before is None or not same(before["machine"], machine):
+                self.dropped = self._path.rename(self._path.with_name("report.before.json"))
+            else:
                 self.report = before | {"machine": machine}
 
     def reload(self) -> None:
@@ -44,15 +45,19 @@ class Store:
         self.save()
 
     def put(self, part: str, row: Row) -> None:
+        """`add`, and save."""
+        self.add(part, row)
+        self.save()
+
+    def add(self, part: str, row: Row) -> None:
         """Add the row, or replace the one of its name."""
         row = {"part": part, **row}
         rows = self.report["rows"]
         place = next(
-            (i for i, r in enumerate(rows) if (r["part"], r["key"]) == (part, row["key"])), len(rows)
+            (i for i, r in enumerate(rows) if (r["part"], r["key"]) == (row["part"], row["key"])), len(rows)
         )
         rows[place : place + 1] = [row]
         self.report.pop("now", None)
-        self.save()
 
     def leave_out(self, part: str, key: str) -> None:
         """Name a row that there was no time for."""
@@ -70,3 +75,12 @@ class Store:
 def load(out: Path) -> dict[str, Any]:
     """A stored report."""
     return json.loads((out / "report.json").read_text())
+
+
+def _readable(out: Path) -> dict[str, Any] | None:
+    """A stored report; None where the file is damaged."""
+    try:
+        report = load(out)
+        return report if isinstance(report["machine"], dict) and isinstance(report["rows"], list) else None
+    except (ValueError, LookupError, TypeError):
+        return None

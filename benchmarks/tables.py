@@ -24,6 +24,7 @@ def full(report: dict[str, Any]) -> str:
         "Medians (quartiles) of interleaved rounds. `×` is the peer's time over ours: above 1, fastmlp is "
         "faster. The floor is explained in `benchmarks/floors.py`.",
         _tests(rows),
+        *_stages(report),
         "## Targets",
         _targets(report),
         "## Ceilings",
@@ -156,6 +157,28 @@ def _tests(rows: Iterable[Row]) -> str:
         for row in rows
         if row["part"] == "tests"
     )
+
+
+def _stages(report: dict[str, Any]) -> list[str]:
+    """How the stages of `benchmarks.gpu` ended, and what failed in them."""
+    if not report.get("stages"):
+        return []
+    lines = [
+        [
+            name,
+            stand["state"],
+            str(len(stand["done"])),
+            str(stand["failed"]),
+            str(len(stand["left_out"])),
+            stand["why"] or "-",
+        ]
+        for name, stand in report["stages"].items()
+    ]
+    failed = [
+        f"- {row['key']}: {row['error']}" for row in report["rows"] if row.get("stage") and row.get("error")
+    ]
+    table = _table(["stage", "", "rows", "failed", "not reached", "why"], lines)
+    return ["## Stages", "Of `python -m benchmarks.gpu`.", table, "\n".join(failed)]
 
 
 def _targets(report: dict[str, Any]) -> str:

@@ -37,6 +37,7 @@ class Bench:
         done: keys of the rows that are there already.
         device: "cuda", or "cpu" in a rehearsal, where kernels are interpreted.
         toy: whether sizes and efforts are a rehearsal's.
+        resumed: whether the stage goes on where an earlier run stopped.
         out: the report's folder, for a file that somebody else writes.
         data: where Fashion-MNIST is, if it is anywhere.
     """
@@ -48,11 +49,12 @@ class Bench:
         done: frozenset[str] = frozenset(),
         device: str = "cuda",
         toy: bool = False,
+        resumed: bool = False,
         out: Path = Path(),
         data: Path | None = None,
     ) -> None:
         self._say, self._end, self._done = say, time.time() + seconds, done
-        self.device, self.toy, self.out, self.data = device, toy, out, data
+        self.device, self.toy, self.resumed, self.out, self.data = device, toy, resumed, out, data
 
     def left(self) -> float:
         """Seconds until the stage must be over."""
@@ -66,23 +68,28 @@ class Bench:
         """Measure a row and tell it; None where it is there already, or no time is left for it.
 
         What ``make`` raises is the row's error. ``part`` of the report is the stage's own unless it is named.
+        A row that says that it is "unfinished" is measured again by a run that resumes this one.
         """
         if self.has(key):
             return None
         if self.left() <= 0:
-            self._say({"left_out": key, "part": part})
+            self.left_out(key)
             return None
-        self._say({"begin": key})
+        self._say({"begin": key, "part": part})
         began = time.time()
         try:
             row = make()
         except Exception as error:
             row = {"error": reason(error)}
         row = {"key": key, "took": round(time.time() - began, 3), **row}
-        self._say({"row": row, "part": part})
+        self._say({"row": row, "done": key, "part": part})
         if "error" in row:
             self._leave_if_broken()
         return row
+
+    def left_out(self, key: str) -> None:
+        """Name what there was no time for."""
+        self._say({"left_out": key})
 
     def note(self, what: str) -> None:
         """Say what the row under way is at: it is named if that hangs, and counts as a sign of life."""
@@ -105,25 +112,25 @@ class Bench:
             sys.exit(BROKEN)
 
 
-def main(stage: str, options: dict[str, Any]) -> None:
-    """Run ``stage``; ``options`` are `Bench`'s, and ``pipe``, the number of the file to write to."""
+def main(words: dict[str, Any]) -> None:
+    """Run a stage; ``words`` name it and the pipe to write to, the others are `Bench`'s."""
     end_with_parent()
     faulthandler.register(signal.SIGUSR1, all_threads=True)  # where it hangs
-    pipe = os.fdopen(options.pop("pipe"), "w", buffering=1)
-    if options["device"] == "cuda":
-        torch.zeros(1, device="cuda")
+    pipe, stage = os.fdopen(words.pop("pipe"), "w"), words.pop("stage")
 
     def say(message: dict[str, Any]) -> None:
         pipe.write(json.dumps(message, default=str) + "\n")
         pipe.flush()
 
-    say({"ready": describe(options["device"])})
-    options |= {
-        "done": frozenset(options["done"]),
-        "out": Path(options["out"]),
-        "data": None if options["data"] is None else Path(options["data"]),
-    }
-    importlib.import_module(f"{__package__}.{stage}").run(Bench(say, **options))
+    if words["device"] == "cuda":
+        torch.zeros(1, device="cuda")
+    say({"ready": describe(words["device"])})
+    if stage:
+        words |= {name: Path(words[name]) for name in ("out", "data") if words[name] is not None}
+        words["done"] = frozenset(words["done"])
+        module, _, function = stage.rpartition(":")  # a test's own stage is named in full
+        found = importlib.import_module(module or f"{__package__}.{stage}")
+        getattr(found, function if module else "run")(Bench(say, **words))
 
 
 def end_with_parent() -> None:
@@ -133,4 +140,4 @@ def end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], json.loads(sys.argv[2]))
+    main(json.loads(sys.argv[1]))

@@ -1,0 +1,63 @@
+"""What the machine is, and what it reaches: no later number means anything without it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from typing import Any
+
+import torch
+
+from ..floors import measure_ceilings
+from ..measure import Row
+from .headlines import rehearsed
+from .worker import Bench
+
+_QUERY = (
+    "name", "driver_version", "pstate", "clocks.sm", "clocks.max.sm", "clocks.mem", "temperature.gpu",
+    "power.draw", "power.limit", "memory.total", "memory.used", "compute_mode", "mig.mode.current",
+)  # fmt: skip
+
+
+def run(bench: Bench) -> None:
+    """The stage."""
+    bench.row("the device", lambda: {**_EMPTY, "facts": device(bench.device)})
+    bench.row("ceilings", lambda: _ceilings(bench))
+
+
+_EMPTY: Row = {"group": "facts", "label": "", "dtype": "", "seconds": {}, "missing": {}}
+
+
+def _ceilings(bench: Bench) -> Row:
+    found = rehearsed() if bench.toy else measure_ceilings(bench.device, quick=True)
+    bench.tell(ceilings=found.json())
+    return dict(_EMPTY)
+
+
+def device(kind: str) -> dict[str, Any]:
+    """Its properties by torch, and its state by ``nvidia-smi``, where it has any."""
+    found: dict[str, Any] = {"nvidia_smi": _asked(_QUERY)}
+    if kind == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        wanted = (
+            "name", "major", "minor", "multi_processor_count", "total_memory", "L2_cache_size", "warp_size",
+            "shared_memory_per_block_optin", "shared_memory_per_multiprocessor", "regs_per_multiprocessor",
+            "max_threads_per_multi_processor",
+        )  # fmt: skip
+        found |= {name: getattr(properties, name) for name in wanted if hasattr(properties, name)}
+        found["free_memory"] = torch.cuda.mem_get_info()[0]
+    return found
+
+
+def _asked(names: tuple[str, ...]) -> dict[str, str] | str:
+    """What ``nvidia-smi`` says, or why it says nothing."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return "there is no nvidia-smi"
+    command = [program, f"--query-gpu={','.join(names)}", "--format=csv,noheader", "--id=0"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    values = [value.strip() for value in done.stdout.strip().split(",")]
+    return dict(zip(names, values)) if len(values) == len(names) else (done.stderr or done.stdout).strip()

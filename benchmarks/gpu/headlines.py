@@ -1,0 +1,159 @@
+"""The table that everybody asks for: our times beside every peer's, each result compared with float64's."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
+
+import torch
+
+from fastmlp import devices
+from fastmlp.data import DataError, Images, load, synthetic
+from fastmlp.profiling.ceilings import Ceilings, measure_ceilings, tf32
+
+from .. import cases, epochs, peers, whole_net
+from ..cases import A, Case
+from ..measure import Effort, Row, measure
+from ..store import load as load_report
+from .worker import Bench
+
+_FP32, _BF16, _FP16 = torch.float32, torch.bfloat16, torch.float16
+#: What compiles for seconds before its first call: measured when every row has its first numbers.
+_SLOW = (*peers.COMPILING, peers.JAX, peers.LIGER, peers.CUT, peers.TCNN, peers.TORCH_CHUNKS)
+#: Never: minutes.
+_NEVER = (peers.AUTOTUNED, peers.BOOK, peers.BOOK_WORKERS)
+_FIRST = Effort(rounds=31, seconds=0.4, without=(*_SLOW, *_NEVER), verify=True)
+_SECOND = Effort(rounds=31, seconds=0.8, without=_NEVER, verify=True)
+_REHEARSED = Effort(rounds=3, seconds=0.05, without=(*_SLOW, *_NEVER), verify=True)
+
+
+class Headline(NamedTuple):
+    """One row: a part of the report that it belongs to, and its case."""
+
+    part: str
+    case: Case
+
+
+def run(bench: Bench) -> None:
+    """Every row in a short version first; then again beside the peers that have to be compiled."""
+    ceilings = _ceilings(bench)
+    for full in (False, True) if not bench.toy else (False,):
+        effort = _REHEARSED if bench.toy else _SECOND if full else _FIRST
+        for headline in headlines(bench):
+            make = partial(_row, bench, headline, ceilings, effort)
+            if full:  # what goes wrong leaves the row that is there
+                bench.row(f"{headline.case}, every peer", make, part="every peer")
+            else:
+                bench.row(str(headline.case), make, part=headline.part)
+
+
+def headlines(bench: Bench) -> Iterator[Headline]:
+    """In the order of their weight."""
+    yield from _small() if bench.toy else _large(_images(bench))
+
+
+def _large(images: Images) -> Iterator[Headline]:
+    for dtype in (_FP32, _BF16):
+        yield Headline("cases", cases.training_step(A, 256, dtype, tuple(peers.MODES), key=True))
+    for dtype in (_FP32, _BF16):
+        yield Headline("epochs", epochs.resident(images, dtype))
+    for side, kind in itertools.product((1024, 4096, 8192), ("bf16", "tf32", "fp16")):
+        yield Headline("cases", linear(side, kind))
+    yield Headline("cases", cases.cross_entropy(4096, 128256, _BF16, key=True))
+    for kind, (widths, batch) in whole_net.NETS.items():
+        for training in (False, True):
+            yield Headline("cases", whole_net.mlp(widths, batch, _BF16, training, kind, key=True))
+    for batch, dtype in itertools.product((1, 4096), (_FP32, _BF16)):
+        yield Headline("cases", cases.inference(A, batch, dtype, key=True))
+    yield Headline("cases", cases.linear_cross_entropy(8192, 4096, 128256, _BF16))
+
+
+def _small() -> Iterator[Headline]:
+    """One of each kind, for a rehearsal."""
+    widths = (16, 16, 10)
+    yield Headline("cases", cases.training_step(widths, 32, _FP32, key=True))
+    train = synthetic(train=300, test=10)[0]
+    images = Images(train.images[:, ::7, ::7].contiguous(), train.labels, train.classes, train.name)
+    yield Headline("epochs", epochs.resident(images, _FP32, widths))
+    for kind in ("bf16", "tf32", "fp16"):
+        yield Headline("cases", linear(32, kind))
+    yield Headline("cases", cases.cross_entropy(8, 100, _BF16, key=True))
+    for training in (False, True):
+        yield Headline("cases", whole_net.mlp(widths, 16, _BF16, training, "policy", key=True))
+    yield Headline("cases", cases.inference(widths, 1, _FP32, key=True))
+    yield Headline("cases", cases.linear_cross_entropy(8, 16, 50, _BF16))
+
+
+def linear(side: int, kind: str) -> Case:
+    """A square layer in bf16, tf32 or fp16."""
+    dtype = {"bf16": _BF16, "tf32": _FP32, "fp16": _FP16}[kind]
+    case = cases.linear_relu((side, side, side), dtype, backward=False, modes=(peers.COMPILED,), key=True)
+    return replace(case, tf32=kind == "tf32")
+
+
+def _images(bench: Bench) -> Images:
+    """Fashion-MNIST where it is at hand: an epoch takes as long with any other images of its shape."""
+    try:
+        return load(bench.data, print)[0] if bench.data is not None else synthetic()[0]
+    except (DataError, ImportError) as error:
+        print(f"{error}: the synthetic set instead")
+        return synthetic()[0]
+
+
+def _ceilings(bench: Bench) -> Ceilings:
+    """Those that an earlier stage has measured."""
+    try:
+        found = load_report(bench.out)["ceilings"]
+        return Ceilings(**found | {"copy": {int(size): rate for size, rate in found["copy"].items()}})
+    except (OSError, ValueError, LookupError, TypeError):
+        ceilings = rehearsed() if bench.toy else measure_ceilings(bench.device, quick=True)
+        bench.tell(ceilings=ceilings.json())
+        return ceilings
+
+
+def rehearsed() -> Ceilings:
+    """What stands for them where times say nothing."""
+    return Ceilings({1 << 20: 1e10}, dict.fromkeys(("float32", "tf32", "bfloat16", "float16"), 1e11), 1e-6)
+
+
+def _row(bench: Bench, headline: Headline, ceilings: Ceilings, effort: Effort) -> Row:
+    case = headline.case
+    with tf32() if case.tf32 else nullcontext():
+        row = measure(case, bench.device, ceilings, effort)
+        row["foretold"] = foretold(case)
+    return _without_broken_engines(bench, row) | {"part": headline.part}
+
+
+def foretold(case: Case) -> float:
+    """Seconds by the vendor's numbers and `devices.LAUNCH`, before anything was measured here.
+
+    Launches follow one another, and each takes its share of the work: exact where one stream, of memory or of
+    products, bounds them all.
+    """
+    gpu, kind = devices.find(), devices.operand_kind(case.dtype)
+    work = min((case.plans or {"": case.work}).values(), key=lambda one: gpu.seconds(*_streams(one), kind))
+    return gpu.seconds(*_streams(work), kind) + (work.launches - 1) * gpu.launch
+
+
+def _streams(work: cases.Work) -> tuple[int, int, int, int]:
+    return work.operations, work.bytes, work.cached, 0
+
+
+def _without_broken_engines(bench: Bench, row: Row) -> Row:
+    """An engine whose training went wrong has no time for an epoch."""
+    if row["group"] != epochs.EPOCH:
+        return row
+    try:
+        rows = load_report(bench.out)["rows"]
+    except (OSError, ValueError):
+        return row
+    broken = {one.get("engine") for one in rows if one["part"] == "engines" and "error" in one}
+    names = {peers.OURS_ENGINES[engine] for engine in broken & peers.OURS_ENGINES.keys()}
+    if not names:
+        return row
+    seconds = {name: timing for name, timing in row["seconds"].items() if name not in (*names, peers.OURS)}
+    return row | {"seconds": seconds, "error": f"wrong in the stage «engines»: {', '.join(sorted(names))}"}

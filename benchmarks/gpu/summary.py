@@ -1,0 +1,124 @@
+"""One screen: how each stage ended, the headlines, the worst errors, and what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import formats, tables
+from ..epochs import EPOCH
+from ..measure import Row
+from ..peers import COMPILED, EAGER, GRAPH, JAX, OURS
+from ..targets import ratio
+
+#: How a stage ended; `SHORT` is what there was not enough time for.
+PASSED, FAILED, SHORT, UNREACHED = "passed", "failed", "out of time", "not reached"
+_PEERS = {EAGER: "eager", GRAPH: "graph", COMPILED: "compile", JAX: "JAX"}
+_HEAD = ("headline", "dtype", "fastmlp", "of floor", "foretold", *(f"vs {name}" for name in _PEERS.values()))
+_WORST = 5
+_WIDTH = 150  # of a line with an error in it
+
+
+def text(report: dict[str, Any], out: Path, trouble: str = "") -> str:
+    """The screen.
+
+    Args:
+        report: what report.json holds.
+        out: its folder.
+        trouble: what could not be written, and why.
+    """
+    rows = report["rows"]
+    parts = [
+        _machine(report),
+        "\n".join(stage(name, stand) for name, stand in report["stages"].items()) or "no stage was begun",
+        _headlines([row for row in rows if row.get("stage") == "headlines"]),
+        _errors(rows),
+        "\n".join(["next", *(f"- {line}" for line in _next(report, out, trouble))]),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def stage(name: str, stand: dict[str, Any]) -> str:
+    """A line for one of them."""
+    counts = [f"{len(stand['done'])} rows"] if stand["done"] else []
+    counts += [f"{stand['failed']} failed"] if stand["failed"] else []
+    counts += [f"{len(stand['left_out'])} not reached"] if stand["left_out"] else []
+    counts += [stand["why"][:_WIDTH]] if stand["why"] else []
+    return f"{name:10} {stand['state']:12} {stand['seconds']:6.1f} s  {', '.join(counts)}".rstrip()
+
+
+def _machine(report: dict[str, Any]) -> str:
+    if "machine" not in report:
+        return "No process came so far as to say what machine this is."
+    kind = "REHEARSAL, no GPU: its times say nothing. " if report["machine"].get("rehearsal") else ""
+    return kind + tables.machine(report["machine"])
+
+
+def _headlines(rows: Sequence[Row]) -> str:
+    lines = [_headline(row) for row in rows if "seconds" in row]
+    return columns([_HEAD, *lines]) if lines else ""
+
+
+def _headline(row: Row) -> list[str]:
+    """A wrong result has no time, however fast it was."""
+    epochs = 10 if row["group"] == EPOCH else 1  # of the book
+    group = "10 epochs" if epochs > 1 else row["group"].replace("forward + backward", "f + b")
+    name = f"{group}, {row['label']}"
+    if "error" in row or OURS not in row["seconds"]:
+        return [name, row["dtype"], f"FAILED: {row.get('error', 'no time')}"[:_WIDTH]]
+    foretold = row.get("foretold")
+    return [
+        name,
+        row["dtype"],
+        formats.seconds(epochs * row["seconds"][OURS]["median"]),
+        tables.share(row),
+        "-" if foretold is None else formats.seconds(epochs * foretold),
+        *("-" if (times := ratio(row, peer)) is None else f"{times:.2f}×" for peer in _PEERS),
+    ]
+
+
+def _errors(rows: Sequence[Row]) -> str:
+    """Those that come nearest to what is allowed, or go beyond it."""
+    found = sorted((row for row in rows if row.get("worst")), key=_excess, reverse=True)
+    lines = [
+        [row["key"], row["worst"]["what"], *(f"{row['worst'][name]:.2e}" for name in ("error", "allowed"))]
+        for row in found[:_WORST]
+    ]
+    return columns([("worst errors", "of", "error", "allowed"), *lines]) if lines else ""
+
+
+def _excess(row: Row) -> float:
+    return row["worst"]["error"] / max(row["worst"]["allowed"], 1e-300)
+
+
+def _next(report: dict[str, Any], out: Path, trouble: str) -> Iterable[str]:
+    if trouble:
+        yield f"could not write {trouble}: what was measured is on this screen alone; make room, run it again"
+    broken = [row for row in report["rows"] if "error" in row]
+    for name in dict.fromkeys(row.get("stage", row["part"]) for row in broken):
+        first = next(row for row in broken if row.get("stage", row["part"]) == name)
+        yield f"{name}: begin with «{first['key']}»: {first['error']}"[:_WIDTH]
+    if broken:
+        yield f"failed rows with their output: {out}/report.json; what the stages printed: {out}/log.txt"
+    stages = report["stages"].items()
+    for name, stand in stages:
+        if stand["why"]:
+            yield f"{name}: mend the stage itself; {out}/log.txt has what it printed"
+    if any(stand["left_out"] or stand["state"] in (SHORT, UNREACHED) for _, stand in stages):
+        yield f"python -m benchmarks.gpu --out {out} --resume    goes on where this stopped"
+    if report.get("machine", {}).get("rehearsal"):
+        yield f"on a machine with a GPU: python -m benchmarks.gpu --out {out}"
+    elif "machine" in report:
+        yield f"python -m benchmarks.readme --add {out}    stores the report and draws the READMEs' picture"
+
+
+def columns(lines: Sequence[Sequence[str]]) -> str:
+    """Cells one below the other; the last cell of a short line may be longer than its column."""
+    widths = [
+        max((len(line[i]) for line in lines if i < len(line) - 1), default=0) for i in range(len(lines[0]))
+    ]
+    widths[-1] = 0
+    return "\n".join(
+        "  ".join(f"{cell:{width}}" for cell, width in zip(line, widths)).rstrip() for line in lines
+    )

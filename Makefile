@@ -1,7 +1,7 @@
 # What CI runs, by hand: everything works in .venv, which `make install` makes.
 BIN := .venv/bin
 
-.PHONY: install test test-deep lint format compile bench report page docs docs-serve tutorial package clean
+.PHONY: install test test-deep lint format compile gpu-rehearsal bench report page docs docs-serve tutorial package clean
 
 install:
 	python3 -m venv .venv && $(BIN)/pip install -q -e '.[dev]'
@@ -26,6 +26,11 @@ format:
 
 compile:
 	$(BIN)/python -m fastmlp.kernels.compile --arch sm_80 sm_90 sm_100 sm_120 gfx942
+
+# The command for a GPU (docs/benchmarks.md), whole, at toy sizes on interpreted kernels: under five minutes.
+gpu-rehearsal:
+	rm -rf build/gpu-rehearsal
+	$(BIN)/python -m benchmarks.gpu --rehearse --minutes 4.8 --out build/gpu-rehearsal
 
 bench:
 	$(BIN)/pytest benchmarks/ --benchmark-only

@@ -14,7 +14,7 @@ from .stages import NAMES, STAGES
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the stages; 0 passed, 1 something failed, 2 wrong usage, 130 interrupted."""
+    """Run the stages; 0 all passed, 1 something failed, 2 wrong usage, 3 time ran out, 130 interrupted."""
     listed = "\n".join(f"  {stage.name:10} {stage.answers}" for stage in STAGES)
     parser = argparse.ArgumentParser(
         "python -m benchmarks.gpu",

@@ -67,7 +67,7 @@ class Conductor:
         self._trouble = ""  # what could not be written, and why
 
     def run(self) -> int:
-        """All stages that are asked for; the exit code: 1 if anything failed, 130 if it was interrupted."""
+        """All stages that are asked for; the exit code, as `__main__` says it."""
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         code = 0
         try:
@@ -85,7 +85,9 @@ class Conductor:
         self.write("summary.txt", text)
         print(text, end="", flush=True)
         states = {stage["state"] for stage in report["stages"].values()}
-        return code or int(summary.FAILED in states or bool(self._trouble))
+        if code == 0 and (summary.FAILED in states or self._trouble):
+            return 1
+        return code or (0 if states == {summary.PASSED} else 3)
 
     def _stage(self, stage: Stage) -> None:
         """Processes of the stage until one comes to its end, or the time is over."""

@@ -151,7 +151,9 @@ def _without_broken_engines(bench: Bench, row: Row) -> Row:
         rows = load_report(bench.out)["rows"]
     except (OSError, ValueError):
         return row
-    broken = {one.get("engine") for one in rows if one["part"] == "engines" and "error" in one}
+    broken = {
+        one.get("engine", "").partition("+")[0] for one in rows if one["part"] == "engines" and "error" in one
+    }
     names = {peers.OURS_ENGINES[engine] for engine in broken & peers.OURS_ENGINES.keys()}
     if not names:
         return row

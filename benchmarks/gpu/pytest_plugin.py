@@ -45,10 +45,9 @@ class _Teller:
             self._tell(report.nodeid, "error", report)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.when == "call" or report.outcome != "passed":
-            self._tell(
-                report.nodeid, report.outcome if report.when == "call" or report.skipped else "error", report
-            )
+        if report.when == "call" or report.outcome != "passed":  # a worker's crash is at no stage of a test
+            around = report.failed and report.when in ("setup", "teardown")
+            self._tell(report.nodeid, "error" if around else report.outcome, report)
 
     def _tell(self, test: str, outcome: str, report: pytest.CollectReport | pytest.TestReport) -> None:
         text = report.longreprtext if outcome in ("failed", "error") else ""

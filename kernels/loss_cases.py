@@ -82,7 +82,7 @@ def head_cases(device: str) -> Iterator[Case]:
         yield case(f"10 classes {act}", "bf16", digits, act)
     for act in HEAVY[1:]:  # a PReLU's gradient is not the head's
         yield case(f"{MAX_CLASSES} classes {act}", "bf16", most, act)
-    every = {"class_weight": True, "smoothing": 0.1, "keep_logits": True}
+    every: dict[str, Any] = {"class_weight": True, "smoothing": 0.1, "keep_logits": True}
     yield case("10 classes weight smoothing logits", "bf16", digits, **every)
     yield case(f"{MAX_CLASSES} classes weight smoothing logits", "bf16", most, **every)
     yield case("10 classes no-bias uint8", "bf16", digits, bias=False, target=torch.uint8)

@@ -19,6 +19,7 @@ from triton.runtime import driver
 from fastmlp import backends
 from fastmlp.kernels import launch
 
+_TARGET = GPUTarget("cuda", 90, 32)
 _H200 = {"max_shared_mem": 232448, "multiprocessor_count": 132, "warpSize": 32, "max_num_regs": 65536}
 
 
@@ -55,11 +56,11 @@ class Driver:
 
     launcher_cls = _Launcher
 
-    def __init__(self) -> None:
-        self.utils = _Utils()
+    def __init__(self, target: GPUTarget = _TARGET) -> None:
+        self.utils, self._target = _Utils(), target
 
     def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 90, 32)
+        return self._target
 
     def get_current_device(self) -> int:
         return 0
@@ -88,8 +89,8 @@ def _no_problem(gpu: int) -> None:
 
 
 @contextmanager
-def gpu() -> Iterator[None]:
-    """Inside the ``with`` block the Triton kernels are chosen for CPU tensors, compiled and not run.
+def gpu(target: GPUTarget = _TARGET) -> Iterator[None]:
+    """Inside the ``with`` block Triton kernels are chosen for CPU tensors, compiled for ``target``, not run.
 
     Raises:
         RuntimeError: Triton interprets kernels in this process.
@@ -97,7 +98,7 @@ def gpu() -> Iterator[None]:
     if launch.INTERPRETED:
         raise RuntimeError("TRITON_INTERPRET is set: kernels are interpreted in this process, not compiled")
     before = driver._active  # `driver.active` would look for a real GPU
-    driver.set_active(Driver())
+    driver.set_active(Driver(target))
     launch._arch_of_device.cache_clear()
     try:
         with mock.patch.object(backends, "_triton_problem", _no_problem), backends.use("triton"):

@@ -23,6 +23,7 @@ from fastmlp.kernels import configs
 from fastmlp.kernels.compile import warmup
 from fastmlp.kernels.launch import INTERPRETED, dry_run, num_sms, record_launches
 
+from .. import stub
 from .worker import end_with_parent
 
 if TYPE_CHECKING:
@@ -60,6 +61,11 @@ class Ahead:
         done.set_result(None)
         return done
 
+    def submit_call(self, call: Callable[..., object], *arguments: Any) -> None:
+        """Compile what ``call(*arguments)`` launches on CPU tensors, the GPU stubbed; both are pickled."""
+        if self._pool is not None:
+            self._pool.submit(called, call, *arguments)
+
     def wait(self, tasks: Sequence[Future[None]], what: str) -> None:
         """Until all ``tasks`` are done, though not for ever, nor beyond the stage's time."""
         until = time.time() + min(_LONGEST, self._bench.left() - 1)
@@ -92,3 +98,9 @@ def compiled(make: Callable[..., object], *arguments: Any) -> None:
         make(*arguments)
         for one in launches:
             warmup(one)
+
+
+def called(call: Callable[..., object], *arguments: Any) -> None:
+    """Call it: Triton compiles as it would, and launches nothing."""
+    with stub.gpu(_target):
+        call(*arguments)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from fastmlp.kernels.device import cast, product
+
 
 @triton.jit
 def tanh(x):
@@ -89,4 +91,13 @@ def undo(grad, saved, slope, ACT: tl.constexpr):
     elif ACT == "relu":
         return tl.where(saved <= 0, 0.0, grad)
     else:
-        return grad * derivative(saved, slope, ACT)
+        return product(grad, derivative(saved, slope, ACT))
+
+
+@triton.jit
+def mask_gradient(grad, saved, slopes, DTYPE: tl.constexpr, ACT: tl.constexpr):
+    """dZ = dY * f'(saved), rounded to DTYPE as a stored dZ would be; float32."""
+    if ACT == "none":
+        return grad.to(tl.float32)
+    else:
+        return cast(undo(grad.to(tl.float32), saved.to(tl.float32), slopes, ACT), DTYPE).to(tl.float32)

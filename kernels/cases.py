@@ -177,6 +177,7 @@ def _linear_backward_cases(device: str) -> Iterator[Case]:
         before = "none" if act == "prelu" else act  # a PReLU is never undone in the epilogue
         for size, shape in (("narrow", NARROW), ("wide", WIDE)):
             yield case(f"{size} prologue={act} epilogue={before}", "bf16", shape, act, before)
+    yield case("narrow prologue=gelu", "fp32", NARROW, "gelu", "none", needs="params")
     yield case("narrow epilogue=none no-bias", "bf16", NARROW, "none", "none", bias=False)
     yield case("wide first-layer", "bf16", WIDE, "none", "none", needs="params")
     yield case("wide input-only", "bf16", WIDE, needs="input")

@@ -5,8 +5,9 @@
 The real launchers run on tensors without memory, so what is compiled is what production would
 launch: its tiles (a tuner's cache included) and its specializations. The exit code is 1 if a
 kernel does not compile, spills registers, needs more shared memory than there is, multiplies 16-bit or
-TF32 matrices without tensor cores, or lacks the TMA or the specialized warps that its launch asks for; with
-``--against`` an earlier report, also if it takes more than it took there.
+TF32 matrices without tensor cores, lacks the TMA or the specialized warps that its launch asks for, or sums
+products across lanes in a way that leaves other bits in other lanes; with ``--against`` an earlier report,
+also if it takes more than it took there.
 """
 
 from __future__ import annotations
@@ -69,6 +70,8 @@ class Row:
             found.append("no TMA instruction")
         if self.needs_specialization and not self.resources.warp_specialized:
             found.append("no specialized warps")
+        if self.resources.torn_sums:
+            found.append(f"{self.resources.torn_sums} sums of products that lanes may round differently")
         return found
 
     def changes(self, before: Row) -> list[str]:
@@ -95,6 +98,7 @@ class Row:
             or not was.tensor_cores.keys() <= now.tensor_cores.keys()
             or now.tma < was.tma
             or now.warp_specialized < was.warp_specialized
+            or now.torn_sums > was.torn_sums
         )
 
 

@@ -6,7 +6,6 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from fastmlp.kernels.activations import undo
 from fastmlp.kernels.launch import INTERPRETED
 
 # Triton's interpreter knows bf16 by its bits alone: arithmetic on it is wrong (triton-lang/triton#11584),
@@ -30,6 +29,17 @@ def cast(x, DTYPE: tl.constexpr):
 def store(pointer, value, mask=None):
     """Store ``value`` in the pointer's dtype, rounded to the nearest."""
     tl.store(pointer, cast(value, pointer.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def product(a, b):
+    """a * b, float32, rounded whatever is done with it: for products that are summed.
+
+    Lanes sum by exchange: each adds to its own number another's. Were its own an a * b that the compiler
+    contracts with the addition, it would add an exact product to a rounded one, and the other lane the other
+    way round: copies of one sum, of which any may be stored, would differ in the last bit.
+    """
+    return tl.fma(a, b, 0.0)
 
 
 @triton.jit
@@ -79,12 +89,3 @@ def load_scale(scale):
         return tl.where(denominator == 0, 0.0, tl.load(scale.numerator).to(tl.float32) / denominator)
     else:
         return 1.0
-
-
-@triton.jit
-def mask_gradient(grad, saved, slopes, DTYPE: tl.constexpr, ACT: tl.constexpr):
-    """dZ = dY * f'(saved), rounded to DTYPE as a stored dZ would be; float32."""
-    if ACT == "none":
-        return grad.to(tl.float32)
-    else:
-        return cast(undo(grad.to(tl.float32), saved.to(tl.float32), slopes, ACT), DTYPE).to(tl.float32)

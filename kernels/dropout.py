@@ -21,6 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastmlp.kernels.arguments import Drop
+from fastmlp.kernels.device import product
 from fastmlp.kernels.launch import cdiv, launch
 
 #: A dropout as the launchers take it: its probability, a seed (1,) int64 on the device, the layer's number.
@@ -80,12 +81,14 @@ def undrop(
     (columns, rows).
     """
     if not draws(ACT):
-        return grad.to(tl.float32) * dropout.keep  # where it was dropped the output is 0, and so is f'
+        return product(
+            grad.to(tl.float32), dropout.keep
+        )  # where it was dropped the output is 0, and so is f'
     else:
         mask = keep_mask(dropout.seed, site, dropout.p, rows, first_col, BLOCK_N)
         if TRANSPOSED:
             mask = tl.trans(mask)
-        return grad.to(tl.float32) * tl.where(mask, dropout.keep, 0.0)
+        return product(grad.to(tl.float32), tl.where(mask, dropout.keep, 0.0))
 
 
 @triton.jit

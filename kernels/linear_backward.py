@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastmlp.kernels import configs
-from fastmlp.kernels.activations import activate, undo
+from fastmlp.kernels.activations import activate, mask_gradient, undo
 from fastmlp.kernels.arguments import (
     TL_DTYPE,
     Activation,
@@ -37,7 +37,7 @@ from fastmlp.kernels.arguments import (
     slopes_of,
     transposed,
 )
-from fastmlp.kernels.device import cast, dot, load_scale, mask_gradient, store, tile_of, wait_for_previous
+from fastmlp.kernels.device import cast, dot, load_scale, store, tile_of, wait_for_previous
 from fastmlp.kernels.dropout import Dropout, arguments, draws, undrop, undropped
 from fastmlp.kernels.launch import arch_of, cdiv, launch, launch_if, num_sms
 from fastmlp.kernels.quantized import dequantize_gradient

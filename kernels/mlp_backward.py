@@ -24,10 +24,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastmlp.kernels.activations import undo
+from fastmlp.kernels.activations import mask_gradient, undo
 from fastmlp.kernels.arguments import TL_DTYPE, Activation, Matrix, Source, Undo, activation, matrix
 from fastmlp.kernels.configs import Tile
-from fastmlp.kernels.device import cast, dot, mask_gradient, store
+from fastmlp.kernels.device import cast, dot, store
 from fastmlp.kernels.launch import cdiv, launch, launch_if, num_sms
 from fastmlp.kernels.linear_backward import split_batch, weight_gradient
 from fastmlp.kernels.mlp import (

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastmlp.kernels.arguments import Matrix, matrix
 from fastmlp.kernels.cross_entropy import finish, partial_sums
-from fastmlp.kernels.device import store
+from fastmlp.kernels.device import product, store
 from fastmlp.kernels.launch import cdiv, launch
 from fastmlp.kernels.softmax import Sums, leave_sums
 
@@ -32,7 +32,7 @@ def squared_error_tile(x, targets, ok, num_rows, cols, C, criterion, pid, num_pr
     pointers = targets[:, None] + cols[None, :].to(tl.int64) * criterion.target.matrix.col
     t = tl.load(pointers, mask=inside, other=0.0).to(tl.float32)
     d = tl.where(inside, x - t, 0.0)
-    loss, weight = tl.sum(tl.sum(d * d, 1), 0), num_rows.to(tl.float32) * C
+    loss, weight = tl.sum(tl.sum(product(d, d), 1), 0), num_rows.to(tl.float32) * C
     leave_sums(loss, weight, 0.0, pid, num_programs, sums, criterion.reduction)
     return 2.0 * d
 

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -46,6 +47,7 @@ class Resources:
     tensor_memory: int | None = None  # columns of Blackwell's tensor memory
     tma: int = 0  # instructions that move a block by TMA
     warp_specialized: bool = False
+    torn_sums: int = 0  # additions that may leave other bits in other lanes: see `torn_sums`
 
 
 def read(compiled: Any) -> Resources:
@@ -69,6 +71,7 @@ def read(compiled: Any) -> Resources:
         tma(assembly),
         # Triton's last form before LLVM; by its own warps or not, the PTX looks alike.
         "ttg.warp_specialize(" in compiled.asm["ttgir"],
+        torn_sums(compiled.asm["llir"]),
     )
 
 
@@ -81,6 +84,42 @@ def tensor_cores(assembly: str) -> dict[str, int]:
 def tma(assembly: str) -> int:
     """How many instructions move blocks between global and shared memory by TMA."""
     return _count("cp.async.bulk.tensor", assembly)
+
+
+# LLVM instructions that pass a float on as it is, or with another sign.
+_PASSES_ON = {"bitcast", "extractelement", "insertelement", "shufflevector", "freeze", "fneg"}
+_OF_ANOTHER_LANE = re.compile(r"@llvm\.(nvvm\.shfl|amdgcn\.(\w+\.dpp|ds\.swizzle|ds\.bpermute|permlane))")
+
+
+def torn_sums(llvm: str) -> int:
+    """How many additions in LLVM's IR have a product on one side and another lane's number on the other.
+
+    They may be contracted, and lanes that exchange their numbers to sum them would then differ in the last
+    bit: see `fastmlp.kernels.device.product`. Whether they are is for LLVM and ptxas to decide, so this
+    looks at what they are given.
+    """
+    return sum(map(_torn_sums, llvm.split("\ndefine ")[1:]))
+
+
+def _torn_sums(function: str) -> int:
+    made = dict(re.findall(r"^\s+(%[\w.]+) = (?:tail )?(.*?)(?:, !dbg.*)?$", function, re.MULTILINE))
+
+    def sources(name: str) -> Iterator[str]:
+        instruction = made.get(name, "")
+        if instruction.split(" ")[0] not in _PASSES_ON:
+            yield instruction
+            return
+        for operand in re.findall(r"%[\w.]+", instruction):
+            yield from sources(operand)
+
+    def is_torn(instruction: str) -> bool:
+        operands = re.findall(r"%[\w.]+", instruction)
+        sides = [list(sources(operand)) for operand in operands]
+        products = [any(one.startswith("fmul") for one in side) for side in sides]
+        sent = [any(_OF_ANOTHER_LANE.search(one) for one in side) for side in sides]
+        return len(sides) == 2 and any(a and b for a, b in zip(products, reversed(sent)))
+
+    return sum(is_torn(one) for one in made.values() if one.startswith(("fadd", "fsub")))
 
 
 def _count(instruction: str, assembly: str) -> int:

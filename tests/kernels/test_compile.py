@@ -41,6 +41,7 @@ TOO_LARGE = replace(GOOD, resources=replace(GOOD.resources, shared=227 * 1024 + 
 NO_TENSOR_CORES = replace(GOOD, resources=replace(GOOD.resources, tensor_cores={}))
 TMA = replace(GOOD, needs_tma=True, resources=replace(GOOD.resources, tma=6))
 NO_TMA = replace(TMA, resources=GOOD.resources)
+TORN = replace(GOOD, resources=replace(GOOD.resources, torn_sums=2))
 NO_SPECIALIZATION = replace(TMA, needs_specialization=True)
 BROKEN = replace(GOOD, resources=None, error="CompilationError: no")
 
@@ -62,6 +63,7 @@ def test_a_good_kernel_passes() -> None:
         (NO_TENSOR_CORES, "no tensor-core instruction"),
         (NO_TMA, "no TMA instruction"),
         (NO_SPECIALIZATION, "no specialized warps"),
+        (TORN, "2 sums of products that lanes may round differently"),
         (BROKEN, "does not compile: CompilationError: no"),
     ],
 )
@@ -98,6 +100,7 @@ def test_the_gate(
         ({"tensor_cores": {}}, "tensor_cores {'wgmma.mma_async': 4} -> {} <-- worse", 1),
         ({"tensor_cores": {"wgmma.mma_async": 8}}, "{'wgmma.mma_async': 4} -> {'wgmma.mma_async': 8}", 0),
         ({"tma": 0}, "tma 6 -> 0 <-- worse", 1),
+        ({"torn_sums": 1}, "torn_sums 0 -> 1 <-- worse", 1),
         (None, "CompilationError: no <-- worse", 1),
     ],
 )
@@ -147,11 +150,15 @@ def run_report(
 def test_report(tmp_path: Path) -> None:
     file = tmp_path / "report.json"
     words = ["linear narrow relu bf16", "linear narrow relu fp32", "matmul wide relu bf16", "10 classes bf16"]
-    done = run_report("--arch", "sm_90", "gfx942", "-k", *words, "--json", str(file))
+    sums = [
+        "narrow prologue=gelu fp32",
+        "10 outputs mse relu fp32",
+    ]  # of products, one to a lane: see `product`
+    done = run_report("--arch", "sm_90", "gfx942", "-k", *words, *sums, "--json", str(file))
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"linear_act_kernel +narrow relu +bf16 .* 0 .*wgmma\.mma_async \d", done.stdout)
     assert re.search(r"matmul_kernel +wide relu .* wgmma\.mma_async \d+, TMA \d+$", done.stdout, re.M)
-    assert re.search(r"^sm_90: 5 kernels, \d+ registers at most, 0 spill, .*, all pass$", done.stdout, re.M)
+    assert re.search(r"^sm_90: 7 kernels, \d+ registers at most, 0 spill, .*, all pass$", done.stdout, re.M)
     kernels = json.loads(file.read_text())["kernels"]
     assert [(k["arch"], k["kernel"], k["dtype"]) for k in kernels] == [
         (arch, kernel, dtype)
@@ -159,7 +166,9 @@ def test_report(tmp_path: Path) -> None:
         for kernel, dtype in (
             ("linear_act_kernel", "bf16"),
             ("linear_act_kernel", "fp32"),
+            ("linear_backward_kernel", "fp32"),
             *[("matmul_kernel", "bf16")] * (arch == "sm_90"),  # there is no TMA elsewhere
+            ("head_kernel", "fp32"),
             ("cross_entropy_forward_kernel", "bf16"),
             ("cross_entropy_backward_kernel", "bf16"),
         )
@@ -172,7 +181,7 @@ def test_report(tmp_path: Path) -> None:
     assert half["needs_tensor_cores"]
     assert not full["needs_tensor_cores"]
     assert [kernel["kernel"] for kernel in kernels if kernel["needs_tma"]] == ["matmul_kernel"]
-    assert "v_mfma" in kernels[5]["resources"]["tensor_cores"]
+    assert "v_mfma" in kernels[7]["resources"]["tensor_cores"]
 
 
 def test_bad_tiles_fail(tmp_path: Path) -> None:
@@ -195,6 +204,32 @@ def test_bad_tiles_fail(tmp_path: Path) -> None:
     assert "3 kernels" in done.stdout
     assert "2 FAIL" in done.stdout
     assert f"tiles of {tmp_path}" in done.stdout
+
+
+def test_torn_sums_are_found(tmp_path: Path) -> None:
+    """A sum of squares, one to a lane, in what Triton makes of it for both vendors; and as we write it."""
+    script = tmp_path / "sums.py"
+    script.write_text("""
+import triton
+import triton.language as tl
+from triton.compiler import ASTSource
+from fastmlp.kernels.device import product
+from fastmlp.kernels.resources import ARCHITECTURES, torn_sums
+@triton.jit
+def squares(x_ptr, OURS: tl.constexpr):
+    x = tl.load(x_ptr + tl.arange(0, 32)[:, None] * 32 + tl.arange(0, 32)[None, :])
+    tl.store(x_ptr, tl.sum(tl.sum(product(x, x) if OURS else x * x, 1), 0))
+def torn(arch, ours):
+    source = ASTSource(squares, {"x_ptr": "*fp32", "OURS": "constexpr"}, {"OURS": ours})
+    target = ARCHITECTURES[arch].target
+    compiled = triton.compile(source, target, {"num_warps": 1024 // target.warp_size})
+    return torn_sums(compiled.asm["llir"])
+if __name__ == "__main__":
+    print([(torn(arch, False) > 0, torn(arch, True)) for arch in ("sm_80", "gfx942")])
+""")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == str([(True, 0)] * 2), done.stderr
 
 
 def test_a_compiler_that_crashes_is_one_row(tmp_path: Path) -> None:
@@ -335,6 +370,36 @@ def test_tma_instructions_are_counted() -> None:
 """
     assert resources.tma(text) == 2
     assert resources.tma(PTX) == 0
+
+
+LLVM = """
+define void @a(float %x, i32 %i) {{
+  %p = fmul float %x, %x, !dbg !1
+  %v = bitcast float %p to i32
+  %s = tail call i32 @llvm.{exchange}, !dbg !1
+  %w = bitcast i32 %s to float, !dbg !2
+  %sum = {sum}, !dbg !3
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("total", "torn"),
+    [
+        ("fadd float %p, %w", 1),
+        ("fadd float %w, %p", 1),
+        ("fsub contract float %w, %p", 1),
+        ("fadd float %w, %w", 0),  # what is exchanged is rounded
+        ("fadd float %p, %p", 0),
+        ("fadd float %p, 1.000000e+00", 0),
+        ("call float @llvm.fma.f32(float %p, float %w, float %w)", 0),
+    ],
+)
+def test_torn_sums_in_a_text(total: str, torn: int) -> None:
+    for exchange in ("nvvm.shfl.sync.bfly.i32(i32 -1, i32 %v)", "amdgcn.update.dpp.i32(i32 poison, i32 %v)"):
+        assert resources.torn_sums(LLVM.format(exchange=exchange, sum=total)) == torn
+    another = LLVM.format(exchange="umin.i32(i32 %v, i32 %i)", sum=total)
+    assert resources.torn_sums(another) == 0
 
 
 def test_usage_of_a_cubin() -> None:

@@ -44,7 +44,8 @@ DTYPES = {
 }
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "SGD": lambda parameters: torch.optim.SGD(parameters, lr=0.1),
-    "Adam": lambda parameters: torch.optim.Adam(parameters, lr=1e-3),
+    # A small eps makes Adam a sign: a gradient of about 0 goes either way by its rounding.
+    "Adam": lambda parameters: torch.optim.Adam(parameters, lr=1e-3, eps=1e-4),
 }
 _ROUNDINGS = 6  # a chain's: two a layer, forward and backward
 

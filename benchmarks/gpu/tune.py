@@ -206,6 +206,7 @@ class _Decision:
         if row is None:
             return {"error": "no way runs", "missing": skipped}
         decisions.write([row])
+        wrong = [f"{way}: {why}" for way, why in skipped.items() if why.startswith("another result")]
         seconds = {
             way: Timing(median, low, high, low, _ROUNDS) for way, (low, median, high) in row.seconds.items()
         }
@@ -216,6 +217,7 @@ class _Decision:
             "gain": None if table is None else row.seconds[table][1] / row.seconds[row.order[0]][1],
             "seconds": {way: asdict(timing) for way, timing in seconds.items()},
             "missing": skipped,
+            **({"error": "; ".join(wrong)} if wrong else {}),
         }
 
 

@@ -24,7 +24,7 @@ from fastmlp.backends.base import NOTHING, Undo
 from fastmlp.backends.triton_backend import TritonBackend
 from fastmlp.kernels import decisions
 from fastmlp.kernels.case import NUMERICS, Run, Shape
-from fastmlp.kernels.decisions import CONTENDERS, OPS, Machine, Row
+from fastmlp.kernels.decisions import CONTENDERS, LIBRARY, OPS, Machine, Row
 from fastmlp.kernels.launch import INTERPRETED
 from fastmlp.kernels.tune import Timer, alike, parse_shape, tensors_of
 
@@ -77,21 +77,17 @@ def measure(
     """
     run = problem(op, dtype, shape, device)
     skipped: dict[str, str] = {}
-    usable: list[str] = []
-    reference: list[torch.Tensor] | None = None
+    results: dict[str, list[torch.Tensor]] = {}
     for way in CONTENDERS:
         say(way)
         try:
             with decisions.force(way):
-                result = tensors_of(run())
+                results[way] = tensors_of(run())
         except Exception as error:  # the arguments do not fit, or the kernel does not run here
             skipped[way] = f"{type(error).__name__}: {error}".split("\n")[0]
-            continue
-        reference = reference or result
-        if alike(result, reference):
-            usable.append(way)
-        else:
-            skipped[way] = f"another result than {usable[0]}'s"
+    judge = LIBRARY if LIBRARY in results else next(iter(results), "")  # cuBLAS is not ours
+    usable = [way for way, result in results.items() if alike(result, results[judge])]
+    skipped |= {way: f"another result than {judge}'s" for way in results if way not in usable}
     samples: dict[str, list[float]] = {way: [] for way in usable}
     for turn in range(rounds):
         first = turn % max(len(usable), 1)

@@ -15,6 +15,7 @@ from benchmarks.gpu import tune
 from benchmarks.gpu.tune import Tiles, Ways
 from benchmarks.gpu.worker import Bench
 from benchmarks.measure import Row
+from fastmlp.backends import triton_backend
 from fastmlp.kernels import configs, decisions
 from fastmlp.kernels import tune as tuner
 from fastmlp.kernels.case import Run
@@ -155,6 +156,17 @@ def test_a_table_whose_tile_fails_is_an_error(
     (row,) = stage(LINEAR)
     assert row["error"].startswith(f"the table's {tune.text(broken)}: ")
     assert row["choice"] == tune.text(Tile(32, 32, 32))
+
+
+def test_a_way_with_another_result_is_an_error(
+    stage: Callable[..., list[Row]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Our kernels are what everybody runs; the decision is made without it."""
+    monkeypatch.setattr(triton_backend, "linear_act_tma", lambda x, *_: (x * 0, None))
+    row, *others = stage(Ways(("bf16",), (SHAPE,)))
+    assert row["error"] == "tma: another result than library's"
+    assert (row["choice"], row["gain"]) == (decisions.LIBRARY, 2.0)
+    assert not any("error" in other for other in others)
 
 
 def test_what_did_not_compile_is_not_tried(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastmlp.backends import decide
+from fastmlp.backends import decide, triton_backend
 from fastmlp.backends.torch_backend import TorchBackend
 from fastmlp.kernels import decisions
 from fastmlp.kernels.case import Run
@@ -76,15 +76,20 @@ def test_a_way_that_cannot_run_is_left_out(device: str) -> None:
     assert "16 bytes" in skipped["tma"]
 
 
-def test_a_wrong_way_is_left_out(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kernel that is miscompiled may well be fast."""
-    wrong = lambda self, *args: (torch.zeros(24, 16, dtype=torch.bfloat16, device=device), None)  # noqa: E731
-    monkeypatch.setattr(TorchBackend, "linear_act", wrong)
-    clock = Clock(tma=3.0, pointer=2.0, library=1.0)
+@pytest.mark.parametrize("wrong", [0.0, float("nan")])
+def test_a_wrong_way_is_left_out(wrong: float, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that is miscompiled may well be fast, and the first to be tried; cuBLAS judges."""
+    out = torch.full((24, 16), wrong, dtype=torch.bfloat16, device=device)
+    monkeypatch.setattr(triton_backend, "linear_act_tma", lambda *args: (out, None))
+    clock = Clock(tma=1.0, pointer=2.0, library=3.0)
     row, skipped = decide.measure("forward", "bf16", SHAPE, clock, HERE, device, rounds=1)
     assert row is not None
-    assert row.order == ("pointer", "tma")
-    assert skipped == {"library": "another result than tma's"}
+    assert row.order == ("pointer", "library")
+    assert skipped == {"tma": "another result than library's"}
+    monkeypatch.setattr(TorchBackend, "linear_act", lambda self, *args: (out * float("nan"), None))
+    row, skipped = decide.measure("forward", "bf16", SHAPE, clock, HERE, device, rounds=1)
+    assert row is None
+    assert set(skipped) == {"tma", "pointer", "library"}
 
 
 def test_nothing_is_kept_where_nothing_ran(

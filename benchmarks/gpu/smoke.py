@@ -37,7 +37,7 @@ from fastmlp.kernels.launch import dry_run, record_launches
 from ..measure import Row, reason
 from ..numerics import allowed, error
 from .references import Call, watched
-from .worker import Bench, _end_with_parent
+from .worker import Bench, end_with_parent
 
 TOOLS = ("memcheck", "racecheck")
 #: Seconds that a sanitizer may take for a case, and the characters of its output that are kept.
@@ -259,7 +259,7 @@ class Ahead:
 
 def hide_gpu() -> None:
     """For a process that only compiles."""
-    _end_with_parent()
+    end_with_parent()
     os.environ["CUDA_VISIBLE_DEVICES"] = os.environ["HIP_VISIBLE_DEVICES"] = ""
 
 

@@ -141,12 +141,12 @@ def _rows() -> Iterator[tuple[Key, Tile]]:
     yield ("linear", "sm_100", "half", "wide"), Tile(128, 128, 32, 8, 8, 4)
     yield ("linear_backward_prologue", "sm_120", "half", "wide"), Tile(128, 64, 32, 8, 8, 3)
     for bucket in BUCKETS:
-        yield ("head", "sm_90", "ieee", bucket), Tile(16, 0, 16, 1, 16, 2)
+        yield ("head", "sm_90", "ieee", bucket), Tile(16, 0, 32, 1, 16, 2)
     yield ("linear_backward_prologue", "sm_80", "half", "wide"), Tile(128, 128, 32, 8, 8, 4)
     yield ("linear_backward_prologue", "sm_90", "half", "wide"), Tile(128, 64, 64, 8, 8, 3)
     for arch in ("sm_80", "sm_90", "sm_100", "sm_120"):
-        reduction = 64 if arch in ("sm_90", "sm_100") else 32
-        yield ("linear_backward_extra", arch, "half", "wide"), Tile(128, 64, reduction, 8, 8, 3)
+        rows, reduction = 64 if arch == "sm_100" else 128, 64 if arch in ("sm_90", "sm_100") else 32
+        yield ("linear_backward_extra", arch, "half", "wide"), Tile(rows, 64, reduction, 8, 8, 3)
     for family in ("linear", "linear_extra"):
         yield (family, "sm_120", "ieee", "narrow"), Tile(32, 32, 16, 8, 4, 2)
     yield ("linear_extra", "sm_120", "ieee", "wide"), Tile(64, 32, 16, 8, 4, 2)
@@ -154,8 +154,9 @@ def _rows() -> Iterator[tuple[Key, Tile]]:
     yield ("linear_extra", "sm_100", "half", "narrow"), Tile(64, 32, 32, 8, 4, 3)
     yield ("linear_extra", "sm_120", "half", "narrow"), Tile(32, 32, 64, 8, 4, 2)
     yield ("linear_backward", "sm_80", "half", "wide"), Tile(128, 128, 32, 8, 8, 4)
-    for family, warps in (("linear_backward", 8), ("linear_backward_prologue", 4)):
-        yield (family, "sm_100", "half", "narrow"), Tile(64, 64, 32, 8, warps, 4)
+    yield ("linear_backward", "sm_100", "half", "narrow"), Tile(64, 64, 32, 8, 8, 4)
+    yield ("linear_backward_prologue", "sm_100", "half", "narrow"), Tile(64, 32, 32, 8, 4, 4)
+    for family in ("linear_backward", "linear_backward_prologue"):
         yield (family, "sm_120", "half", "narrow"), Tile(32, 32, 32, 8, 4, 4)
 
 

@@ -48,6 +48,7 @@ from fastmlp.kernels.update import (
     in_weight,
     load_state,
     locate,
+    reloaded,
     store_state,
     tile_gradient,
 )
@@ -188,9 +189,10 @@ def epoch_kernel(
                 scale = gradient_scale(into, num_partials, criterion.reduction)
                 if RESIDENT:
                     if pid < num_tiles:
-                        g, bias_g = tile_gradient(mine, Source(x.matrix, index, x.scale), 0, M, DTYPE, TILE)
+                        place = reloaded(net, mine)
+                        g, bias_g = tile_gradient(place, Source(x.matrix, index, x.scale), 0, M, DTYPE, TILE)
                         state = apply_tile(
-                            net, mine, state, g * scale, bias_g * scale, hypers, RULE, True, DTYPE
+                            net, place, state, g * scale, bias_g * scale, hypers, RULE, True, DTYPE
                         )
                 else:
                     for tile in range(pid, num_tiles, programs):
@@ -206,6 +208,7 @@ def epoch_kernel(
                 grid_barrier(into.arrived, done * programs)
     if RESIDENT:
         if pid < num_tiles:
+            offsets, ok = in_weight(reloaded(net, mine))
             store_state(mine.row, offsets, ok, state, W, RULE)
 
 

@@ -77,6 +77,13 @@ def locate(net, num_layers, tile, TILE: tl.constexpr):
 
 
 @triton.jit
+def reloaded(net, place):
+    """``place``, its sizes loaded anew: what follows from them is computed again, not kept till then."""
+    n, k = load_features(place.row, net.aligned)
+    return Place(place.layer, place.row, n, k, place.rows, place.cols)
+
+
+@triton.jit
 def in_weight(place):
     """The offsets of a tile's elements, and which of them there are."""
     offsets = place.rows[:, None].to(tl.int64) * place.K + place.cols[None, :]
@@ -224,7 +231,7 @@ def update_kernel(
         scale = gradient_scale(into, num_partials, REDUCTION)
         offsets, ok = in_weight(place)
         state = load_state(place.row, offsets, ok, W, RULE)
-        apply_tile(net, place, state, g * scale, bias_g * scale, hyper_ptr, RULE, False, DTYPE)
+        apply_tile(net, reloaded(net, place), state, g * scale, bias_g * scale, hyper_ptr, RULE, False, DTYPE)
     if tl.program_id(0) == 0:
         finish_step(into, num_partials, M, REDUCTION)
 

@@ -1,7 +1,7 @@
 # What CI runs, by hand: everything works in .venv, which `make install` makes.
 BIN := .venv/bin
 
-.PHONY: install test test-deep lint format compile gpu-rehearsal bench report page docs docs-serve tutorial package clean
+.PHONY: install test test-deep oldest lint format compile gpu-rehearsal bench report page docs docs-serve tutorial package clean
 
 install:
 	python3 -m venv .venv && $(BIN)/pip install -q -e '.[dev]'
@@ -13,6 +13,17 @@ test:
 # them before. A seed that found something is run again with FASTMLP_DEEP_SEED.
 test-deep:
 	FASTMLP_FUZZ=deep $(BIN)/pytest -n 2 -rP tests/stateful
+
+# What touches the edges of torch and Triton, with the oldest pair that is supported (2.9 brings Triton 3.5) and with
+# the one that most GPU machines have (2.11, Triton 3.6): `make oldest-2.11` for one, in a venv of its own, where
+# `make compile BIN=.venv-2.11/bin` compiles every kernel.
+EDGES := $(addprefix tests/,kernels $(addprefix fastmlp/,autograd backends engine functional modules profiling))
+oldest: oldest-2.9 oldest-2.11
+
+oldest-%:
+	python3 -m venv .venv-$*
+	.venv-$*/bin/pip install -q -e '.[dev]' 'torch==$*.*'
+	.venv-$*/bin/pytest -n auto $(EDGES)
 
 lint:
 	$(BIN)/ruff format --check .

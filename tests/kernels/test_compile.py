@@ -232,6 +232,22 @@ if __name__ == "__main__":
     assert done.stdout.strip() == str([(True, 0)] * 2), done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arch", "words"),
+    [
+        ("sm_90", ["head 256 outputs mse relu fp32", "epoch ragged adam tanh no-bias bf16"]),
+        ("sm_90", ["step deep adam silu bf16", "step deep affine adam bf16"]),
+        ("sm_100", ["narrow prologue=gelu epilogue=gelu", "wide dropout prologue=gelu epilogue=tanh bf16"]),
+        ("sm_100", ["narrow prologue=silu epilogue=silu", "wide affine prologue=gelu"]),
+    ],
+    ids=str,
+)
+def test_what_spilled_with_one_triton(arch: str, words: list[str]) -> None:
+    """With 3.6 where 3.8 had registers enough, or the other way round; `make oldest` runs this with both."""
+    done = run_report("--arch", arch, "-k", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_a_compiler_that_crashes_is_one_row(tmp_path: Path) -> None:
     script = tmp_path / "crash.py"
     script.write_text("""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,9 @@ _REHEARSED = ("tests/kernels/test_optimizers.py", "tests/kernels/test_cache.py")
 _PATIENCE = 90  # seconds that one test may take
 _STOPPING = 12.0  # seconds that pytest may take to stop
 _EVERY = 1.0  # seconds between two writings of what is known
+_TEXT = 6000, 400  # characters of a failure that are kept, and after `_MOST` of all
+_MOST = 4 << 20
+_UNPRINTABLE = re.compile(r"[^\t\n\r -\ud7ff\ue000-\ufffd]")
 OUTCOMES = "tests.json"
 
 
@@ -75,9 +80,7 @@ def _session(bench: Bench, found: dict[str, dict[str, Any]]) -> tuple[int, bool]
     while process.poll() is None:
         partial += _read(ours)
         *lines, partial = partial.split(b"\n")
-        for line in lines:
-            told = json.loads(line)
-            found[told.pop("test")] = told
+        _add(found, lines)
         if lines and time.time() - written > _EVERY:
             bench.keep(OUTCOMES, json.dumps(found, indent=1))
             bench.note(f"{len(found)} tests")
@@ -88,11 +91,21 @@ def _session(bench: Bench, found: dict[str, dict[str, Any]]) -> tuple[int, bool]
         if time.time() > kill_at:
             process.kill()
         time.sleep(0.1)
-    for line in (partial + _read(ours)).splitlines():
-        told = json.loads(line)
-        found[told.pop("test")] = told
+    _add(found, (partial + _read(ours)).splitlines())
     os.close(ours)
     return process.returncode, complete
+
+
+def _add(found: dict[str, dict[str, Any]], lines: Iterable[bytes]) -> None:
+    """Outcomes as the plugin tells them: a GPU that breaks for good must not fill the disk."""
+    for line in lines:
+        told = json.loads(line)
+        told["text"] = told["text"][-_TEXT[_size(found) > _MOST] :]
+        found[told.pop("test")] = told
+
+
+def _size(found: dict[str, dict[str, Any]]) -> int:
+    return sum(len(one["text"]) for one in found.values())
 
 
 def _read(pipe: int) -> bytes:
@@ -120,12 +133,13 @@ def junit(found: dict[str, dict[str, Any]]) -> str:
         errors=str(counts["error"]), skipped=str(counts["skipped"]),
     )  # fmt: skip
     for test, one in found.items():
-        place, _, name = test.partition("::")
+        place, _, name = _UNPRINTABLE.sub("?", test).partition("::")
         case = ElementTree.SubElement(
             suite, "testcase", classname=place, name=name, time=f"{one['took']:.3f}"
         )
         kind = {"failed": "failure", "error": "error", "skipped": "skipped"}.get(one["outcome"])
         if kind:
-            ElementTree.SubElement(case, kind, message=one["text"][-200:]).text = one["text"]
+            text = _UNPRINTABLE.sub("?", one["text"])  # which XML has no way to write
+            ElementTree.SubElement(case, kind, message=text[-200:]).text = text
     ElementTree.indent(suite)
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True)

@@ -78,6 +78,20 @@ def test_every_outcome_is_kept_whatever_a_test_does(suite: Path) -> None:
     assert any("note" in message for message in said)
 
 
+def test_a_gpu_that_breaks_for_good_does_not_fill_the_disk() -> None:
+    """Nor does what a test prints spoil the XML."""
+    found: dict[str, dict[str, Any]] = {}
+    text = "\x1b[31m" + 5000 * "long"
+    told = [{"test": f"test_{i}[\x00]", "outcome": "failed", "text": text, "took": 0.1} for i in range(2000)]
+    stage._add(found, (json.dumps(one).encode() for one in told))
+    assert len(json.dumps(found)) < 8 << 20
+    assert all(one["text"].endswith("long") for one in found.values())
+    found["test_escape"] = {"outcome": "failed", "text": "\x1b[31m red", "took": 0.1}
+    written = stage.junit(found)
+    assert len(written) < 16 << 20
+    assert len(list(ElementTree.fromstring(written))) == 2001
+
+
 def test_time_runs_out_and_what_is_known_is_not_asked_again(suite: Path) -> None:
     known = {"tests/kernels/test_first.py::test_hangs": {"outcome": "failed", "text": "hung", "took": 90.0}}
     (suite / "tests.json").write_text(json.dumps(known))

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -59,3 +60,13 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name in ("empty", "empty_like", "empty_strided"):
         monkeypatch.setattr(torch, name, poison(getattr(torch, name)))
+
+
+@pytest.fixture
+def interleaved() -> Callable[[int], AbstractContextManager[None]]:
+    """A context, of a seed, in which the programs of a launch run side by side and a race is an error."""
+    if torch.cuda.is_available():
+        pytest.skip("the interpreter interleaves programs; a GPU does as it likes")
+    from tests.interleaved import interleaved
+
+    return interleaved

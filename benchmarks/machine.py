@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import os
 import platform
 import re
@@ -65,7 +66,8 @@ def _version(name: str) -> str | None:
 def _commit() -> str | None:
     """The checked-out commit, with "+" where the tree differs from it in more than results.
 
-    None for an installed wheel, whatever repository the environment stands in.
+    A copy of a checkout that git knows nothing of goes by `sources`. None for an installed wheel, whatever
+    repository the environment stands in.
     """
 
     def git(*arguments: str) -> str:
@@ -80,4 +82,13 @@ def _commit() -> str | None:
             "+" if git("status", "--porcelain", "--", ".", ":!benchmarks/results") else ""
         )
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return f"unknown, sources {sources()}"
+
+
+def sources() -> str:
+    """A digest of the code that is measured and of what measures it."""
+    digest = hashlib.sha256()
+    for folder in ("fastmlp", "kernels", "benchmarks"):
+        for path in sorted((_ROOT / folder).rglob("*.py")):
+            digest.update(f"{path.relative_to(_ROOT)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:10]

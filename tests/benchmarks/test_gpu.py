@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import page, readme, tables
+from benchmarks import machine, page, readme, tables
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import stages, summary
 from benchmarks.gpu.conductor import Conductor, Options
@@ -160,12 +160,23 @@ def test_a_full_disk_is_said_and_the_screen_has_everything(
 
 
 def test_another_commits_report_is_put_aside(tmp_path: Path) -> None:
-    machine = describe("cpu") | {"commit": "other", "rehearsal": True}
-    old = {"machine": machine, "rows": [row("cases", "a", "b")], "stops": {}, "left_out": [], "stages": {}}
+    other = describe("cpu") | {"commit": "other", "rehearsal": True}
+    old = {"machine": other, "rows": [row("cases", "a", "b")], "stops": {}, "left_out": [], "stages": {}}
     (tmp_path / "report.json").write_text(json.dumps(old))
     _, report = _run(tmp_path, "fine", resume=True)
     assert [one["key"] for one in report["rows"]] == ["fine"]
     assert json.loads((tmp_path / "report.before.json").read_text()) == old
+
+
+def test_a_copy_without_git_goes_by_its_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports of two of them must not become one."""
+
+    def no_git(*_: object, **__: object) -> None:
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(machine.subprocess, "run", no_git)
+    assert describe("cpu")["commit"] == f"unknown, sources {machine.sources()}"
+    assert machine.sources() == machine.sources()
 
 
 def test_no_time_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -209,9 +220,9 @@ def _report() -> dict[str, Any]:
         "done": ["a"],
         "left_out": [],
     }
-    machine = describe("cpu") | {"kind": "gpu", "device": "NVIDIA H200", "commit": "abc1234"}
+    gpu = describe("cpu") | {"kind": "gpu", "device": "NVIDIA H200", "commit": "abc1234"}
     return {
-        "machine": machine,
+        "machine": gpu,
         "ceilings": {"copy": {"65536": 5e10}, "matmul": {"float32": 2e11}, "launch": 3e-7},
         "rows": [good, fast, kernel], "stops": {}, "left_out": [],
         "stages": {

@@ -32,12 +32,16 @@ LINEAR = Tiles(("linear",), ("bf16",), (SHAPE,), 1)
 
 @pytest.fixture(autouse=True)
 def cache_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The user's, which stays as it is."""
+    """The user's, which stays as it is; and nothing ships."""
     monkeypatch.setenv("FASTMLP_CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "nothing.json").write_text("{}")
+    for module in (configs, decisions):
+        monkeypatch.setattr(module, "_SHIPPED", tmp_path / "nothing.json")
     tune._forget()
     yield tmp_path / "cache"
     assert os.environ["FASTMLP_CACHE_DIR"] == str(tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
+    monkeypatch.undo()
     tune._forget()
 
 

@@ -16,13 +16,17 @@ TILE = Tile(16, 32, 64, 4, 2, 5)
 KEY = ("linear", "sm_90", "half", "narrow")
 
 
+SHIPPED = configs._SHIPPED
+
+
 @pytest.fixture(autouse=True)
 def cache_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, and no answer remembered from another one."""
+    """An empty cache, nothing that ships, and no answer remembered from another one."""
     monkeypatch.setenv("FASTMLP_CACHE_DIR", str(tmp_path / "cache"))
-    configs._lookup.cache_clear()
+    ship(monkeypatch, tmp_path, "{}")
     yield tmp_path / "cache" / "tiles.json"
-    configs._lookup.cache_clear()
+    monkeypatch.undo()
+    configs.forget()
 
 
 def test_the_table_covers_everything() -> None:
@@ -160,7 +164,8 @@ def test_a_damaged_tile_is_ignored_alone(cache_file: Path) -> None:
 
 
 def ship(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str) -> None:
-    file = tmp_path / "tiles.json"
+    file = tmp_path / "shipped" / "tiles.json"
+    file.parent.mkdir(exist_ok=True)
     file.write_text(text)
     monkeypatch.setattr(configs, "_SHIPPED", file)
     configs.forget()
@@ -184,11 +189,11 @@ def test_a_damaged_tile_that_ships_is_ignored_aloud(monkeypatch: pytest.MonkeyPa
         assert configs.lookup("linear", "sm_90", "half", 256, 784) == configs.TABLE[KEY]
 
 
-def test_what_ships_is_whole() -> None:
+def test_what_ships_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing was measured on a GPU yet; tiles that are added must be ones, and of kernels that there are."""
+    monkeypatch.setattr(configs, "_SHIPPED", SHIPPED)
     configs.forget()
-    entries = json.loads(configs._SHIPPED.read_text())
-    assert configs.entries(configs.shipped()) == entries
+    assert configs.entries(configs.shipped()) == json.loads(SHIPPED.read_text())
     assert all((key[0], configs.nearest(key[1]), *key[2:]) in configs.TABLE for key in configs.shipped())
 
 

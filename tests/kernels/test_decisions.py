@@ -22,12 +22,18 @@ ROW = Row(
 SIZES = (ROW.m, ROW.n, ROW.k)
 
 
+SHIPPED = decisions._SHIPPED
+
+
 @pytest.fixture(autouse=True)
 def cache_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, and no answer remembered from another one."""
+    """An empty cache, nothing that ships, and no answer remembered from another one."""
     monkeypatch.setenv("FASTMLP_CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "nothing.json").write_text("{}")
+    monkeypatch.setattr(decisions, "_SHIPPED", tmp_path / "nothing.json")
     decisions.forget()
     yield tmp_path / "cache" / "decisions.json"
+    monkeypatch.undo()
     decisions.forget()
 
 
@@ -128,9 +134,10 @@ def test_the_library_never_runs_unmeasured() -> None:
                     assert "library" not in order
 
 
-def test_the_package_ships_no_measurement() -> None:
-    """Nothing was measured on a GPU yet; rows that are added have to be whole."""
-    assert decisions._parsed(json.loads(decisions._SHIPPED.read_text()), decisions._SHIPPED) == []
+def test_what_ships_is_whole() -> None:
+    """Nothing was measured on a GPU yet; rows that are added have to be."""
+    entries = json.loads(SHIPPED.read_text())
+    assert {row.key: asdict(row) for row in decisions._parsed(entries, SHIPPED)} == entries
 
 
 BAD = {

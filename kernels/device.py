@@ -37,7 +37,8 @@ def product(a, b):
 
     Lanes sum by exchange: each adds to its own number another's. Were its own an a * b that the compiler
     contracts with the addition, it would add an exact product to a rounded one, and the other lane the other
-    way round: copies of one sum, of which any may be stored, would differ in the last bit.
+    way round: copies of one sum, of which any may be stored (triton-lang/triton#7264), would differ in the
+    last bit.
     """
     return tl.fma(a, b, 0.0)
 

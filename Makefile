@@ -16,13 +16,13 @@ test-deep:
 
 # What touches the edges of torch and Triton, with the oldest pair that is supported (2.9 brings Triton 3.5) and with
 # the one that most GPU machines have (2.11, Triton 3.6): `make oldest-2.11` for one, in a venv of its own, where
-# `make compile BIN=.venv-2.11/bin` compiles every kernel.
+# `make compile BIN=.venv-2.11/bin` compiles every kernel. The interpreters of those Tritons need NumPy 2.3.
 EDGES := $(addprefix tests/,kernels $(addprefix fastmlp/,autograd backends engine functional modules profiling))
 oldest: oldest-2.9 oldest-2.11
 
 oldest-%:
 	python3 -m venv .venv-$*
-	.venv-$*/bin/pip install -q -e '.[dev]' 'torch==$*.*'
+	.venv-$*/bin/pip install -q -e '.[dev]' 'torch==$*.*' 'numpy<2.4'
 	.venv-$*/bin/pytest -n auto $(EDGES)
 
 lint:

@@ -9,11 +9,16 @@ from typing import Any
 
 from triton.compiler.code_generator import ASTFunction, CodeGenerator
 from triton.language import core
+from triton.runtime import jit
 
 
 def mend() -> None:
-    """Let kernels compare a tuple with None, pass on a constexpr tuple's members, and find a nested one's."""
+    """Let kernels compare a tuple with None, pass on a constexpr tuple's members, and find a nested one's.
+
+    And, before 3.6, let hooks be told of a kernel with constants in its tuples.
+    """
     visit_attribute, deserialize = CodeGenerator.visit_Attribute, ASTFunction.deserialize
+    serialize = jit.serialize_specialization_data
 
     def constant_attribute(self: Any, node: Any) -> Any:
         found = visit_attribute(self, node)
@@ -25,7 +30,14 @@ def mend() -> None:
         _retype(values)
         return values
 
+    def serialized_constants(name: Any, signature: Any, constants: dict[Any, Any], *rest: Any) -> str:
+        plain = {
+            k: {"constexpr": v.value} if isinstance(v, core.constexpr) else v for k, v in constants.items()
+        }
+        return serialize(name, signature, plain, *rest)
+
     core._type_for_tuple_values = _type_for_tuple_values
+    jit.serialize_specialization_data = serialized_constants
     CodeGenerator.visit_Attribute = constant_attribute
     ASTFunction.deserialize = typed_arguments
 

@@ -39,6 +39,8 @@ from fastmlp.kernels.linear_backward import Undone
 from fastmlp.kernels.mlp import Net
 from fastmlp.kernels.softmax import Criterion
 
+from ..numerics import allowed
+
 #: Results by their names; None is not asked for.
 Named = dict[str, Tensor | None]
 _TORCH = TorchBackend()
@@ -75,7 +77,8 @@ class Call:
         for now, then in zip(_tensors(self.arguments), _tensors(self.before), strict=True):
             now.untyped_storage().copy_(then.untyped_storage())
         args, options = self.arguments
-        return self._named(self.function(*args, **options))
+        with poisoned():
+            return self._named(self.function(*args, **options))
 
     def _named(self, returned: Any) -> Named:
         args, options = self.arguments
@@ -95,11 +98,11 @@ class Call:
         with _precision(_precision_of(*self.before)):
             return self.launcher.reference(*args, **options)
 
-    def roundings(self, result: Tensor) -> int:
-        """How often ``result`` is rounded on the way, counted in roundings to its dtype.
+    def allowed(self, result: Tensor, torchs: Tensor, exact: Tensor) -> float:
+        """How far from ``exact`` the result may be.
 
-        A chain's are twice a layer. Of few numbers torch's own error can be small by luck, and what they are
-        summed from is rounded to the dtype of the products: theirs count as such.
+        A chain rounds twice a layer. Of few numbers torch's own error can be small by luck: for these the
+        dtype of the products counts, whatever the result's is.
         """
         args, options = self.arguments
         times, dtypes = self.launcher.roundings, [options.get("dtype"), *args]
@@ -107,12 +110,12 @@ class Call:
             layers = argument.weights if isinstance(argument, Net) else getattr(argument, "layers", None)
             times = times if layers is None else 2 * len(layers)
             dtypes.append(getattr(argument, "dtype", None))
-        if result.numel() >= _FEW:
-            return times
         steps = [torch.finfo(d).eps for d in dtypes if isinstance(d, torch.dtype) and d.is_floating_point]
         if _precision_of(args, options) == "tf32":
             steps.append(2.0**-10)
-        return times * max(1, round(max(steps, default=0.0) / torch.finfo(result.dtype).eps))
+        eps = torch.finfo(result.dtype).eps
+        coarsest = max([eps, *steps]) if result.numel() < _FEW else eps
+        return allowed(torchs, exact, times, coarsest)
 
 
 #: Fewer numbers than this are few.

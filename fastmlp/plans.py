@@ -29,7 +29,7 @@ PLANS = ("eager", "layers", "whole", "recompute")
 WHOLE_ROWS = {2: 64, 4: 32}
 #: torch keeps the input of these for its backward; ours keep the output of a leaky ReLU.
 _TORCH_KEEPS_INPUT = ("leaky_relu", "gelu", "gelu_tanh", "silu", "prelu")
-_ALIGNMENT = 16  # of the columns that the whole-network kernels save
+_ALIGNMENT = 16  # of the columns that the whole-network kernels save, and of a split's part of a workspace
 _REDUCTION = 64  # rows of the batch in one step of a dW tile
 _SPLIT = 512  # rows of the batch that one program of dW reduces at the least
 _FLOAT32 = 4
@@ -300,7 +300,7 @@ class _Layers(_Counter):
             moved += n * k + m * k * (1 + previous)
             cached += gradient * cdiv(k, bn) + n * k * cdiv(m, bm) + m * k * (1 + fold)
         outputs = e * layer.params + _FLOAT32 * n * bool(layer.slopes)
-        workspace = parts * (n * k + 2 * n) * _FLOAT32
+        workspace = parts * cdiv(n * k + 2 * n, _ALIGNMENT) * _ALIGNMENT * _FLOAT32
         out = workspace if parts > 1 else outputs
         found = [
             Launch(

@@ -10,6 +10,7 @@ only as an argument of a call: an assignment turns the members into numbers on t
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple, overload
 
 import torch
@@ -39,6 +40,16 @@ class Vector(NamedTuple):
 
     ptr: Any
     stride: Any
+
+
+class Multiple(NamedTuple):
+    """A size or a stride, and a power of two up to 16 that divides it, which the compiler is to know.
+
+    Triton by itself tells multiples of 16 from all other numbers, but 16 bytes are 4 or 8 elements.
+    """
+
+    number: Any
+    factor: Any
 
 
 class Source(NamedTuple):
@@ -116,6 +127,14 @@ def vector(numbers: Tensor | float | None) -> Vector | None:
     return Vector(numbers, numbers.stride(0) if numbers.numel() > 1 else 0)
 
 
+_FACTORS = {factor: tl.constexpr(factor) for factor in (1, 2, 4, 8, 16)}
+
+
+def multiple(number: int) -> Multiple:
+    """A size or a stride as a kernel's argument."""
+    return Multiple(number, _FACTORS[math.gcd(number, 16)])
+
+
 def activation(name: str, slope: float = 0.0, weight: Tensor | None = None) -> Activation:
     """An activation as a kernel's argument."""
     return Activation(tl.constexpr(name), slope, vector(weight))
@@ -138,6 +157,12 @@ def in_which(named: dict[str, Any]) -> tuple[str, str] | None:
 def at(matrix, rows, cols):
     """Addresses of a tile; 64-bit, since rows * stride passes 2³¹ in large matrices."""
     return matrix.ptr + rows[:, None].to(tl.int64) * matrix.row + cols[None, :].to(tl.int64) * matrix.col
+
+
+@triton.jit
+def aligned(multiple):
+    """The number of a `Multiple`, in a form that says what divides it."""
+    return multiple.number // multiple.factor * multiple.factor
 
 
 @triton.jit

@@ -47,6 +47,7 @@ class Case:
     variant: str
     dtype: str
     run: Run
+    wide: bool = True  # where it is bound by memory: addresses and rows allow 16 bytes a thread
 
 
 def matrix(rows: int, cols: int, dtype: torch.dtype, device: str, transposed: bool = False) -> Tensor:

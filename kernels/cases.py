@@ -58,7 +58,9 @@ def cases(device: str = "meta") -> Iterator[Case]:
         _mlp_cases,
     ):
         yield from family(device)
-    yield Case("dropout", "mask", "fp32", lambda: dropout_mask(_dropout(device, 1), 4096, 1000))
+    for features in (1000, 1024):
+        run = partial(dropout_mask, _dropout(device, 1), 4096, features)
+        yield Case("dropout", f"mask {features}", "fp32", run, wide=features % 16 == 0)
 
 
 def linear(
@@ -165,7 +167,7 @@ def _linear_backward_cases(device: str) -> Iterator[Case]:
         variant: str, dtype: str, shape: Shape, act: str = "none", before: str = "relu", **options: Any
     ) -> Case:
         run = backward(NUMERICS[dtype], shape, act, before, device, **options)
-        return Case("linear_backward", variant, dtype, run)
+        return Case("linear_backward", variant, dtype, run, wide=shape[1:] != (1, 1))
 
     for dtype in NUMERICS:
         yield case("narrow epilogue=relu", dtype, NARROW)

@@ -5,9 +5,10 @@
 The real launchers run on tensors without memory, so what is compiled is what production would
 launch: its tiles (a tuner's cache included) and its specializations. The exit code is 1 if a
 kernel does not compile, spills registers, needs more shared memory than there is, multiplies 16-bit or
-TF32 matrices without tensor cores, lacks the TMA or the specialized warps that its launch asks for, or sums
-products across lanes in a way that leaves other bits in other lanes; with ``--against`` an earlier report,
-also if it takes more than it took there.
+TF32 matrices without tensor cores, lacks the TMA or the specialized warps that its launch asks for, moves
+global memory by less than 16 bytes a thread where that is what it waits for and its tensors allow it, or
+sums products across lanes in a way that leaves other bits in other lanes; with ``--against`` an earlier
+report, also if it takes more than it took there.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class Row:
     error: str = ""
     needs_tma: bool = False
     needs_specialization: bool = False
+    needs_wide: str = ""  # "loads", "stores" or both of global memory
 
     def problems(self) -> list[str]:
         """What is wrong with the kernel; empty if nothing is."""
@@ -72,6 +74,9 @@ class Row:
             found.append("no specialized warps")
         if self.resources.torn_sums:
             found.append(f"{self.resources.torn_sums} sums of products that lanes may round differently")
+        for moves in self.needs_wide.split():
+            if not self.resources.widest(moves) >= 16:
+                found.append(f"no {moves} of 16 bytes")
         return found
 
     def changes(self, before: Row) -> list[str]:
@@ -79,10 +84,11 @@ class Row:
         was, now = before.resources, self.resources
         if was is None or now is None:
             return [self.error or "compiles now"] if was is not now else []
+        unknown = {name for name in ("loads", "stores") if vars(was)[name] is None}
         return [
             f"{name} {vars(was)[name]} -> {vars(now)[name]}"
             for name in vars(now)
-            if vars(was)[name] != vars(now)[name]
+            if vars(was)[name] != vars(now)[name] and name not in unknown
         ]
 
     def is_worse(self, before: Row) -> bool:
@@ -99,6 +105,7 @@ class Row:
             or now.tma < was.tma
             or now.warp_specialized < was.warp_specialized
             or now.torn_sums > was.torn_sums
+            or any(now.widest(moves) < was.widest(moves) for moves in ("loads", "stores"))
         )
 
 
@@ -117,6 +124,17 @@ def specializations() -> Iterator[list[str]]:
         yield keys
     finally:
         knobs.runtime.jit_cache_hook = before
+
+
+#: Kernels bound by memory, and what they move much of.
+_WIDE = {
+    "cross_entropy_forward_kernel": "loads",
+    "cross_entropy_backward_kernel": "loads stores",
+    "mse_forward_kernel": "loads",
+    "mse_backward_kernel": "loads stores",
+    "sum_splits_kernel": "loads stores",
+    "dropout_mask_kernel": "stores",
+}
 
 
 def warmup(launch: Launch) -> Any:
@@ -147,6 +165,8 @@ def tasks(arch: str) -> list[tuple[Row, Launch]]:
                     _needs_tensor_cores(one),
                     needs_tma=any(isinstance(argument, TensorDescriptor) for argument in one.args),
                     needs_specialization=bool(getattr(one.options.get("TILE"), "WARP_SPECIALIZE", False)),
+                    # A program of AMD's has twice the threads for the same block: some have 8 bytes each.
+                    needs_wide=_WIDE.get(one.name, "") if case.wide and arch.startswith("sm_") else "",
                 )
                 found.setdefault(keys[0], (row, one))
     return list(found.values())
@@ -196,7 +216,10 @@ def compile_all(todo: Sequence[tuple[str, int]], jobs: int) -> Iterator[Row]:
         jobs, todo = 1, todo[done:]
 
 
-HEADER = ("kernel", "case", "dtype", "tile", "regs", "spill", "shared", "%", "tensor cores", "")
+HEADER = (
+    *("kernel", "case", "dtype", "tile", "regs", "spill", "shared", "%", "loads", "stores"),
+    *("tensor cores", ""),
+)  # loads and stores of global memory: bytes a thread x how many
 
 
 def align(lines: Sequence[Sequence[str]]) -> str:
@@ -215,7 +238,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     mark = "; ".join(row.problems())
     mark = mark and f"<-- {mark}"
     if row.resources is None:
-        return (*name, "", "", "", "", "", mark)
+        return (*name, *[""] * 7, mark)
     used = row.resources
     cores = [f"{kind} {count}" for kind, count in used.tensor_cores.items()]
     if used.tensor_memory:
@@ -228,6 +251,10 @@ def _cells(row: Row) -> tuple[str, ...]:
     return (
         *name,
         *(str(n) for n in (used.registers, used.local, used.shared, percent)),
+        *(
+            " ".join(f"{width}x{n}" for width, n in (moves or {}).items())
+            for moves in (used.loads, used.stores)
+        ),
         ", ".join(cores),
         mark,
     )
@@ -261,6 +288,9 @@ def read_json(path: Path) -> list[Row]:
     for kernel in json.loads(path.read_text())["kernels"]:
         del kernel["problems"]
         used = kernel.pop("resources")
+        for moves in ("loads", "stores"):  # whose numbers JSON made strings
+            if used and used.get(moves) is not None:
+                used[moves] = {int(width): count for width, count in used[moves].items()}
         rows.append(Row(**kernel, resources=used and Resources(**used)))
     return rows
 

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastmlp.kernels.arguments import Multiple, aligned, multiple
 from fastmlp.kernels.device import store
 from fastmlp.kernels.launch import cdiv, launch, launch_if, next_power_of_2
 from fastmlp.kernels.softmax import (
@@ -40,15 +41,15 @@ class Rows(NamedTuple):
     """The rows of logits (N, C, D): N * D of them, along C. Of (N, D), one number a row, c is None."""
 
     ptr: Any
-    n: Any
-    c: Any
-    d: Any
+    n: Multiple
+    c: Multiple | None
+    d: Multiple
 
 
 @triton.jit
 def _pointers(x, rows, D):
     """To row r of x, which is n = r // D, d = r % D."""
-    return x.ptr + (rows // D).to(tl.int64) * x.n + (rows % D).to(tl.int64) * x.d
+    return x.ptr + (rows // D).to(tl.int64) * aligned(x.n) + (rows % D).to(tl.int64) * aligned(x.d)
 
 
 @triton.jit
@@ -63,7 +64,7 @@ def _coefficients(target, t_row, cols, inside, C, criterion):
     if criterion.target.c is None:
         return index_coefficients(target, cols, C, criterion.weight, criterion.smoothing)
     else:
-        t_tile = t_row[:, None] + cols[None, :].to(tl.int64) * criterion.target.c
+        t_tile = t_row[:, None] + cols[None, :].to(tl.int64) * aligned(criterion.target.c)
         t = tl.load(t_tile, mask=inside, other=0.0).to(tl.float32)
         return probability_coefficients(t, cols, C, criterion.weight, criterion.smoothing)
 
@@ -74,26 +75,35 @@ def cross_entropy_forward_kernel(
     criterion,  # of class indices (N, D), or probabilities (N, C, D)
     stats_ptr,  # see `forward`
     sums,  # its loss: one number, or of reduction "none" (num_rows,)
-    num_rows, rows_per_program, C, D,
+    num_rows, rows_per_program,
+    C, D,  # each a Multiple
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    num_rows = num_rows // D.factor * D.factor  # it is N * D
+    C = aligned(C)
+    D = aligned(D)
     pid = tl.program_id(0)
-    begin = pid * rows_per_program
+    begin = pid * tl.cdiv(rows_per_program, BLOCK_M) * BLOCK_M
     end = tl.minimum(begin + rows_per_program, num_rows)
     stats_ptr = _of_rows(stats_ptr, criterion)
     loss_sum = tl.zeros((BLOCK_M,), tl.float32)
     weight_sum = tl.zeros((BLOCK_M,), tl.float32)
     for first in range(begin, end, BLOCK_M):
         rows = first + tl.arange(0, BLOCK_M)
-        ok = rows < end
+        ok = rows < num_rows
         x_row = _pointers(x, rows, D)
         t_row = _pointers(criterion.target, rows, D)
         target = None
         ignored = None
         invalid = None
+        weight = tl.zeros((BLOCK_M,), tl.float32) + 1.0
         if criterion.target.c is None:
             target, ignored, invalid = load_targets(t_row, ok, C, criterion.ignore_index)
+            known = ok & (ignored == 0) & (invalid == 0)
+            weight = tl.where(known, class_weights(criterion.weight, target, known), 0.0)
+            if criterion.smoothing is None:  # only the target's logit counts; 0 * inf of the others must not
+                x_target = tl.load(x_row + target * aligned(x.c), mask=known, other=0.0).to(tl.float32)
 
         m = tl.full((BLOCK_M,), float("-inf"), tl.float32)
         s = tl.zeros((BLOCK_M,), tl.float32)
@@ -102,7 +112,7 @@ def cross_entropy_forward_kernel(
         for start in range(0, C, BLOCK_C):
             cols = start + tl.arange(0, BLOCK_C)
             inside = ok[:, None] & (cols[None, :] < C)
-            x_tile = x_row[:, None] + cols[None, :].to(tl.int64) * x.c
+            x_tile = x_row[:, None] + cols[None, :].to(tl.int64) * aligned(x.c)
             tile = tl.load(x_tile, mask=inside, other=float("-inf"))
             tile = tile.to(tl.float32)
             before = finite_max(m)
@@ -114,14 +124,9 @@ def cross_entropy_forward_kernel(
                 weighted += tl.sum(tl.where(inside, a * (tile - now[:, None]), 0.0), 1)
                 total += tl.sum(a, 1)
 
-        weight = tl.zeros((BLOCK_M,), tl.float32) + 1.0
-        if criterion.target.c is None:
-            known = ok & (ignored == 0) & (invalid == 0)
-            weight = tl.where(known, class_weights(criterion.weight, target, known), 0.0)
-            if criterion.smoothing is None:  # only the target's logit counts; 0 * inf of the others must not
-                x_target = tl.load(x_row + target * x.c, mask=known, other=0.0).to(tl.float32)
-                total = weight
-                weighted = weight * (x_target - m)
+        if criterion.target.c is None and criterion.smoothing is None:
+            total = weight
+            weighted = weight * (x_target - m)
         log_sum = tl.log(s)
         loss, coefficient = row_loss(total, log_sum, weighted, m, criterion.z_loss, ignored, invalid)
         tl.store(stats_ptr + rows, m, mask=ok)
@@ -156,14 +161,19 @@ def cross_entropy_backward_kernel(
     x, criterion, stats_ptr,  # as in the forward
     grad,  # upstream: (N, D), or one number with strides of 0
     dx,  # (N, C, D)
-    num_rows, C, D, first, width,  # the logits are those of classes first .. first + width
+    num_rows,
+    C, D, first, width,  # each a Multiple; the logits are those of classes first .. first + width
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    num_rows = num_rows // D.factor * D.factor
+    C = aligned(C)
+    D = aligned(D)
+    width = aligned(width)
     blocks = tl.cdiv(width, BLOCK_C)
     rows = tl.program_id(0) // blocks * BLOCK_M + tl.arange(0, BLOCK_M)
     local = tl.program_id(0) % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
-    cols = first + local
+    cols = aligned(first) + local
     ok = rows < num_rows
     inside = ok[:, None] & (local[None, :] < width)
     col_offsets = local[None, :].to(tl.int64)
@@ -181,7 +191,7 @@ def cross_entropy_backward_kernel(
         target, ignored, _ = load_targets(t_row, ok, C, criterion.ignore_index)
     a = _coefficients(target, t_row, cols, inside, C, criterion)
 
-    x_tile = _pointers(x, rows, D)[:, None] + col_offsets * x.c
+    x_tile = _pointers(x, rows, D)[:, None] + col_offsets * aligned(x.c)
     logits = tl.load(x_tile, mask=inside, other=0.0).to(tl.float32)
     p = tl.exp((logits - m[:, None]) - log_sum[:, None])
     gradient = upstream[:, None] * (p * coefficient[:, None] - a)
@@ -189,7 +199,7 @@ def cross_entropy_backward_kernel(
         # Selected, not multiplied by upstream, which is inf where every row is ignored. As torch's, the
         # gradient of an ignored row is 0 unless its softmax is NaN.
         gradient = tl.where(ignored[:, None], p * 0.0, gradient)
-    store(_pointers(dx, rows, D)[:, None] + col_offsets * dx.c, gradient, inside)
+    store(_pointers(dx, rows, D)[:, None] + col_offsets * aligned(dx.c), gradient, inside)
 
 
 def forward(
@@ -224,7 +234,7 @@ def forward(
         cross_entropy_forward_kernel,
         (programs,),
         _rows(logits), criterion("cross_entropy", reduction, _rows(target), weight, *numbers), stats, sums,
-        rows, rows if programs == 1 else block_m, c, d,
+        rows, rows if programs == 1 else block_m, multiple(c), multiple(d),
         BLOCK_M=block_m,
         BLOCK_C=block_c,
         num_warps=warps,
@@ -273,8 +283,8 @@ def backward(
         _rows(logits),
         criterion("cross_entropy", reduction, _rows(target), weight, ignore_index, label_smoothing),
         stats,
-        _rows(grad) if reduction == "none" else Rows(grad, 0, None, 0),
-        _rows(out), n * d, classes or c, d, first, c,
+        _rows(grad) if reduction == "none" else Rows(grad, multiple(0), None, multiple(0)),
+        _rows(out), n * d, multiple(classes or c), multiple(d), multiple(first), multiple(c),
         BLOCK_M=block_m,
         BLOCK_C=block_c,
         num_warps=warps,
@@ -291,7 +301,5 @@ def _blocks(classes: int, elements: int) -> tuple[int, int, int]:
 
 def _rows(tensor: Tensor) -> Rows:
     """(N, C, D), or (N, D), as a kernel's argument."""
-    if tensor.dim() == 3:
-        return Rows(tensor, *tensor.stride())
-    n, d = tensor.stride()
-    return Rows(tensor, n, None, d)
+    n, *c, d = map(multiple, tensor.stride())
+    return Rows(tensor, n, c[0] if c else None, d)

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastmlp.kernels.arguments import Drop
+from fastmlp.kernels.arguments import Drop, aligned, multiple
 from fastmlp.kernels.device import product
 from fastmlp.kernels.launch import cdiv, launch
 
@@ -104,10 +104,12 @@ def undropped(saved, scale, ACT: tl.constexpr):
 def dropout_mask_kernel(
     seed_ptr, site, p,
     out_ptr,  # (M, N) int8, contiguous
-    M, N,
+    M,
+    N,  # a Multiple
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):  # fmt: skip
+    N = aligned(N)
     num_n = tl.cdiv(N, BLOCK_N)
     rows = tl.program_id(0) // num_n * BLOCK_M + tl.arange(0, BLOCK_M)
     first_col = tl.program_id(0) % num_n * BLOCK_N
@@ -124,7 +126,7 @@ def dropout_mask(dropout: Dropout, m: int, n: int) -> Tensor:
     launch(
         dropout_mask_kernel,
         (cdiv(m, _BLOCK_M) * cdiv(n, _BLOCK_N),),
-        seed, site, p, out, m, n,
+        seed, site, p, out, m, multiple(n),
         BLOCK_M=_BLOCK_M,
         BLOCK_N=_BLOCK_N,
     )  # fmt: skip

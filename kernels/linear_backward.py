@@ -159,6 +159,12 @@ def weight_gradient(
 
 
 @triton.jit
+def _part(N, K):
+    """Elements of a split's part of the workspace, which starts at a multiple of 16 bytes."""
+    return tl.cdiv(tl.cast(N, tl.int64) * K + 2 * N, 16) * 16
+
+
+@triton.jit
 def _weight_tile(
     pid, grad, after, site, x, out, num_splits, rows_per_split, M, N, K,
     DTYPE: tl.constexpr, TILE: tl.constexpr,
@@ -189,7 +195,7 @@ def _weight_tile(
         if out.slope is not None:
             store(out.slope + rows, slope_grad * scale, once)
     else:
-        workspace = out.workspace + split.to(tl.int64) * (tl.cast(N, tl.int64) * K + 2 * N)
+        workspace = out.workspace + split.to(tl.int64) * _part(N, K)
         store(workspace + offsets, acc, inside)
         tail = workspace + tl.cast(N, tl.int64) * K + rows
         store(tail, bias, once)
@@ -231,18 +237,22 @@ def linear_backward_kernel(
 def sum_splits_kernel(out, num_splits, N, K, BLOCK: tl.constexpr):
     """Sum the workspace of ``out`` (ParameterGrads) over the splits, always first to last."""
     size = tl.cast(N, tl.int64) * K
-    row = size + 2 * N
-    offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    part = _part(N, K)
+    first = tl.program_id(0).to(tl.int64) * BLOCK
+    offsets = first + tl.arange(0, BLOCK)
     acc = tl.zeros((BLOCK,), tl.float32)
     for split in range(0, num_splits):
-        acc += tl.load(out.workspace + split * row + offsets, mask=offsets < row, other=0.0)
+        acc += tl.load(out.workspace + split * part + offsets, mask=offsets < part, other=0.0)
     acc *= load_scale(out.scale)
-    store(out.weight + offsets, acc, offsets < size)
-    n = offsets - size
-    if out.bias is not None:
-        store(out.bias + n, acc, (n >= 0) & (n < N))
-    if out.slope is not None:
-        store(out.slope + n - N, acc, (n >= N) & (n < 2 * N))
+    if first + BLOCK <= size:
+        store(out.weight + offsets, acc)
+    else:
+        store(out.weight + offsets, acc, offsets < size)
+        n = offsets - size
+        if out.bias is not None:
+            store(out.bias + n, acc, (n >= 0) & (n < N))
+        if out.slope is not None:
+            store(out.slope + n - N, acc, (n >= N) & (n < 2 * N))
 
 
 #: An `Undo` and its dropout's layer, as two arguments of the kernel; None where nothing is to be undone.
@@ -311,7 +321,11 @@ def linear_backward(
             None if asked.bias_dtype is None else torch.empty(n, device=device, dtype=asked.bias_dtype),
             torch.empty(n, device=device, dtype=torch.float32) if learned else None,
             # Always float32 and always there, so that the number of splits never changes the kernel.
-            torch.empty((splits if splits > 1 else 0, n * k + 2 * n), device=device, dtype=torch.float32),
+            torch.empty(
+                (splits if splits > 1 else 0, cdiv(n * k + 2 * n, 16) * 16),
+                device=device,
+                dtype=torch.float32,
+            ),
             scale,
         )
     launch(

@@ -145,14 +145,17 @@ def cross_entropy_cases(device: str) -> Iterator[Case]:
     """The loss of few and of many classes, and every branch of it."""
 
     def case(variant: str, dtype: str, sizes: tuple[int, int, int], **kwargs: Any) -> Case:
-        run = cross_entropy(NUMERICS[dtype].storage, sizes, device, **kwargs)
-        return Case("cross_entropy", variant, dtype, run)
+        storage, (_, classes, positions) = NUMERICS[dtype].storage, sizes
+        run = cross_entropy(storage, sizes, device, **kwargs)
+        row = (classes if positions == 1 else positions) * storage.itemsize
+        return Case("cross_entropy", variant, dtype, run, wide=row % 16 == 0)
 
     digits, words = (256, 10, 1), (4096, 128256, 1)
     for dtype in ("bf16", "fp16", "fp32"):
         yield case("10 classes", dtype, digits)
         yield case("128256 classes", dtype, words)
-    yield case("1000 classes", "fp32", (4096, 1000, 1))
+        yield case("1000 classes", dtype, (4096, 1000, 1))
+    yield case("50257 classes", "bf16", (4096, 50257, 1))
     every = {"weight": True, "smoothing": 0.1}
     for size, sizes in (("10", digits), ("128256", words)):
         yield case(f"{size} classes weight smoothing", "bf16", sizes, **every)
@@ -195,7 +198,7 @@ def squared_error_cases(device: str) -> Iterator[Case]:
 
     def case(variant: str, dtype: str, **kwargs: Any) -> Case:
         run = squared_error(NUMERICS[dtype].storage, (4096, 10), device, **kwargs)
-        return Case("mse", variant, dtype, run)
+        return Case("mse", variant, dtype, run, wide=not kwargs.get("strided"))
 
     for dtype in ("bf16", "fp16", "fp32"):
         yield case("10 outputs", dtype)

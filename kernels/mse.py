@@ -3,17 +3,20 @@
     loss = Σ w (x - t)²,    dloss/dx = 2 w (x - t)
 
 Elements are taken as they come, rows mean nothing: a program sums BLOCK of them at a time, the programs'
-sums are added up in a fixed order. The backward forms x - t again, so nothing is kept in between.
+sums are added up in a fixed order. Whole blocks have no mask, which would cut the loads of 16 bytes up: the
+compiler does not know where it ends. The backward forms x - t again, so nothing is kept in between.
 """
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastmlp.kernels.arguments import Matrix, matrix
+from fastmlp.kernels.arguments import Multiple, aligned, multiple
 from fastmlp.kernels.cross_entropy import finish, partial_sums
 from fastmlp.kernels.device import product, store
 from fastmlp.kernels.launch import cdiv, launch
@@ -23,6 +26,14 @@ _BLOCK = 1024
 # So few elements are summed by one program, which saves the launch of `finish_loss_kernel`.
 _ONE_PROGRAM = 16 * _BLOCK
 _MOST_PROGRAMS = 1024
+
+
+class Elements(NamedTuple):
+    """The elements of a matrix (M, C), one after another; without strides where a number is a place."""
+
+    ptr: Any
+    row: Multiple | None
+    col: Multiple | None
 
 
 @triton.jit
@@ -39,43 +50,73 @@ def squared_error_tile(x, targets, ok, num_rows, cols, C, criterion, pid, num_pr
 
 @triton.jit
 def _load(x, i, ok, C):
-    """Elements number ``i`` of a matrix with C columns, float32; without strides that is their place."""
+    """Elements number ``i`` of a matrix with C columns, float32; ``ok`` is None where all are there."""
     if x.row is not None:
-        i = i // C * x.row + i % C * x.col
-    return tl.load(x.ptr + i, mask=ok, other=0.0).to(tl.float32)
+        i = i // aligned(C) * aligned(x.row) + i % aligned(C) * aligned(x.col)
+    if ok is None:
+        return tl.load(x.ptr + i).to(tl.float32)
+    else:
+        return tl.load(x.ptr + i, mask=ok, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _add_block(i, ok, x, target, weight, C, sums, loss_sum, weight_sum, REDUCTION: tl.constexpr):
+    """The sums with the elements ``i``; of reduction "none" their losses are stored."""
+    d = _load(x, i, ok, C) - _load(target, i, ok, C)
+    loss = d * d
+    if weight is not None:
+        w = _load(weight, i, ok, C)
+        loss *= w
+        weight_sum += w
+    if REDUCTION == "none":
+        store(sums.loss + i, loss, ok)
+    else:
+        loss_sum += loss
+    return loss_sum, weight_sum
 
 
 @triton.jit(do_not_specialize=["count", "per_program"])
 def mse_forward_kernel(
-    x, target, weight,  # (M, C); what is contiguous has no strides
+    x, target, weight,  # (M, C), Elements
     sums,  # its loss: one number, or of reduction "none" (M, C)
-    count, per_program, C,
+    count, per_program,
+    C,  # a Multiple
     REDUCTION: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
-    begin = pid.to(tl.int64) * per_program
+    begin = pid.to(tl.int64) * tl.cdiv(per_program, BLOCK) * BLOCK  # a single program's share is any number
     end = tl.minimum(begin + per_program, count)
     loss_sum = tl.zeros((BLOCK,), tl.float32)
     weight_sum = tl.zeros((BLOCK,), tl.float32)
-    for first in range(begin, end, BLOCK):
+    whole = begin + (end - begin) // BLOCK * BLOCK
+    for first in range(begin, whole, BLOCK):
         i = first + tl.arange(0, BLOCK)
-        ok = i < end
-        d = _load(x, i, ok, C) - _load(target, i, ok, C)
-        loss = d * d
-        if weight is not None:
-            w = _load(weight, i, ok, C)
-            loss *= w
-            weight_sum += w
-        if REDUCTION == "none":
-            store(sums.loss + i, loss, ok)
-        else:
-            loss_sum += loss
+        loss_sum, weight_sum = _add_block(
+            i, None, x, target, weight, C, sums, loss_sum, weight_sum, REDUCTION
+        )
+    if whole < end:
+        i = whole + tl.arange(0, BLOCK)
+        loss_sum, weight_sum = _add_block(
+            i, i < end, x, target, weight, C, sums, loss_sum, weight_sum, REDUCTION
+        )
 
     if REDUCTION != "none":
         loss_total = tl.sum(loss_sum, 0)
         weight_total = (end - begin).to(tl.float32) if weight is None else tl.sum(weight_sum, 0)
         leave_sums(loss_total, weight_total, 0.0, pid, tl.num_programs(0), sums, REDUCTION)
+
+
+@triton.jit
+def _store_gradient(i, ok, x, target, weight, grad, denominator_ptr, dx_ptr, C, EACH: tl.constexpr):
+    """The gradient of the elements ``i``; arguments as the kernel's."""
+    upstream = _load(grad, i, ok, C) if EACH else tl.load(grad.ptr).to(tl.float32)
+    if denominator_ptr is not None:
+        upstream = upstream / tl.load(denominator_ptr)
+    d = _load(x, i, ok, C) - _load(target, i, ok, C)
+    if weight is not None:
+        d *= _load(weight, i, ok, C)
+    store(dx_ptr + i, 2.0 * upstream * d, ok)
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -84,19 +125,17 @@ def mse_backward_kernel(
     grad,  # upstream: (M, C) if EACH, else one number
     denominator_ptr,  # None where the loss was not divided
     dx_ptr,  # (M, C), contiguous
-    count, C,
+    count,
+    C,  # a Multiple
     EACH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    ok = i < count
-    upstream = _load(grad, i, ok, C) if EACH else tl.load(grad.ptr).to(tl.float32)
-    if denominator_ptr is not None:
-        upstream = upstream / tl.load(denominator_ptr)
-    d = _load(x, i, ok, C) - _load(target, i, ok, C)
-    if weight is not None:
-        d *= _load(weight, i, ok, C)
-    store(dx_ptr + i, 2.0 * upstream * d, ok)
+    first = tl.program_id(0).to(tl.int64) * BLOCK
+    i = first + tl.arange(0, BLOCK)
+    if first + BLOCK <= count:
+        _store_gradient(i, None, x, target, weight, grad, denominator_ptr, dx_ptr, C, EACH)
+    else:
+        _store_gradient(i, i < count, x, target, weight, grad, denominator_ptr, dx_ptr, C, EACH)
 
 
 def forward(input: Tensor, target: Tensor, weight: Tensor | None, *, reduction: str) -> tuple[Tensor, Tensor]:
@@ -115,7 +154,7 @@ def forward(input: Tensor, target: Tensor, weight: Tensor | None, *, reduction: 
         mse_forward_kernel,
         (programs,),
         _elements(input), _elements(target), _elements(weight), sums,
-        count, count if programs == 1 else share, input.shape[1],
+        count, count if programs == 1 else share, multiple(input.shape[1]),
         REDUCTION=reduction,
         BLOCK=_BLOCK,
         num_warps=4,
@@ -144,9 +183,9 @@ def backward(
         mse_backward_kernel,
         (cdiv(input.numel(), _BLOCK),),
         _elements(input), _elements(target), _elements(weight),
-        _elements(grad) if each else Matrix(grad, None, None),
+        _elements(grad) if each else Elements(grad, None, None),
         denominator if reduction == "mean" else None,
-        out, input.numel(), input.shape[1],
+        out, input.numel(), multiple(input.shape[1]),
         EACH=each,
         BLOCK=_BLOCK,
         num_warps=4,
@@ -154,6 +193,10 @@ def backward(
     return out
 
 
-def _elements(tensor: Tensor | None) -> Matrix | None:
-    """A matrix as a kernel's argument: without strides where an element's number is its place."""
-    return Matrix(tensor, None, None) if tensor is not None and tensor.is_contiguous() else matrix(tensor)
+def _elements(tensor: Tensor | None) -> Elements | None:
+    """A matrix as a kernel's argument."""
+    if tensor is None:
+        return None
+    if tensor.is_contiguous():
+        return Elements(tensor, None, None)
+    return Elements(tensor, *map(multiple, tensor.stride()))

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -48,6 +49,13 @@ class Resources:
     tma: int = 0  # instructions that move a block by TMA
     warp_specialized: bool = False
     torn_sums: int = 0  # additions that may leave other bits in other lanes: see `torn_sums`
+    # Instructions that move global memory, by the bytes a thread moves; None in a report from before.
+    loads: dict[int, int] | None = None
+    stores: dict[int, int] | None = None
+
+    def widest(self, moves: str) -> int:
+        """The most bytes that one of the "loads" or "stores" moves; 0 if there are none or nobody knows."""
+        return max(getattr(self, moves) or {0: 0})
 
 
 def read(compiled: Any) -> Resources:
@@ -72,6 +80,7 @@ def read(compiled: Any) -> Resources:
         # Triton's last form before LLVM; by its own warps or not, the PTX looks alike.
         "ttg.warp_specialize(" in compiled.asm["ttgir"],
         torn_sums(compiled.asm["llir"]),
+        *widths(assembly),
     )
 
 
@@ -120,6 +129,38 @@ def _torn_sums(function: str) -> int:
         return len(sides) == 2 and any(a and b for a, b in zip(products, reversed(sent)))
 
     return sum(is_torn(one) for one in made.values() if one.startswith(("fadd", "fsub")))
+
+
+#: `ld.global.v4.b32`, `st.relaxed.gpu.global.b16`, ...: what is moved is at the end of the name.
+_PTX_MOVE = re.compile(r"(ld|st)(?:\.[\w:]+)*?\.global(?:\.[\w:]+)*?(?:\.v(\d))?\.[busf](\d+)\s")
+#: `cp.async.cg.shared.global [ %r1 + 0 ], [ %rd1 + 0 ], 0x10`: global to shared memory.
+_PTX_COPY = re.compile(r"cp\.async\.c[ag]\.shared\S*\.global\S*\s+\[[^]]*\],\s*\[[^]]*\],\s*(\w+)")
+#: `global_load_dwordx4`, `buffer_store_short`, `global_load_lds_dword`, ...
+_AMD_MOVE = re.compile(
+    r"^\s*(?:global|buffer|flat)_(load|store)_(?:lds_)?([us]?byte|[us]?short|dword(?:x(\d))?)(?![a-z])",
+    re.MULTILINE,
+)
+
+
+def widths(assembly: str) -> tuple[dict[int, int], dict[int, int]]:
+    """How many loads and stores of global memory there are, by the bytes that each moves for a thread.
+
+    Those by TMA and atomics are not counted, nor AMD's loads of scalars, which are its kernels' arguments.
+    """
+    found: dict[str, Counter[int]] = {"load": Counter(), "store": Counter()}
+    for direction, width in _moves(re.sub(r"//.*", "", assembly)):
+        found[direction][width] += 1
+    loads, stores = (dict(sorted(each.items(), reverse=True)) for each in found.values())
+    return loads, stores
+
+
+def _moves(assembly: str) -> Iterator[tuple[str, int]]:
+    for kind, count, bits in _PTX_MOVE.findall(assembly):
+        yield "load" if kind == "ld" else "store", int(count or 1) * int(bits) // 8
+    for width in _PTX_COPY.findall(assembly):
+        yield "load", int(width, 0)
+    for kind, what, dwords in _AMD_MOVE.findall(assembly):
+        yield kind, 1 if "byte" in what else 2 if "short" in what else 4 * int(dwords or 1)
 
 
 def _count(instruction: str, assembly: str) -> int:

@@ -43,6 +43,11 @@ TMA = replace(GOOD, needs_tma=True, resources=replace(GOOD.resources, tma=6))
 NO_TMA = replace(TMA, resources=GOOD.resources)
 TORN = replace(GOOD, resources=replace(GOOD.resources, torn_sums=2))
 NO_SPECIALIZATION = replace(TMA, needs_specialization=True)
+WIDE = replace(
+    GOOD, needs_wide="loads stores", resources=replace(GOOD.resources, loads={16: 2}, stores={16: 1})
+)
+NARROW_LOADS = replace(WIDE, resources=replace(WIDE.resources, loads={8: 4, 2: 1}))
+NO_STORES = replace(WIDE, resources=replace(WIDE.resources, stores={}))
 BROKEN = replace(GOOD, resources=None, error="CompilationError: no")
 
 
@@ -52,6 +57,7 @@ def test_a_good_kernel_passes() -> None:
     full = replace(GOOD.resources, shared=ARCHITECTURES["sm_90"].shared_limit)
     assert replace(GOOD, resources=full).problems() == []
     assert TMA.problems() == []
+    assert WIDE.problems() == []
 
 
 @pytest.mark.parametrize(
@@ -64,6 +70,8 @@ def test_a_good_kernel_passes() -> None:
         (NO_TMA, "no TMA instruction"),
         (NO_SPECIALIZATION, "no specialized warps"),
         (TORN, "2 sums of products that lanes may round differently"),
+        (NARROW_LOADS, "no loads of 16 bytes"),
+        (NO_STORES, "no stores of 16 bytes"),
         (BROKEN, "does not compile: CompilationError: no"),
     ],
 )
@@ -101,6 +109,9 @@ def test_the_gate(
         ({"tensor_cores": {"wgmma.mma_async": 8}}, "{'wgmma.mma_async': 4} -> {'wgmma.mma_async': 8}", 0),
         ({"tma": 0}, "tma 6 -> 0 <-- worse", 1),
         ({"torn_sums": 1}, "torn_sums 0 -> 1 <-- worse", 1),
+        ({"loads": {8: 4}}, "loads {16: 2} -> {8: 4} <-- worse", 1),
+        ({"loads": {16: 1, 4: 2}}, "loads {16: 2} -> {16: 1, 4: 2}", 0),
+        ({"stores": {4: 1}}, "1 of 1 as before, 0 worse", 0),  # of which the report before does not know
         (None, "CompilationError: no <-- worse", 1),
     ],
 )
@@ -114,9 +125,10 @@ def test_against_an_earlier_report(
 ) -> None:
     """A kernel is found again by its name; what is worse makes the exit code 1."""
     before, file = replace(TMA, needs_tma=False), tmp_path / "before.json"
+    before = replace(before, resources=replace(before.resources, loads={16: 2}))
     report._write_json(file, [before, replace(before, arch="sm_80")])
     assert report.read_json(file)[0] == before
-    now = BROKEN if resources is None else replace(before, resources=replace(TMA.resources, **resources))
+    now = BROKEN if resources is None else replace(before, resources=replace(before.resources, **resources))
     monkeypatch.setattr(report, "INTERPRETED", False)
     monkeypatch.setattr(report, "tasks", lambda arch: [(GOOD, None)])
     monkeypatch.setattr(report, "compile_all", lambda todo, jobs: iter([now]))
@@ -416,6 +428,37 @@ def test_torn_sums_in_a_text(total: str, torn: int) -> None:
         assert resources.torn_sums(LLVM.format(exchange=exchange, sum=total)) == torn
     another = LLVM.format(exchange="umin.i32(i32 %v, i32 %i)", sum=total)
     assert resources.torn_sums(another) == 0
+
+
+def test_loads_and_stores_are_counted_by_their_bytes() -> None:
+    text = """
+// ld.global.v4.b32 is not used here
+\tld.param.b64 \t%rd1, [kernel_param_0];
+\t@%p1 ld.global.v4.b32 { %r1, %r2, %r3, %r4 }, [ %rd1 + 0 ];
+\t@!%p1 ld.global.L1::evict_first.L2::cache_hint.v4.b32 { %r1, %r2, %r3, %r4 }, [ %rd1 + 0 ], %rd9;
+\tld.global.v8.b32 { %r1, %r2, %r3, %r4, %r5, %r6, %r7, %r8 }, [ %rd1 + 0 ];
+\tld.volatile.global.b64 %rd2, [%rd1]; ld.relaxed.gpu.global.u16 %rs1, [%rd1];
+\t{ .reg .pred p; @p ld.global.nc.b8 %r1, [%rd1]; }
+\tld.shared.v4.b32 {%r1, %r2, %r3, %r4}, [%r5];
+\t@%p2 st.global.v2.b64 [ %rd1 + 0 ], { %rd2, %rd3 };
+\tst.global.b16 [%rd1+2],
+\t\t%rs1;
+\tcp.async.cg.shared.global [ %r1 + 0 ], [ %rd1 + 0 ], 0x10, %r2;
+\t@%p3 cp.async.ca.shared.global.L2::128B [ %r1 + 0 ], [ %rd1 + 0 ], 4;
+\tatom.global.acq_rel.gpu.add.u32 %r1, [%rd1], 1;
+"""
+    assert resources.widths(text) == ({32: 1, 16: 3, 8: 1, 4: 1, 2: 1, 1: 1}, {16: 1, 2: 1})
+    amd = """
+\ts_load_dwordx4 s[0:3], s[4:5], 0x0
+\tglobal_load_dwordx4 v[0:3], v4, s[0:1]
+\tbuffer_load_dwordx2 v[0:1], v2, s[0:3], 0 offen
+\tglobal_load_ushort v0, v1, s[0:1] ; global_load_dword
+\tglobal_load_short_d16_hi v0, v1, s[0:1]
+\tglobal_store_byte v0, v1, s[0:1]
+\tbuffer_store_dword v0, v1, s[0:3], 0 offen
+\tglobal_load_lds_dwordx3 v[0:1], off
+"""
+    assert resources.widths(amd) == ({16: 1, 12: 1, 8: 1, 2: 2}, {4: 1, 1: 1})
 
 
 def test_usage_of_a_cubin() -> None:

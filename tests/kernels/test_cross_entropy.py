@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import math
 import random
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
+import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -162,6 +164,32 @@ def test_every_size_of_a_batch(device: str) -> None:
 
 
 @pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("classes", "positions", "padding", "offset"),
+    [
+        *((1000, 1, 0, offset) for offset in (0, 1, 4)),
+        *((1000, 1, padding, 0) for padding in (1, 2, 8)),
+        *((classes, 1, 0, 0) for classes in (1004, 1002, 50257)),
+        *((6, positions, 0, 0) for positions in (49, 50, 52, 56)),
+        (6, 56, 0, 1),
+        (6, 50, 6, 0),
+    ],
+)
+def test_rows_of_every_alignment(
+    dtype: torch.dtype, classes: int, positions: int, padding: int, offset: int, device: str
+) -> None:
+    """The kernels are compiled for what divides strides, sizes and addresses, and all of it is true."""
+    width = (positions if positions > 1 else classes) + padding
+    shape = (5, classes, width) if positions > 1 else (5, width, 1)
+    memory = torch.randn(offset + math.prod(shape), device=device).to(dtype)
+    x = memory[offset:].view(shape)[:, :classes, :positions]
+    target = torch.randint(classes, (5, positions), device=device)
+    check(Problem(x, target))
+    check(Problem(x, x.float().softmax(1).to(dtype), torch.rand(classes, device=device).to(dtype), "none"))
+
+
+@pytest.mark.usefixtures("poisoned")
 def test_the_largest_vocabulary(device: str) -> None:
     x = torch.randn(2, 262_144, 1, device=device)
     target = torch.tensor([[262_143], [17]], device=device)
@@ -298,6 +326,14 @@ def specialization(step: Launch) -> list[object]:
     free = {"num_rows", "rows_per_program", "count"}  # `do_not_specialize`, checked below
     source = inspect.getsource(kernels)
     assert all(f'"{name}"' in source for name in free)
-    pairs = zip(step.kernel.arg_names, step.args)
-    integers = [(name, x == 1, x % 16 == 0) for name, x in pairs if isinstance(x, int) and name not in free]
-    return [integers, [type(x).__name__ for x in step.args], sorted(step.options.items())]
+    kinds = [kind(x) for name, x in zip(step.kernel.arg_names, step.args) if name not in free]
+    return [kinds, sorted(step.options.items())]
+
+
+def kind(argument: object) -> object:
+    """What of an argument a kernel is compiled for."""
+    if isinstance(argument, tuple):
+        return [kind(member) for member in argument]
+    if isinstance(argument, int):
+        return argument == 1, argument % 16 == 0
+    return argument.value if isinstance(argument, tl.constexpr) else type(argument).__name__

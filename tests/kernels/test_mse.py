@@ -79,6 +79,22 @@ def test_sizes_around_the_blocks(device: str, monkeypatch: pytest.MonkeyPatch) -
         check(Problem(x, t, torch.rand(5000, 7, device=device), reduction))
 
 
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("columns", "padding", "offset"),
+    [(1000, 0, 0), (1000, 0, 1), (1000, 0, 4), (1000, 8, 0), (1000, 1, 0), (1004, 2, 0), (1001, 0, 0)],
+)
+def test_rows_of_every_alignment(
+    dtype: torch.dtype, columns: int, padding: int, offset: int, device: str
+) -> None:
+    """The kernels are compiled for what divides strides, sizes and addresses, and all of it is true."""
+    memory = torch.randn(2, offset + 3 * (columns + padding), device=device).to(dtype)
+    x, t = (each[offset:].view(3, columns + padding)[:, :columns] for each in memory)
+    check(Problem(x, t))
+    check(Problem(x, t.contiguous(), x.abs(), "none"), t)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_what_torch_gives_for_what_is_not_finite(dtype: torch.dtype, device: str) -> None:
     huge = torch.finfo(dtype).max / 8

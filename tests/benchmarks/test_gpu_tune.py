@@ -58,7 +58,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list
         messages: list[dict[str, Any]] = []
         monkeypatch.setattr(tune, "TOY", plan)
         monkeypatch.setattr(tune, "clock", lambda bench: clock)
-        tune.run(Bench(messages.append, seconds, frozenset(done), "cpu", True, tmp_path))
+        tune.run(Bench(messages.append, seconds, frozenset(done), "cpu", toy=True, out=tmp_path))
         for message in messages:
             if "file" in message:
                 (tmp_path / message["file"]).write_text(message["text"])

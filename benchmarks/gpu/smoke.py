@@ -33,7 +33,8 @@ from fastmlp.kernels.case import NUMERICS, Case
 from ..measure import Row, reason
 from ..numerics import error
 from .ahead import Ahead
-from .references import Call, watched
+from .calls import Call, watched
+from .references import LAUNCHERS
 from .worker import Bench
 
 TOOLS = ("memcheck", "racecheck")
@@ -108,7 +109,7 @@ def judge(key: Key, case: Case, problem: str = "") -> Row:
     try:
         if problem:
             raise RuntimeError(problem)
-        with watched() as calls:
+        with watched(LAUNCHERS) as calls:
             case.run()
         return row | _verdict(calls)
     except Exception as error:

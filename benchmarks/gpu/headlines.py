@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 
 from fastmlp import devices
-from fastmlp.data import DataError, Images, load, synthetic
+from fastmlp.data import DataError, Images, load
+from fastmlp.data.synthetic import synthetic
 from fastmlp.profiling.ceilings import Ceilings, measure_ceilings, tf32
 
 from .. import cases, epochs, peers, whole_net

@@ -154,6 +154,7 @@ def _rows() -> Iterator[tuple[Key, Tile]]:
     yield ("linear_extra", "sm_100", "half", "narrow"), Tile(64, 32, 32, 8, 4, 3)
     yield ("linear_extra", "sm_120", "half", "narrow"), Tile(32, 32, 64, 8, 4, 2)
     yield ("linear_backward", "sm_80", "half", "wide"), Tile(128, 128, 32, 8, 8, 4)
+    yield ("update", "sm_80", "tf32", "wide"), Tile(64, 64, 32, 8, 8, 2)
     yield ("linear_backward", "sm_100", "half", "narrow"), Tile(64, 64, 32, 8, 8, 4)
     yield ("linear_backward_prologue", "sm_100", "half", "narrow"), Tile(64, 32, 32, 8, 8, 4)
     for family in ("linear_backward", "linear_backward_prologue"):

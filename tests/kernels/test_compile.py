@@ -249,6 +249,7 @@ if __name__ == "__main__":
     [
         ("sm_90", ["head 256 outputs mse relu fp32", "epoch ragged adam tanh no-bias bf16"]),
         ("sm_90", ["step deep adam silu bf16", "step deep affine adam bf16"]),
+        ("sm_80", ["step deep sgd tf32"]),
         ("sm_100", ["narrow prologue=gelu", "narrow prologue=silu"]),
         ("sm_100", ["wide dropout prologue=gelu epilogue=tanh bf16", "wide affine prologue=gelu"]),
     ],

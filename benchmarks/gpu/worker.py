@@ -140,4 +140,11 @@ def end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    code: object = 0
+    try:
+        main(json.loads(sys.argv[1]))
+    except SystemExit as leaving:
+        code = leaving.code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 0)  # to take torch apart takes seconds, and all is said

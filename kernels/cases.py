@@ -287,7 +287,8 @@ def _training_cases(device: str) -> Iterator[Case]:
         kind, arch = problem.kind, arch_of(problem.barrier)
         if kind.pdl and not has_dependent_launch(arch):
             continue
-        yield Case("step", variant, dtype, problem.step)
+        wide = all(features % 4 == 0 for features in kind.widths[:-1])  # of float32 weights
+        yield Case("step", variant, dtype, problem.step, wide)
         if runs_on(arch) and kind.copies and not (kind.pdl or kind.affine):
             yield Case("epoch", variant, dtype, problem.epoch)
 

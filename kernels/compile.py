@@ -134,6 +134,7 @@ _WIDE = {
     "mse_backward_kernel": "loads stores",
     "sum_splits_kernel": "loads stores",
     "dropout_mask_kernel": "stores",
+    "update_kernel": "loads stores",
 }
 
 

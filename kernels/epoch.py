@@ -86,7 +86,7 @@ def load_weight(row, k, DTYPE: tl.constexpr):
 def forward_phase(layer, net, M, x, act, DTYPE: tl.constexpr, TILE: tl.constexpr):
     """Y = f(X Wᵀ + b) of one hidden layer; ``x`` is the first one's X."""
     row = net.rows + layer * COLUMNS
-    n, k = load_features(row, net.aligned)
+    n, k = load_features(row, net.factor)
     w = load_weight(row, k, DTYPE)
     b_ptr = load_pointer(row, B, tl.float32)
     y = load_matrix(row, Y, DTYPE)
@@ -110,7 +110,7 @@ def input_phase(layer, net, M, act, DTYPE: tl.constexpr, TILE: tl.constexpr):
     """dZ of the layer below ``layer``."""
     row = net.rows + layer * COLUMNS
     below = row - COLUMNS
-    n, k = load_features(row, net.aligned)
+    n, k = load_features(row, net.factor)
     dz = load_matrix(row, DZ, DTYPE)
     w = load_weight(row, k, DTYPE)
     saved = load_matrix(below, SAVED, DTYPE)
@@ -125,7 +125,7 @@ def head_phase(net, num_layers, M, C, act, criterion, index, into, DTYPE: tl.con
     """Logits, loss, right answers, dlogits, and the last hidden layer's dZ."""
     row = net.rows + (num_layers - 1) * COLUMNS
     below = row - COLUMNS
-    _, k = load_features(row, net.aligned)
+    _, k = load_features(row, net.factor)
     h = load_matrix(row, X, DTYPE)
     w = load_weight(row, k, DTYPE)
     b_ptr = load_pointer(row, B, tl.float32)

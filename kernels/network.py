@@ -102,7 +102,7 @@ class Net(NamedTuple):
 
     rows: Any  # (layers, COLUMNS) int64
     slots: Any  # a power of two, not less than the layers
-    aligned: Any  # every K is a multiple of ALIGNMENT
+    factor: Any  # a power of two up to ALIGNMENT that divides every K
     copies: Any  # the weights stand in the products' dtype too
     # Of an epoch alone, whose layers are alike:
     bias: Any = None  # all have one
@@ -120,10 +120,10 @@ class Table:
 
     def __post_init__(self) -> None:
         TABLES[self.rows.data_ptr()] = self
-        slots, aligned = next_power_of_2(self.depth), self.inner % ALIGNMENT == 0
+        slots, factor = next_power_of_2(self.depth), math.gcd(self.inner, ALIGNMENT)
         copies = any(layer.copy is not layer.weight for layer in self.layers)
         #: The table as a kernel's argument.
-        self.argument = Net(self.rows, tl.constexpr(slots), tl.constexpr(aligned), tl.constexpr(copies))
+        self.argument = Net(self.rows, tl.constexpr(slots), tl.constexpr(factor), tl.constexpr(copies))
 
     @property
     def depth(self) -> int:
@@ -166,9 +166,7 @@ def load_matrix(row_ptr, COLUMN: tl.constexpr, TYPE: tl.constexpr):
 
 
 @triton.jit
-def load_features(row_ptr, ALIGNED: tl.constexpr):
-    """N and K of a layer."""
-    k = tl.load(row_ptr + K).to(tl.int32)
-    if ALIGNED:
-        k = tl.multiple_of(k, 16)
+def load_features(row_ptr, FACTOR: tl.constexpr):
+    """N and K of a layer; the compiler is told what divides K."""
+    k = tl.multiple_of(tl.load(row_ptr + K).to(tl.int32), FACTOR)
     return tl.load(row_ptr + N).to(tl.int32), k

@@ -196,6 +196,7 @@ def timed(part: str, numerics: Any, shape: tuple[int, int, int], device: str = "
 BOOK = (784, 256, 10)
 DEEP = (784, 1024, 1024, 1024, 10)
 _RAGGED = (50, 37, 23, 7)  # nothing a multiple of 16
+_FOURS = (100, 36, 20, 7)  # but rows of float32 weights are multiples of 16 bytes
 
 
 _DTYPES = {
@@ -222,6 +223,7 @@ def problems(device: str = "meta") -> Iterator[tuple[str, str, Problem]]:
         yield from of("book momentum", Kind(BOOK, rule="momentum"), dtype)
         yield from of("book adam gelu", Kind(BOOK, rule="adam", act="gelu"), dtype)
         yield from of("ragged adam tanh no-bias", Kind(_RAGGED, rule="adam", bias=False, act="tanh"), dtype)
+    yield from of("fours sgd", Kind(_FOURS), "fp32")
     yield from of("deep adam silu", Kind(DEEP, rule="adam", act="silu"), "bf16")
     every: dict[str, Any] = {"rule": "nesterov", "class_weight": True, "smoothing": 0.1, "reduction": "sum"}
     yield from of("book weight smoothing floats", Kind(BOOK, pixels=False, **every), "bf16")

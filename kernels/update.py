@@ -69,7 +69,7 @@ def locate(net, num_layers, tile, TILE: tl.constexpr):
     starts = tl.load(net.rows + i * COLUMNS + FIRST_TILE, mask=i < num_layers, other=1 << 62)
     layer = tl.sum((starts <= tile).to(tl.int32), 0) - 1
     row = net.rows + layer * COLUMNS
-    n, k = load_features(row, net.aligned)
+    n, k = load_features(row, net.factor)
     inside = tile - tl.load(row + FIRST_TILE).to(tl.int32)
     pid_n, pid_k = tile_of(inside, tl.cdiv(n, TILE.BLOCK_M), tl.cdiv(k, TILE.BLOCK_N), TILE.GROUP_M)
     rows = pid_n * TILE.BLOCK_M + tl.arange(0, TILE.BLOCK_M)
@@ -79,7 +79,7 @@ def locate(net, num_layers, tile, TILE: tl.constexpr):
 @triton.jit
 def reloaded(net, place):
     """``place``, its sizes loaded anew: what follows from them is computed again, not kept till then."""
-    n, k = load_features(place.row, net.aligned)
+    n, k = load_features(place.row, net.factor)
     return Place(place.layer, place.row, n, k, place.rows, place.cols)
 
 

@@ -34,14 +34,14 @@ def test_rows(device: str) -> None:
     assert rows[0][network.DZ.value + 1] == 32
     assert rows[1][network.B.value] == 0
     assert made.inner == 4  # of 32 and 20
-    assert not made.argument.aligned.value
-    assert table([one], 16, 16).argument.aligned.value
+    assert made.argument.factor.value == 4
+    assert table([one], 16, 16).argument.factor.value == 16
 
 
 @triton.jit
 def _copy(table_ptr, out_ptr, LAYER: tl.constexpr, BLOCK: tl.constexpr):
     row = table_ptr + LAYER * network.COLUMNS
-    n, k = load_features(row, False)
+    n, k = load_features(row, 1)
     i = tl.arange(0, BLOCK)
     y = load_matrix(row, network.Y, tl.float32)
     for m in range(8):

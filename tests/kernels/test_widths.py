@@ -20,6 +20,7 @@ CASES = {
     "linear_backward": ["long", "long no-bias"],
     "mlp": ["64 x 8 relu"],
     "dropout": ["mask 1024"],
+    "step": ["book sgd", "fours sgd"],
 }
 ODD = {"cross_entropy": ["50257 classes"]}
 KERNELS = {
@@ -29,6 +30,7 @@ KERNELS = {
     "mse_backward_kernel": {"bf16", "fp16", "fp32"},
     "sum_splits_kernel": {"bf16", "fp16", "fp32", "tf32"},
     "dropout_mask_kernel": {"fp32"},
+    "update_kernel": {"bf16", "fp16", "tf32", "fp32"},
 }
 
 
@@ -80,6 +82,8 @@ def test_sixteen_bytes_a_thread(arch: str) -> None:
             assert (row.resources.loads or {})[16] >= operands * each, row
             if "stores" in row.needs_wide:
                 assert (row.resources.stores or {})[16] == each, row
+        if row.kernel == "update_kernel":  # the weights' tile, and the parts of a split batch
+            assert min((row.resources.loads or {})[16], (row.resources.stores or {})[16]) >= 4, row
     assert found == KERNELS
 
 

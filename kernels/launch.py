@@ -117,8 +117,8 @@ def watched() -> bool:
         or runtime.launch_enter_hook.calls
         or runtime.launch_exit_hook.calls
         or runtime.debug
-        or runtime.add_stages_inspection_hook
-        or _compilation.instrumentation_mode
+        or getattr(runtime, "add_stages_inspection_hook", None)  # Triton 3.5 has neither
+        or getattr(_compilation, "instrumentation_mode", None)
         or _thread.recorder is not None
     )
 

@@ -157,7 +157,7 @@ def forward(input: Tensor, target: Tensor, weight: Tensor | None, *, reduction: 
         count, count if programs == 1 else share, multiple(input.shape[1]),
         REDUCTION=reduction,
         BLOCK=_BLOCK,
-        num_warps=4,
+        num_warps=_warps(input),
     )  # fmt: skip
     if not each:
         finish(sums, programs, reduction)
@@ -188,9 +188,14 @@ def backward(
         out, input.numel(), multiple(input.shape[1]),
         EACH=each,
         BLOCK=_BLOCK,
-        num_warps=4,
+        num_warps=_warps(input),
     )  # fmt: skip
     return out
+
+
+def _warps(input: Tensor) -> int:
+    """Threads for a block of 16 bytes each."""
+    return _BLOCK * input.element_size() // (16 * 32)
 
 
 def _elements(tensor: Tensor | None) -> Elements | None:

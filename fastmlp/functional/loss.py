@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -137,7 +138,8 @@ class Kernels(NamedTuple):
         return loss if self.shape is None else loss.view(self.shape)
 
 
-class _Ops(NamedTuple):
+@dataclass
+class _Ops:
     """The loss by the op that torch.compile keeps whole."""
 
     options: LossOptions
@@ -150,7 +152,8 @@ class _Ops(NamedTuple):
         return loss.view(len(logits), *shape[2:]) if self.options.reduction == "none" else loss
 
 
-class _Torch(NamedTuple):
+@dataclass
+class _Torch:
     """The loss by torch's own op."""
 
     options: LossOptions

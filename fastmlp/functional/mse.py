@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from torch import Tensor
 from torch.nn import _reduction as _Reduction
@@ -80,7 +80,8 @@ def mse_loss(
     return _WAYS.keep(key, way)(input, target, weight)
 
 
-class _Torch(NamedTuple):
+@dataclass
+class _Torch:
     """The loss by torch's own op."""
 
     options: SquaredError

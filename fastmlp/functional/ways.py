@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -55,7 +56,8 @@ class Kernels(NamedTuple):
         return y if self.leading is None else y.view(*self.leading, y.shape[1])
 
 
-class Ops(NamedTuple):
+@dataclass
+class Ops:
     """A chain by ops of ours, in a trace."""
 
     layers: Layers
@@ -71,7 +73,8 @@ class Ops(NamedTuple):
         return ops.chain(x, layers.params, layers.acts, self.dtype, drops)
 
 
-class Torch(NamedTuple):
+@dataclass
+class Torch:
     """A chain by torch's own ops."""
 
     acts: list[Act]

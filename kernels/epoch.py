@@ -190,14 +190,18 @@ def epoch_kernel(
                 if RESIDENT:
                     if pid < num_tiles:
                         place = reloaded(net, mine)
-                        g, bias_g = tile_gradient(place, Source(x.matrix, index, x.scale), 0, M, DTYPE, TILE)
+                        g, bias_g = tile_gradient(
+                            place, Source(x.matrix, index, x.scale), 0, M, False, DTYPE, TILE
+                        )
                         state = apply_tile(
                             net, place, state, g * scale, bias_g * scale, hypers, RULE, True, DTYPE
                         )
                 else:
                     for tile in range(pid, num_tiles, programs):
                         place = locate(net, num_layers, tile, TILE)
-                        g, bias_g = tile_gradient(place, Source(x.matrix, index, x.scale), 0, M, DTYPE, TILE)
+                        g, bias_g = tile_gradient(
+                            place, Source(x.matrix, index, x.scale), 0, M, False, DTYPE, TILE
+                        )
                         offsets, ok = in_weight(place)
                         state = load_state(place.row, offsets, ok, W, RULE)
                         apply_tile(net, place, state, g * scale, bias_g * scale, hypers, RULE, False, DTYPE)

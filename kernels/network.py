@@ -37,8 +37,10 @@ B = tl.constexpr(15)  # (N,)
 GROUP = tl.constexpr(3)  # the last of the four
 COPY = tl.constexpr(19)  # W in the dtype of the products, or W itself
 
-#: Rows of the buffers that the kernels find by this table start at multiples of so many elements.
+#: Rows of the buffers that the kernels find by this table, the last one too, have memory up to a multiple of
+#: so many elements, where the next one starts.
 ALIGNMENT = 16
+_ALIGNMENT = tl.constexpr(ALIGNMENT)
 
 
 @dataclass
@@ -170,3 +172,12 @@ def load_features(row_ptr, FACTOR: tl.constexpr):
     """N and K of a layer; the compiler is told what divides K."""
     k = tl.multiple_of(tl.load(row_ptr + K).to(tl.int32), FACTOR)
     return tl.load(row_ptr + N).to(tl.int32), k
+
+
+@triton.jit
+def width(features, PADDED: tl.constexpr):
+    """Columns of a buffer; with PADDED all it has memory for, of which the last ones hold anything."""
+    if PADDED:
+        return tl.cdiv(features, _ALIGNMENT) * _ALIGNMENT
+    else:
+        return features

@@ -35,6 +35,7 @@ from fastmlp.kernels.network import (
     load_features,
     load_matrix,
     load_pointer,
+    width,
 )
 from fastmlp.kernels.optimizers import HYPERS, State, apply
 from fastmlp.kernels.quantized import dequantize_gradient
@@ -145,23 +146,27 @@ def finish_step(into, num_partials, M, REDUCTION: tl.constexpr):
 
 
 @triton.jit
-def tile_gradient(place, x, begin, end, DTYPE: tl.constexpr, TILE: tl.constexpr):
+def tile_gradient(
+    place, x, begin, end, PADDED: tl.constexpr, DTYPE: tl.constexpr, TILE: tl.constexpr
+):  # fmt: skip
     """A tile of dZᵀ X over the examples from ``begin`` to ``end``, and dZ's sums (of the first column).
 
-    ``x`` is the first layer's X; the others' are found.
+    ``x`` is the first layer's X; the others' are found. With PADDED these and dZ are read to the
+    end of their padded rows, 16 bytes at a time: what is there reaches no element that is in the weight.
     """
     first_column = tl.min(place.cols, 0) == 0
     dz = load_matrix(place.row, DZ, DTYPE)
     if place.layer == 0:
         acc, bias, _ = weight_gradient(
             place.rows, place.cols, begin, end, (x.shift is not None) or first_column,
-            dz, None, 0, x, place.N, place.K, DTYPE, TILE,
+            dz, None, 0, x, width(place.N, PADDED), place.K, DTYPE, TILE,
         )  # fmt: skip
         acc, bias = dequantize_gradient(acc, bias, x, place.cols, place.K)
     else:
         acc, bias, _ = weight_gradient(
             place.rows, place.cols, begin, end, first_column,
-            dz, None, 0, Source(load_matrix(place.row, X, DTYPE)), place.N, place.K, DTYPE, TILE,
+            dz, None, 0, Source(load_matrix(place.row, X, DTYPE)),
+            width(place.N, PADDED), width(place.K, PADDED), DTYPE, TILE,
         )  # fmt: skip
     return acc, bias
 
@@ -209,7 +214,7 @@ def update_kernel(
     split = tl.program_id(0) % splits
     place = locate(net, num_layers, tile, TILE)
     begin = split * rows_per_split
-    g, bias_g = tile_gradient(place, x, begin, tl.minimum(begin + rows_per_split, M), DTYPE, TILE)
+    g, bias_g = tile_gradient(place, x, begin, tl.minimum(begin + rows_per_split, M), True, DTYPE, TILE)
     arrived = 0
     if splits > 1:
         SIZE: tl.constexpr = (TILE.BLOCK_N + 1) * TILE.BLOCK_M

@@ -7,7 +7,8 @@ poison must be there bit for bit, and the elements are copied back. What is read
 that the results go wrong; in the interpreter, which loads by address, such a load raises besides.
 
 The training engine's kernels find their tensors by a table of addresses (`fastmlp.kernels.network.Table`):
-these are arguments too, and the kernel is given a table of the copies' addresses.
+these are arguments too, and the kernel is given a table of the copies' addresses. The padding of such
+a buffer's rows is poison as well, which a kernel may load but neither keep nor let into a result.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from fastmlp.kernels import launch as door
 from fastmlp.kernels.launch import INTERPRETED, Launch
-from fastmlp.kernels.network import LayerMemory, Table
+from fastmlp.kernels.network import ALIGNMENT, LayerMemory, Table
 
 #: Bytes before and after: more than a row of the largest tile in the tests.
 MARGIN = 4096
@@ -127,14 +128,18 @@ def guarded() -> Iterator[list[Launch]]:
             found = [t for table in known for layer in table.layers for t in _tensors_of_layer(layer)]
             regions = _regions([*tensors_of(launch.args), *found])
             copies = {_key(t): r.of(t) for r, tensors in regions for t in tensors}
+            padded: list[Tensor] = []
             for table in known:
                 moved = [_replaced(layer, copies) for layer in table.layers]
+                padded += [
+                    _with_padding(t) for m in moved for t in (m.x, m.y, m.saved, m.dz) if t is not None
+                ]
                 firsts = table.rows[:, 0].tolist()
                 rows = torch.tensor([layer.row(first) for layer, first in zip(moved, firsts)])
                 copies[_key(table.rows)].copy_(rows)
             args = tuple(_with(a, copies) for a in launch.args)
             before = [copies[_key(table.rows)].clone() for table in known]
-        with _checked_loads(launch.name, [r for r, _ in regions]):
+        with _checked_accesses(launch.name, [r for r, _ in regions], padded):
             yield args
         with torch.no_grad(), _quiet():
             for table, rows in zip(known, before):
@@ -183,6 +188,19 @@ def _replaced(layer: LayerMemory, copies: dict[Any, Tensor]) -> LayerMemory:
     return LayerMemory(**{name: _with(value, copies) for name, value in fields.items()})
 
 
+def _with_padding(buffer: Tensor) -> Tensor:
+    """A layer's buffer to the end of its padded rows; behind the last one is poison too."""
+    rows, features = buffer.shape
+    return buffer.as_strided((rows, -(-features // ALIGNMENT) * ALIGNMENT), buffer.stride())
+
+
+def _holds(matrix: Tensor, addresses: Any) -> Any:
+    """Which of the addresses, a NumPy array, are those of the matrix, whose rows are contiguous."""
+    (rows, columns), each = matrix.shape, matrix.element_size()
+    row, column = np.divmod(addresses.astype(np.int64) - matrix.data_ptr(), matrix.stride(0) * each)
+    return (row >= 0) & (row < rows) & (column < columns * each)
+
+
 def _key(tensor: Tensor) -> Any:
     return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
@@ -227,8 +245,11 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _checked_loads(kernel: str, regions: list[Region]) -> Iterator[None]:
-    """In the interpreter a load or a store outside of the regions' tensors raises at once."""
+def _checked_accesses(kernel: str, regions: list[Region], padded: list[Tensor]) -> Iterator[None]:
+    """In the interpreter a load or a store outside of the regions' tensors raises at once.
+
+    What is ``padded`` may be loaded besides.
+    """
     if not INTERPRETED:
         yield
         return
@@ -236,12 +257,14 @@ def _checked_loads(kernel: str, regions: list[Region]) -> Iterator[None]:
 
     found: list[str] = []
 
-    def checked(do: Callable[..., Any], what: str, mask_at: int) -> Callable[..., Any]:
+    def checked(do: Callable[..., Any], what: str, mask_at: int, besides: list[Tensor]) -> Callable[..., Any]:
         def call(self: Any, ptrs: Any, *rest: Any, **more: Any) -> Any:
             addresses = ptrs.data[np.broadcast_to(np.asarray(rest[mask_at].data) != 0, ptrs.data.shape)]
             ok = np.zeros(addresses.shape, bool)
             for region in regions:
                 ok |= region.holds(addresses)
+            for matrix in besides:
+                ok |= _holds(matrix, addresses)
             if not ok.all():
                 found.append(f"{kernel} {what} {(~ok).sum()} elements outside of its arguments")
                 raise OutOfBoundsError(found[0])
@@ -251,8 +274,8 @@ def _checked_loads(kernel: str, regions: list[Region]) -> Iterator[None]:
 
     load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
     with (
-        mock.patch.object(InterpreterBuilder, "create_masked_load", checked(load, "read", 0)),
-        mock.patch.object(InterpreterBuilder, "create_masked_store", checked(store, "wrote", 1)),
+        mock.patch.object(InterpreterBuilder, "create_masked_load", checked(load, "read", 0, padded)),
+        mock.patch.object(InterpreterBuilder, "create_masked_store", checked(store, "wrote", 1, [])),
     ):
         try:
             yield

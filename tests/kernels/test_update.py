@@ -10,7 +10,7 @@ import torch
 from fastmlp.kernels import linear_backward, quantized
 from fastmlp.kernels.configs import Tile
 from fastmlp.kernels.linear_backward import split_batch
-from fastmlp.kernels.network import LayerMemory, table
+from fastmlp.kernels.network import ALIGNMENT, LayerMemory, table
 from fastmlp.kernels.optimizers import HYPERS
 from fastmlp.kernels.task import Task
 from fastmlp.kernels.update import Accumulators, update
@@ -26,6 +26,12 @@ def guarded(*shape: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
     inner = whole[64 : 64 + size].view(shape)
     inner.normal_()
     return inner, whole
+
+
+def buffer(rows: int, features: int, device: str) -> torch.Tensor:
+    """A random matrix whose rows are padded with NaN."""
+    whole = torch.full((rows, -(-features // ALIGNMENT) * ALIGNMENT), float("nan"), device=device)
+    return whole[:, :features].normal_()
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -44,10 +50,10 @@ def test_random_problem(splits: bool, seed: int, device: str, monkeypatch: pytes
         x = torch.randint(256, x.shape, dtype=torch.uint8, device=device)
     index = torch.randint(len(x), (m,), device=device) if gather else None
     scale = 1 / 255 if pixels else 1.0
-    h = torch.randn(m, -(-n // 16) * 16, device=device)[:, :n]
+    h = buffer(m, n, device)
     weights = [guarded(n, k, device=device), guarded(c, n, device=device)]
     biases = [guarded(n, device=device), guarded(c, device=device)]
-    grads = [torch.randn(m, -(-f // 16) * 16, device=device)[:, :f] for f in (n, c)]
+    grads = [buffer(m, features, device) for features in (n, c)]
     layers = [
         LayerMemory(w, b, w, source, None, None, dz, (None,) * 4)
         for (w, _), (b, _), source, dz in zip(weights, biases, (None, h), grads)

@@ -16,7 +16,7 @@ import pstats
 import sys
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -60,7 +60,10 @@ def gpu(device: str) -> AbstractContextManager[None]:
 
 
 def calls(
-    case: HostCase, device: str, without: Collection[str] = ()
+    case: HostCase,
+    device: str,
+    without: Collection[str] = (),
+    say: Callable[[str], None] = lambda what: None,
 ) -> tuple[dict[str, Call], dict[str, str]]:
     """The call of each peer, made once, and why those that are missing are; within `gpu`."""
     torch.manual_seed(0)
@@ -70,6 +73,7 @@ def calls(
         if peer in without:
             missing[peer] = LEFT_OUT
             continue
+        say(peer)
         try:
             call = case.build(Side(peer, device))
             if peer in (peers.GRAPH, peers.OURS_GRAPH):
@@ -84,10 +88,12 @@ def calls(
     return found, missing
 
 
-def measure(case: HostCase, device: str, effort: Effort = EFFORT) -> Row:
+def measure(
+    case: HostCase, device: str, effort: Effort = EFFORT, say: Callable[[str], None] = lambda what: None
+) -> Row:
     """Time the peers' calls in turns, and count what each launches.
 
-    A row that cannot be measured here is skipped, with the reason.
+    A row that cannot be measured here is skipped, with the reason. ``say`` is told whose call is made next.
     """
     row: Row = {
         "key": str(case),
@@ -103,7 +109,7 @@ def measure(case: HostCase, device: str, effort: Effort = EFFORT) -> Row:
     if unable is not None:
         return row | {"skipped": unable}
     with gpu(device):
-        found, missing = calls(case, device, effort.without)
+        found, missing = calls(case, device, effort.without, say)
         if OURS not in found:  # which needs what the row is about
             return row | {"skipped": missing[OURS]}
         launches = {peer: launched(call, device) for peer, call in found.items()}

@@ -78,9 +78,10 @@ def _commit() -> str | None:
     if not (_ROOT / "pyproject.toml").is_file():
         return None
     try:
-        return git("rev-parse", "--short", "HEAD") + (
-            "+" if git("status", "--porcelain", "--", ".", ":!benchmarks/results") else ""
-        )
+        changed = git("status", "--porcelain", "-uall", "--", ".", ":!benchmarks/results").splitlines()
+        # A new file that is no code, such as the report itself, changes nothing that is measured.
+        changed = [line for line in changed if not line.startswith("??") or line.endswith(".py")]
+        return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return f"unknown, sources {sources()}"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -39,10 +39,17 @@ LEFT_OUT = "left out of a quick report"
 QUICK = Effort(rounds=5, seconds=0.25)
 
 
-def measure(case: Case, device: str, ceilings: Ceilings, effort: Effort, with_memory: bool = False) -> Row:
+def measure(
+    case: Case,
+    device: str,
+    ceilings: Ceilings,
+    effort: Effort,
+    with_memory: bool = False,
+    say: Callable[[str], None] = lambda what: None,
+) -> Row:
     """Time the peers in turns; one that cannot run is named with its reason.
 
-    What goes wrong with ours is the row's error: it is no missing peer.
+    What goes wrong with ours is the row's error: it is no missing peer. ``say`` is told what comes next.
     """
     row: Row = {
         "key": str(case),
@@ -68,11 +75,13 @@ def measure(case: Case, device: str, ceilings: Ceilings, effort: Effort, with_me
     exact = factories.pop(EXACT, None)
     runs: dict[str, Run] = {}
     if effort.verify and exact is not None:
+        say("float64")
         row |= _verified(case, factories, exact)
     for name, factory in factories.items():
         if name in effort.without:
             row["missing"][name] = LEFT_OUT
             continue
+        say(name)
         try:
             runs[name] = factory()
             runs[name].call()
@@ -84,6 +93,7 @@ def measure(case: Case, device: str, ceilings: Ceilings, effort: Effort, with_me
     if "wrong" in row:  # a wrong result has no time, by whichever of ours
         runs = {name: run for name, run in runs.items() if name not in OF_OURS}
     if runs:
+        say("timing")
         row |= _timed(runs, device, effort)
     if (with_memory or case.memory) and "error" not in row:
         row["memory"] = _memory({name: factories[name] for name in _MEASURED_MEMORY if name in runs}, device)

@@ -78,9 +78,12 @@ def load(out: Path) -> dict[str, Any]:
 
 
 def _readable(out: Path) -> dict[str, Any] | None:
-    """A stored report; None where the file is damaged."""
+    """A stored report; None where it is damaged."""
     try:
         report = load(out)
-        return report if isinstance(report["machine"], dict) and isinstance(report["rows"], list) else None
-    except (ValueError, LookupError, TypeError):
+        rows = all({"part", "key"} <= row.keys() for row in report["rows"])
+        lists = isinstance(report["rows"], list) and isinstance(report["left_out"], list)
+        tables = all(isinstance(report.get(name, {}), dict) for name in ("machine", "stages", "stops"))
+        return report if rows and lists and tables and "machine" in report else None
+    except (AttributeError, ValueError, LookupError, TypeError, RecursionError):
         return None

@@ -129,7 +129,8 @@ def machine(facts: dict[str, Any]) -> str:
     installed = ", ".join(f"{shown} {versions[name]}" for name, shown in names.items() if versions.get(name))
     cores = f", {facts['cores']} cores, {facts['threads']} threads" if facts["kind"] == "cpu" else ""
     code = f"commit {facts['commit']}" if facts["commit"] else f"fastmlp {versions['fastmlp']}"
-    return f"{facts['device']}{cores}; {installed}, Python {facts['python']}; {code}, {facts['date']}."
+    kind = "REHEARSAL, no GPU: its times say nothing. " if facts.get("rehearsal") else ""
+    return kind + f"{facts['device']}{cores}; {installed}, Python {facts['python']}; {code}, {facts['date']}."
 
 
 def line(row: Row) -> str:

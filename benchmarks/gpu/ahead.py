@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -29,6 +30,7 @@ from .worker import end_with_parent
 if TYPE_CHECKING:
     from .worker import Bench
 
+_MOST = 16  # cores: each process imports torch
 _BEAT = 5.0  # seconds between two signs of life
 _LONGEST = 40.0  # seconds
 
@@ -38,11 +40,13 @@ class Ahead:
 
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
-        self._pool: ProcessPoolExecutor | None = None
-        if not INTERPRETED:
-            jobs = max(1, (os.cpu_count() or 2) - 1)  # one core measures
-            facts = driver.active.get_current_target(), num_sms(0)
-            self._pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start, facts)
+        self._pool = None if INTERPRETED else self._fresh()
+
+    @staticmethod
+    def _fresh() -> ProcessPoolExecutor:
+        jobs = max(1, min(_MOST, len(os.sched_getaffinity(0))) - 1)  # one core measures
+        facts = driver.active.get_current_target(), num_sms(0)
+        return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start, facts)
 
     def __enter__(self) -> Ahead:
         return self
@@ -55,16 +59,22 @@ class Ahead:
 
     def submit(self, make: Callable[..., object], *arguments: Any) -> Future[None]:
         """Compile what ``make(*arguments)`` launches; both are pickled. The result says whether it could."""
-        if self._pool is not None:
-            return self._pool.submit(compiled, make, *arguments)
-        done: Future[None] = Future()
-        done.set_result(None)
-        return done
+        return self._submitted(compiled, make, *arguments)
 
     def submit_call(self, call: Callable[..., object], *arguments: Any) -> None:
         """Compile what ``call(*arguments)`` launches on CPU tensors, the GPU stubbed; both are pickled."""
-        if self._pool is not None:
-            self._pool.submit(called, call, *arguments)
+        self._submitted(called, call, *arguments)
+
+    def _submitted(self, function: Callable[..., None], *arguments: Any) -> Future[None]:
+        if self._pool is None:
+            done: Future[None] = Future()
+            done.set_result(None)
+            return done
+        try:
+            return self._pool.submit(function, *arguments)
+        except BrokenProcessPool:  # a compiler crashed, which ends all of its pool
+            self._pool = self._fresh()
+            return self._pool.submit(function, *arguments)
 
     def wait(self, tasks: Sequence[Future[None]], what: str) -> None:
         """Until all ``tasks`` are done, though not for ever, nor beyond the stage's time."""

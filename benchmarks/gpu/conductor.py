@@ -6,6 +6,8 @@ under way; another process goes on with the next.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 import sys
@@ -56,14 +58,21 @@ class Stand:
 
 
 class Conductor:
-    """One run."""
+    """One run.
+
+    Raises:
+        OSError: the folder cannot be written to, or another run is writing there.
+    """
 
     def __init__(self, options: Options) -> None:
         options.out.mkdir(parents=True, exist_ok=True)
+        self._alone = _lock(options.out)
+        atomic.prepare(options.out / "report.json")
         self._options, self._end = options, time.time() + options.seconds - _LAST
         self._log = Log(options.out / "log.txt", options.resume)
         self._store: Store | None = None  # from when a process has said which machine this is
         self._stands: dict[str, Stand] = {}
+        self._begun: Stand | None = None  # the last one
         self._trouble = ""  # what could not be written, and why
 
     def run(self) -> int:
@@ -78,9 +87,12 @@ class Conductor:
                     self._stage(stage)
         except KeyboardInterrupt:
             code = 130
+            if self._begun is not None and self._begun.state == summary.SHORT:
+                self._begun.state = summary.INTERRUPTED
         finally:
             signal.signal(signal.SIGTERM, before)
         report = self.save()
+        os.close(self._alone)
         text = summary.text(report, self._options.out, self._trouble)
         self.write("summary.txt", text)
         print(text, end="", flush=True)
@@ -92,13 +104,14 @@ class Conductor:
     def _stage(self, stage: Stage) -> None:
         """Processes of the stage until one comes to its end, or the time is over."""
         stored = self._report()["stages"].get(stage.name, {}) if self._options.resume else {}
-        stand = self._stands[stage.name] = Stand(**stored)
+        stand = self._stands[stage.name] = _stand(stored)
         if stand.state in (summary.PASSED, summary.FAILED) and not stand.left_out:
             return
         print(f"{stage.name}: {stage.answers}", file=sys.stderr, flush=True)
         self._log.write(f"\n== {stage.name}\n")
         stand.left_out.clear()
         spent, again = 0.0, True
+        self._begun = stand
         while again and spent < stage.seconds and time.time() < self._end:
             stand.state, began = summary.SHORT, time.time()  # until it has come to its end
             talk = Talk(self, stage.name, stand, stage.patience)
@@ -135,10 +148,6 @@ class Conductor:
         if self._store is not None:
             return
         options = self._options
-        try:
-            atomic.prepare(options.out / "report.json")
-        except OSError as error:
-            self._cannot_write(error)
         self._store = Store(options.out, machine | {"rehearsal": True} if options.toy else machine)
         if self._store.dropped:
             print(f"what was in {options.out} is now {self._store.dropped}", file=sys.stderr)
@@ -271,6 +280,26 @@ class Talk:
     def _out_of_time(self) -> bool:
         self._stand.left_out.append("the rest" if self._under_way is None else self._under_way[1])
         return False
+
+
+def _lock(out: Path) -> int:
+    """Held while the process lives: two runs would write over each other's rows, and disturb their times."""
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(folder)
+        raise BlockingIOError(errno.EWOULDBLOCK, "another run is writing there", str(out)) from None
+    return folder
+
+
+def _stand(stored: dict[str, Any]) -> Stand:
+    """Where a stored run stopped; the beginning, where that makes no sense."""
+    stand = Stand()
+    fits = stored.keys() == vars(stand).keys() and all(
+        type(stored[name]) is type(value) for name, value in vars(stand).items()
+    )
+    return Stand(**stored) if fits else stand
 
 
 def ending(code: int) -> str:

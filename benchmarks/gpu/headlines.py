@@ -147,7 +147,7 @@ def rehearsed() -> Ceilings:
 def _row(bench: Bench, headline: Headline, ceilings: Ceilings, effort: Effort) -> Row:
     case = headline.case
     with tf32() if case.tf32 else nullcontext():
-        row = measure(case, bench.device, ceilings, effort)
+        row = measure(case, bench.device, ceilings, effort, say=lambda what: bench.note(f"{case}: {what}"))
         row["foretold"] = foretold(case)
     return _without_broken_engines(bench, row) | {"part": headline.part}
 

@@ -24,9 +24,11 @@ class Log:
 
     def __init__(self, path: Path, resume: bool) -> None:
         self._path, self._left = path, _LOG
-        if not resume:
-            with suppress(OSError):
+        with suppress(OSError):
+            if not resume:
                 path.unlink(missing_ok=True)
+            elif path.exists():
+                self._left -= path.stat().st_size
 
     def write(self, text: str) -> None:
         """Add to it."""

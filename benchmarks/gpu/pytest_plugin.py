@@ -15,6 +15,8 @@ from collections.abc import Generator
 
 import pytest
 
+from .worker import end_with_parent
+
 PIPE, KNOWN, PATIENCE = "FASTMLP_TESTS_PIPE", "FASTMLP_TESTS_KNOWN", "FASTMLP_TESTS_PATIENCE"
 _FIRST = (
     "tests/kernels/",
@@ -31,7 +33,8 @@ _OURS = ("fastmlp", "benchmarks", "tests", "kernels")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Only xdist's controller hears of all outcomes, and tells them."""
+    """Only xdist's controller hears of all outcomes, and tells them; none outlives who started it."""
+    end_with_parent()
     if not hasattr(config, "workerinput") and PIPE in os.environ:
         config.pluginmanager.register(_Teller(int(os.environ[PIPE])))
 
@@ -44,6 +47,12 @@ class _Teller:
         if report.failed:
             self._tell(report.nodeid, "error", report)
 
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self._say({"begun": nodeid})
+
+    def pytest_sessionfinish(self) -> None:
+        self._say({"begun": ""})
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" or report.outcome != "passed":  # a worker's crash is at no stage of a test
             around = report.failed and report.when in ("setup", "teardown")
@@ -54,7 +63,10 @@ class _Teller:
         if outcome == "skipped" and isinstance(report.longrepr, tuple):
             text = report.longrepr[2]
         took = getattr(report, "duration", 0.0)
-        self._pipe.write(json.dumps({"test": test, "outcome": outcome, "text": text, "took": took}) + "\n")
+        self._say({"test": test, "outcome": outcome, "text": text, "took": took})
+
+    def _say(self, message: dict[str, object]) -> None:
+        self._pipe.write(json.dumps(message) + "\n")
         self._pipe.flush()
 
 

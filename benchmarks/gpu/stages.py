@@ -17,8 +17,8 @@ class Stage(NamedTuple):
 STAGES = (
     Stage("facts", 10, 30, "what this machine is, and what it reaches"),
     Stage("smoke", 90, 45, "every kernel family against float64"),
-    Stage("host", 20, 20, "the host's time for a call"),
-    Stage("engines", 60, 20, "the same training by every engine"),
+    Stage("host", 20, 60, "the host's time for a call"),
+    Stage("engines", 60, 30, "the same training by every engine"),
     Stage("headlines", 150, 60, "times beside every peer"),
     Stage("tune", 120, 60, "tiles, and ours or cuBLAS"),
     Stage("tests", float("inf"), 120, "the test suite, natively"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,13 @@ from ..peers import COMPILED, EAGER, GRAPH, JAX, OURS
 from ..targets import ratio
 
 #: How a stage ended; `SHORT` is what there was not enough time for.
-PASSED, FAILED, SHORT, UNREACHED = "passed", "failed", "out of time", "not reached"
+PASSED, FAILED, SHORT, UNREACHED, INTERRUPTED = (
+    "passed",
+    "failed",
+    "out of time",
+    "not reached",
+    "interrupted",
+)
 _PEERS = {EAGER: "eager", GRAPH: "graph", COMPILED: "compile", JAX: "JAX"}
 _HEAD = ("headline", "dtype", "fastmlp", "of floor", "foretold", *(f"vs {name}" for name in _PEERS.values()))
 _WORST = 5
@@ -42,6 +49,7 @@ def text(report: dict[str, Any], out: Path, trouble: str = "") -> str:
 def stage(name: str, stand: dict[str, Any]) -> str:
     """A line for one of them."""
     counts = [f"{len(stand['done'])} rows"] if stand["done"] else []
+    counts += [stand["note"]] if stand["note"] and name == "tests" else []
     counts += [f"{stand['failed']} failed"] if stand["failed"] else []
     counts += [f"{len(stand['left_out'])} not reached"] if stand["left_out"] else []
     counts += [stand["why"][:_WIDTH]] if stand["why"] else []
@@ -51,8 +59,7 @@ def stage(name: str, stand: dict[str, Any]) -> str:
 def _machine(report: dict[str, Any]) -> str:
     if "machine" not in report:
         return "No process came so far as to say what machine this is."
-    kind = "REHEARSAL, no GPU: its times say nothing. " if report["machine"].get("rehearsal") else ""
-    return kind + tables.machine(report["machine"])
+    return tables.machine(report["machine"])
 
 
 def _headlines(rows: Sequence[Row]) -> str:
@@ -93,24 +100,28 @@ def _excess(row: Row) -> float:
 
 
 def _next(report: dict[str, Any], out: Path, trouble: str) -> Iterable[str]:
+    at, stages = shlex.quote(str(out)), report["stages"].items()
+    again = f"python -m benchmarks.gpu --out {at}"
     if trouble:
         yield f"could not write {trouble}: what was measured is on this screen alone; make room, run it again"
-    broken = [row for row in report["rows"] if "error" in row]
-    for name in dict.fromkeys(row.get("stage", row["part"]) for row in broken):
-        first = next(row for row in broken if row.get("stage", row["part"]) == name)
-        yield f"{name}: begin with «{first['key']}»: {first['error']}"[:_WIDTH]
-    if broken:
-        yield f"failed rows with their output: {out}/report.json; what the stages printed: {out}/log.txt"
-    stages = report["stages"].items()
-    for name, stand in stages:
-        if stand["why"]:
-            yield f"{name}: mend the stage itself; {out}/log.txt has what it printed"
-    if any(stand["left_out"] or stand["state"] in (SHORT, UNREACHED) for _, stand in stages):
-        yield f"python -m benchmarks.gpu --out {out} --resume    goes on where this stopped"
+    broken: dict[str, Row] = {}
+    for row in report["rows"]:
+        if "error" in row:
+            broken.setdefault(row.get("stage", row["part"]), row)
+    for name, row in broken.items():
+        yield f"{name}: begin with «{row['key']}»: {row['error']}"[:_WIDTH]
+    lost = [name for name, stand in stages if stand["why"]]
+    for name in lost:
+        yield f"{name}: mend the stage itself"
+    if broken or lost:
+        yield f"failed rows with their output: {at}/report.json; what the stages printed: {at}/log.txt"
+        yield f"{again} --only {','.join({**broken, **dict.fromkeys(lost)})}    measures these stages anew"
+    if any(stand["left_out"] or stand["state"] not in (PASSED, FAILED) for _, stand in stages):
+        yield f"{again} --resume    goes on where this stopped"
     if report.get("machine", {}).get("rehearsal"):
-        yield f"on a machine with a GPU: python -m benchmarks.gpu --out {out}"
+        yield f"on a machine with a GPU: {again}"
     elif "machine" in report:
-        yield f"python -m benchmarks.readme --add {out}    stores the report and draws the READMEs' picture"
+        yield f"python -m benchmarks.readme --add {at}    stores the report and draws the READMEs' picture"
 
 
 def columns(lines: Sequence[Sequence[str]]) -> str:

@@ -9,12 +9,13 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from ..measure import Row
@@ -26,6 +27,7 @@ _REHEARSED = ("tests/kernels/test_optimizers.py", "tests/kernels/test_cache.py")
 _PATIENCE = 90  # seconds that one test may take
 _STOPPING = 12.0  # seconds that pytest may take to stop
 _EVERY = 1.0  # seconds between two writings of what is known
+_COLLECTING = 240.0  # seconds that pytest may be silent at the beginning
 _TEXT = 6000, 400  # characters of a failure that are kept, and after `_MOST` of all
 _MOST = 4 << 20
 _UNPRINTABLE = re.compile(r"[^\t\n\r -\ud7ff\ue000-\ufffd]")
@@ -41,14 +43,17 @@ def _tests(bench: Bench) -> Row:
     row: Row = {"group": "tests", "label": "", "dtype": "", "seconds": {}, "missing": {}}
     if not (_ROOT / "tests").is_dir():
         return row | {"skipped": "the tests are in a clone of the project, and this is installed"}
+    if importlib.util.find_spec("pytest") is None:
+        return row | {"error": "pytest is not installed"}
     found = _known(bench.out) if bench.resumed else {}
-    code, complete = _session(bench, found)
+    ended = _session(bench, found)
+    while ended.complete and ended.culprit and bench.left() > 2 * _STOPPING:
+        ended = _session(bench, found)  # without it, and what is known
+    code, complete = ended.code, ended.complete and not ended.culprit
     bench.keep(OUTCOMES, json.dumps(found, indent=1))
     bench.keep("tests.xml", junit(found))
     counts = Counter(one["outcome"] for one in found.values())
-    text = ", ".join(
-        f"{counts[name]} {name}" for name in ("passed", "failed", "error", "skipped") if counts[name]
-    )
+    bench.note(text := _counted(counts))
     bad = [test for test, one in found.items() if one["outcome"] in ("failed", "error")]
     row |= {"counts": dict(counts), "failures": bad[:200], "unfinished": not complete}
     if not complete:
@@ -58,50 +63,87 @@ def _tests(bench: Bench) -> Row:
     return row | {"summary": text}
 
 
+def _counted(counts: Counter[str]) -> str:
+    kinds = ("passed", "failed", "error", "skipped")
+    return ", ".join(f"{counts[kind]} {kind}" for kind in kinds if counts[kind])
+
+
 def _known(out: Path) -> dict[str, dict[str, Any]]:
     """Outcomes of the run that is resumed, by test."""
-    with suppress(OSError, ValueError):
-        return dict(json.loads((out / OUTCOMES).read_text()))
-    return {}
+    try:
+        stored = json.loads((out / OUTCOMES).read_text())
+        return {test: one for test, one in stored.items() if one.keys() == {"outcome", "text", "took"}}
+    except (OSError, ValueError, AttributeError):
+        return {}
 
 
-def _session(bench: Bench, found: dict[str, dict[str, Any]]) -> tuple[int, bool]:
-    """Run pytest, add the outcomes to ``found``: its exit code, and whether it came to its end."""
+class Ended(NamedTuple):
+    """How pytest ended."""
+
+    code: int
+    complete: bool  # not for want of time
+    culprit: str  # the test that took it along, where there is no xdist
+
+
+def _session(bench: Bench, found: dict[str, dict[str, Any]]) -> Ended:
+    """Run pytest on what is not known, and add the outcomes to ``found``."""
     ours, theirs = os.pipe()
-    environment = os.environ | {
-        plugin.PIPE: str(theirs), plugin.KNOWN: str(bench.out / OUTCOMES) if found else "",
-        plugin.PATIENCE: str(_PATIENCE),
-    }  # fmt: skip
-    environment.pop("FASTMLP_BACKEND", None)  # each test says what it is about
-    process = subprocess.Popen(command(bench.toy), cwd=_ROOT, env=environment, pass_fds=[theirs])
-    os.close(theirs)
-    os.set_blocking(ours, False)
-    partial, written, complete, kill_at = b"", 0.0, True, float("inf")
-    while process.poll() is None:
-        partial += _read(ours)
-        *lines, partial = partial.split(b"\n")
-        _add(found, lines)
-        if lines and time.time() - written > _EVERY:
-            bench.keep(OUTCOMES, json.dumps(found, indent=1))
-            bench.note(f"{len(found)} tests")
-            written = time.time()
-        if complete and bench.left() < _STOPPING:
-            complete, kill_at = False, time.time() + _STOPPING - 2
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as known:
+        json.dump([*found], known)
+        known.flush()
+        environment = os.environ | {
+            plugin.PIPE: str(theirs), plugin.KNOWN: known.name, plugin.PATIENCE: str(_PATIENCE),
+        }  # fmt: skip
+        environment.pop("FASTMLP_BACKEND", None)  # each test says what it is about
+        process = subprocess.Popen(command(bench.toy), cwd=_ROOT, env=environment, pass_fds=[theirs])
+        os.close(theirs)
+        os.set_blocking(ours, False)
+        complete, begun = _follow(bench, process, ours, found)
+        os.close(ours)
+    code = process.returncode
+    culprit = begun if complete and begun not in found else ""
+    if culprit:
+        text = f"took pytest along, which ended with code {code}"
+        found[culprit] = {"outcome": "failed", "text": text, "took": 0.0}
+    return Ended(code, complete, culprit)
+
+
+def _follow(
+    bench: Bench, process: subprocess.Popen[bytes], pipe: int, found: dict[str, dict[str, Any]]
+) -> tuple[bool, str]:
+    """Until it ends: whether by itself, and the test that it was at, if it did not end in order."""
+    partial, complete, begun, running = b"", True, "", True
+    began = told = time.time()
+    kill_at = float("inf")
+    while running:
+        running = process.poll() is None
+        *lines, partial = (partial + _read(pipe)).split(b"\n")
+        begun = _add(found, lines, begun)
+        now = time.time()
+        if now - told > _EVERY and (lines or now - began < _COLLECTING):
+            bench.note(f"{len(found)} tests" if begun or found else "collecting")
+            if lines:
+                bench.keep(OUTCOMES, json.dumps(found, indent=1))
+            told = now
+        if complete and running and bench.left() < _STOPPING:
+            complete, kill_at = False, now + _STOPPING - 2
             process.send_signal(signal.SIGINT)  # it then still says what failed
-        if time.time() > kill_at:
+        if now > kill_at:
             process.kill()
         time.sleep(0.1)
-    _add(found, (partial + _read(ours)).splitlines())
-    os.close(ours)
-    return process.returncode, complete
+    return complete, begun
 
 
-def _add(found: dict[str, dict[str, Any]], lines: Iterable[bytes]) -> None:
-    """Outcomes as the plugin tells them: a GPU that breaks for good must not fill the disk."""
+def _add(found: dict[str, dict[str, Any]], lines: Iterable[bytes], begun: str = "") -> str:
+    """Outcomes as the plugin tells them, bounded, as a GPU may break for good; the test that it is at."""
     for line in lines:
         told = json.loads(line)
+        if "begun" in told:
+            begun = told["begun"]
+            continue
         told["text"] = told["text"][-_TEXT[_size(found) > _MOST] :]
         found[told.pop("test")] = told
+    return begun
 
 
 def _size(found: dict[str, dict[str, Any]]) -> int:
@@ -121,7 +163,7 @@ def command(toy: bool) -> list[str]:
     words = [sys.executable, "-m", "pytest", "-q", "-p", plugin.__name__, "--continue-on-collection-errors"]
     words += ["-p", "no:cacheprovider", "--tb=long", "-o", "addopts=--strict-markers --import-mode=importlib"]
     if importlib.util.find_spec("xdist") is not None:
-        words += ["-n", "2" if toy else "auto"]
+        words += ["-n", "2" if toy else str(min(16, len(os.sched_getaffinity(0))))]
     return [*words, *(_REHEARSED if toy else ("tests",))]
 
 

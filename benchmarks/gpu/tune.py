@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from functools import partial
@@ -238,7 +239,8 @@ def _unready(task: Future[None]) -> str:
     if not task.done():
         return "not compiled in time"
     error = task.exception()
-    return "" if error is None else reason(error)
+    # Where a compiler crashed nobody knows over what: each tile is then compiled where it is timed.
+    return "" if error is None or isinstance(error, BrokenProcessPool) else reason(error)
 
 
 def clock(bench: Bench) -> tune.Timer:

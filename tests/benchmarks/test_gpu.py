@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 
 from benchmarks import machine, page, readme, tables
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import stages, summary
+from benchmarks.gpu import process, stages, summary
 from benchmarks.gpu.conductor import Conductor, Options
 from benchmarks.gpu.stages import Stage
 from benchmarks.machine import describe
@@ -123,19 +124,21 @@ def _lives(process: int) -> bool:
 def test_killed_at_any_moment_and_resumed(tmp_path: Path, how: signal.Signals) -> None:
     """Killed, it takes its stage's process along; interrupted, it still says how far it came."""
     words = [sys.executable, "-c", _KILLED, str(tmp_path)]
-    process = subprocess.Popen(words, cwd=_ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    conductor = subprocess.Popen(
+        words, cwd=_ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     until = time.time() + 60
     rows: list[dict[str, Any]] = []
     while len(rows) < 2 and time.time() < until:
         time.sleep(0.05)
         if (tmp_path / "report.json").exists():
             rows = load(tmp_path)["rows"]
-    process.send_signal(how)
-    out, _ = process.communicate(timeout=30)
+    conductor.send_signal(how)
+    out, _ = conductor.communicate(timeout=30)
     assert len(rows) in (2, 3)
     if how == signal.SIGINT:
         assert out.splitlines()[-1] == "130"
-        assert "out of time" in (tmp_path / "summary.txt").read_text()
+        assert "interrupted" in (tmp_path / "summary.txt").read_text()
     assert not _lives(rows[0]["by"])
     done = subprocess.run([*words, "resume"], cwd=_ROOT, capture_output=True, text=True, timeout=90)
     assert done.stdout.splitlines()[-1] == "0", done.stderr
@@ -157,6 +160,64 @@ def test_a_full_disk_is_said_and_the_screen_has_everything(
     assert "could not write" in out
     assert "No space left on device" in out
     assert "4 rows, 2 failed" in out
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"rows": [1]}, {"stages": []}, {"left_out": None}, {"machine": 3},
+        {"stages": {"tests.benchmarks.gpu_stages:fine": {"state": "passed", "of a later version": 1}}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_report_that_makes_no_sense_stops_nothing(tmp_path: Path, damage: dict[str, Any]) -> None:
+    """It is put aside; of a stage that makes none, only the stage is measured anew."""
+    there = {"machine": describe("cpu") | {"rehearsal": True}, "rows": [], "stops": {}, "left_out": []}
+    (tmp_path / "report.json").write_text(json.dumps(there | damage))
+    code, report = _run(tmp_path, "fine", resume=True)
+    assert code == 0
+    assert [one["key"] for one in report["rows"]] == ["fine"]
+
+
+def test_a_folder_is_one_runs_at_a_time(tmp_path: Path) -> None:
+    """And one that cannot be written to is refused before anything is measured."""
+    first = Conductor(Options(tmp_path))
+    with pytest.raises(OSError, match="another run is writing there"):
+        Conductor(Options(tmp_path))
+    os.close(first._alone)
+    (tmp_path / "report.json").mkdir()
+    with pytest.raises(IsADirectoryError):
+        Conductor(Options(tmp_path))
+
+
+def test_the_log_is_bounded_over_all_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_LOG", 100)
+    for _ in range(3):
+        log = process.Log(tmp_path / "log.txt", resume=True)
+        for _ in range(5):
+            log.write("a line of twenty......\n")
+    assert 0 < (tmp_path / "log.txt").stat().st_size <= 100
+
+
+def test_a_copy_that_lost_its_links(tmp_path: Path) -> None:
+    """A zip has no links: what they point to is found all the same."""
+    for name in ("fastmlp", "kernels", "benchmarks"):
+        left_out = shutil.ignore_patterns(
+            "__pycache__", "results", "web", *(["kernels", "benchmarks"] * (name == "fastmlp"))
+        )
+        shutil.copytree(_ROOT / name, tmp_path / name, ignore=left_out)
+    (tmp_path / "fastmlp" / "kernels").write_text("../kernels")  # as git writes it where it can't link
+    code = (
+        "import benchmarks.gpu.smoke, fastmlp.kernels.linear as found, fastmlp.benchmarks.cases as cases;"
+        "print(found.__file__, cases.__file__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [
+        str(tmp_path / path) for path in ("kernels/linear.py", "benchmarks/cases.py")
+    ]
 
 
 def test_another_commits_report_is_put_aside(tmp_path: Path) -> None:

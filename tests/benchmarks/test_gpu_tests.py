@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,29 @@ def test_every_outcome_is_kept_whatever_a_test_does(suite: Path) -> None:
     assert cases.attrib["failures"] == "3"
     assert any("a number" in (case.text or "") for case in cases.iter("failure"))
     assert any("note" in message for message in said)
+
+
+def test_without_xdist_a_test_that_takes_pytest_along_is_named(
+    suite: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the others run all the same."""
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        stage.importlib.util, "find_spec", lambda name: None if name == "xdist" else found(name)
+    )
+    row, _ = _run(suite)
+    outcomes = json.loads((suite / "tests.json").read_text())
+    assert "code 3" in outcomes["tests/kernels/test_first.py::test_leaves"]["text"]
+    assert "took pytest along" in outcomes["tests/kernels/test_first.py::test_hangs"]["text"]
+    assert row["counts"]["passed"] == 3
+    assert row["counts"]["failed"] == 3
+    assert not row["unfinished"]
+
+
+def test_junk_beside_the_report_is_no_outcome(tmp_path: Path) -> None:
+    for text in ('{"a": 1}', "[1, 2]", "{", '{"a": {"outcome": "passed"}}'):
+        (tmp_path / "tests.json").write_text(text)
+        assert stage._known(tmp_path) == {}
 
 
 def test_a_gpu_that_breaks_for_good_does_not_fill_the_disk() -> None:

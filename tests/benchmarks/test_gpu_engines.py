@@ -132,7 +132,7 @@ def test_what_raises_is_an_error_and_the_next_goes_on(monkeypatch: pytest.Monkey
 def test_weights_that_are_no_numbers_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     tampered(monkeypatch, lambda weight: weight[0].fill_(float("nan")))
     (row,) = Heard(monkeypatch, FUSED).rows
-    assert row["error"].startswith("losses: error nan, allowed ")
+    assert row["error"].startswith("losses: error inf, allowed ")
 
 
 def test_batches_are_the_same_whatever_the_dtype() -> None:

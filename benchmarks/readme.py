@@ -13,7 +13,8 @@ import typer
 
 from fastmlp import atomic
 
-from . import machine, performance, plots, tables, targets
+from . import machine, performance, tables, targets
+from . import report as report_of
 from .store import load
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -99,8 +100,7 @@ def store(report: Path, results: Path, kernels: Path = _ROOT / "kernels") -> Pat
     found["targets"] = targets.evaluate(found)
     folder = results / machine.folder(found["machine"])
     atomic.write(folder / "report.json", [json.dumps(found, indent=1).encode(), b"\n"])
-    atomic.write(folder / "table.md", [tables.full(found).encode()])
-    plots.draw(found, folder)
+    report_of.finish(folder)
     for name in TUNED:
         if (report / name).exists():
             merged = json.loads((kernels / name).read_text()) | json.loads((report / name).read_text())

@@ -1,6 +1,6 @@
 """What is measured: each case is one piece of work, done by fastmlp and by its peers.
 
-A case says what the work needs (`fastmlp.work`) and makes the peers' runs; all do the same work
+A case says what the work needs (`fastmlp.costs.floors`) and makes the peers' runs; all do the same work
 on the same inputs, and start from the same weights. Nothing here times anything.
 """
 
@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 import fastmlp
 from fastmlp import functional
-from fastmlp import work as counts
-from fastmlp.plans import name
-from fastmlp.work import Work
+from fastmlp.costs import floors as counts
+from fastmlp.costs.floors import Work
+from fastmlp.costs.plans import name
 
 from . import peers
 from .peers import (
@@ -56,7 +56,7 @@ class Case:
     work: Work
     build: Callable[[str], dict[str, Factory]] = field(repr=False)
     key: bool = False  # in the README's table, and in a quick report
-    plans: dict[str, Work] = field(default_factory=dict)  # what it takes by each plan (`fastmlp.plans`)
+    plans: dict[str, Work] = field(default_factory=dict)  # what it takes by each plan (`fastmlp.costs.plans`)
     memory: bool = False  # peak memory is measured too
     tf32: bool = False  # float32 products run in TF32; whoever measures sets it
     roundings: int = 1  # that a result may be off beside torch's own error: `numerics.allowed`

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import fastmlp
-from fastmlp import work as counts
+from fastmlp.costs import floors
 from fastmlp.data import Images, cache_directory
 
 from . import peers
@@ -38,7 +38,7 @@ def _case(
     build: Callable[[str], dict[str, Factory]],
     widths: Sequence[int] = A,
 ) -> Case:
-    work = counts.epoch(widths, BATCH, len(train), dtype, torch.uint8)
+    work = floors.epoch(widths, BATCH, len(train), dtype, torch.uint8)
     return Case(group, f"{name(widths)}, batch {BATCH}, {len(train)} images", dtype, work, build, key=True)
 
 

@@ -5,6 +5,6 @@ They are `fastmlp.profiling`'s own: the report's floors and the profiler's are t
 
 from __future__ import annotations
 
-from fastmlp.profiling.ceilings import Ceilings, measure_ceilings
+from fastmlp.costs.ceilings import Ceilings, measure_ceilings
 
 __all__ = ["Ceilings", "measure_ceilings"]

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from fastmlp.devices import processor
+from fastmlp.costs.devices import processor
 
 _ROOT = Path(__file__).resolve().parent.parent
 _PACKAGES = ("fastmlp", "torch", "triton", "numpy", "torchvision", "jax", "liger-kernel", "cut-cross-entropy")

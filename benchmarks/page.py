@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastmlp import atomic
+from fastmlp import files as atomic
 
 from . import accuracy, formats, palette, sweeps, tables, targets
 from .measure import LEFT_OUT, Row

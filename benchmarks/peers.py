@@ -22,7 +22,7 @@ OURS_MODULES = "fastmlp modules"  # the drop-in replacements under torch's autog
 OURS_COMPILED = "fastmlp, torch.compile"  # the same, compiled into one graph
 OURS_GRAPH = "fastmlp, CUDA graph"
 OURS_ENGINES = {"fused": "fastmlp, launches", "graph": OURS_GRAPH, "persistent": "fastmlp, persistent"}
-#: The net by one plan, whatever the chooser would take (`fastmlp.plans`).
+#: The net by one plan, whatever the chooser would take (`fastmlp.costs.plans`).
 OURS_PLANS = {plan: f"fastmlp, {plan}" for plan in ("layers", "whole", "recompute")}
 EAGER = "eager"
 EAGER_FLOAT32 = "eager float32"  # beside rows in bfloat16

@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from fastmlp import atomic
+from fastmlp import files
 
 from . import machine, performance, tables, targets
 from . import report as report_of
@@ -87,8 +87,8 @@ def main(
     PAGE.write_text(performance.page(folders(results), "../benchmarks/results"))
 
 
-def store(report: Path, results: Path, kernels: Path = _ROOT / "kernels") -> Path:
-    """Keep a report in its machine's folder, which is returned; tuned tiles and decisions go to ``kernels``.
+def store(report: Path, results: Path, tiles: Path = _ROOT / "kernels" / "tiles") -> Path:
+    """Keep a report in its machine's folder, which is returned; tuned tiles and decisions go to ``tiles``.
 
     Raises:
         ValueError: it is a rehearsal's, which says nothing of any machine, or no report.
@@ -99,12 +99,12 @@ def store(report: Path, results: Path, kernels: Path = _ROOT / "kernels") -> Pat
         raise ValueError("a rehearsal's times say nothing of this machine: it is not stored")
     found["targets"] = targets.evaluate(found)
     folder = results / machine.folder(found["machine"])
-    atomic.write(folder / "report.json", [json.dumps(found, indent=1).encode(), b"\n"])
+    files.write(folder / "report.json", [json.dumps(found, indent=1).encode(), b"\n"])
     report_of.finish(folder)
     for name in TUNED:
         if (report / name).exists():
-            merged = json.loads((kernels / name).read_text()) | json.loads((report / name).read_text())
-            atomic.write(kernels / name, [json.dumps(merged, indent=1, sort_keys=True).encode(), b"\n"])
+            merged = json.loads((tiles / name).read_text()) | json.loads((report / name).read_text())
+            files.write(tiles / name, [json.dumps(merged, indent=1, sort_keys=True).encode(), b"\n"])
     return folder
 
 

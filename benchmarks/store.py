@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fastmlp import atomic
+from fastmlp import files
 
 from .machine import same
 from .measure import Row
@@ -69,7 +69,7 @@ class Store:
         self.report["left_out"] = [
             name for name in self.report["left_out"] if self.get(*name.split(": ", 1)) is None
         ]
-        atomic.write(self._path, [json.dumps(self.report, indent=1).encode(), b"\n"])
+        files.write(self._path, [json.dumps(self.report, indent=1).encode(), b"\n"])
 
 
 def load(out: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Small nets as a whole, such as fields and policies have; a layer with dropout; a first layer of bytes.
 
 Forward and backward start from a given gradient of the output and end with the input's: what a field's or a
-policy's loss needs. Work and plans are counted by `fastmlp.plans`.
+policy's loss needs. Work and plans are counted by `fastmlp.costs.plans`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import fastmlp
-from fastmlp import choice, devices, functional, plans
-from fastmlp import work as counts
+from fastmlp import functional
+from fastmlp.costs import choice, devices, floors, plans
 
 from . import peers
 from .cases import TABULAR, Case, net, seeded
@@ -170,7 +170,7 @@ def dropout(shape: tuple[int, int, int], dtype: torch.dtype) -> Case:
         found |= peers.of_torch(make, device)
         return {peer: seeded(factory) for peer, factory in found.items()}
 
-    return Case(DROPOUT, f"{m} x {k} -> {n}", dtype, counts.linear(m, k, n, dtype, backward=True), build)
+    return Case(DROPOUT, f"{m} x {k} -> {n}", dtype, floors.linear(m, k, n, dtype, backward=True), build)
 
 
 def quantized(shape: tuple[int, int, int], dtype: torch.dtype) -> Case:
@@ -200,5 +200,5 @@ def quantized(shape: tuple[int, int, int], dtype: torch.dtype) -> Case:
         found: dict[str, Factory] = {OURS: lambda: Run(ours()), **peers.of_torch(of_torch, device)}
         return {peer: seeded(factory) for peer, factory in found.items()}
 
-    work = counts.gathered_linear(m, k, n, dtype, torch.uint8)
+    work = floors.gathered_linear(m, k, n, dtype, torch.uint8)
     return Case(QUANTIZED, f"{m} of {_EXAMPLES} x {k} -> {n}", dtype, work, build)

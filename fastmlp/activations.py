@@ -2,7 +2,7 @@
 
 A row ties together a name (also the kernels' id), its ``nn.Module``, torch's function, and
 the derivative with what it is computed from. A new activation is one row here and its two
-branches in ``kernels/activations.py``.
+branches in ``kernels/common/activations.py``.
 """
 
 from __future__ import annotations

@@ -34,10 +34,10 @@ import triton
 from triton import knobs
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from fastmlp.kernels import configs
-from fastmlp.kernels.arguments import in_which
+from fastmlp.kernels.common.arguments import in_which
 from fastmlp.kernels.launch import INTERPRETED, Launch, dry_run, record_launches
-from fastmlp.kernels.resources import ARCHITECTURES, Resources, read
+from fastmlp.kernels.offline.resources import ARCHITECTURES, Resources, read
+from fastmlp.kernels.tiles import configs
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def warmup(launch: Launch) -> Any:
 @cache
 def tasks(arch: str) -> list[tuple[Row, Launch]]:
     """The launches to compile for ``arch``, each specialization once, and their rows to be filled in."""
-    from fastmlp.kernels.cases import cases  # imports every kernel
+    from fastmlp.kernels.offline.cases import cases  # imports every kernel
 
     found: dict[str, tuple[Row, Launch]] = {}
     with dry_run(ARCHITECTURES[arch].target), specializations() as keys:

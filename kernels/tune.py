@@ -20,14 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmlp.kernels import configs
-from fastmlp.kernels.case import NUMERICS, Run, Shape
-from fastmlp.kernels.cases import MATRIX_PROBLEMS
 from fastmlp.kernels.compile import align
-from fastmlp.kernels.configs import Key, Tile, TmaTile
-from fastmlp.kernels.head import MAX_CLASSES
 from fastmlp.kernels.launch import INTERPRETED, arch_of
-from fastmlp.kernels.resources import ARCHITECTURES
+from fastmlp.kernels.loss.head import MAX_CLASSES
+from fastmlp.kernels.offline.case import NUMERICS, Run, Shape
+from fastmlp.kernels.offline.cases import MATRIX_PROBLEMS
+from fastmlp.kernels.offline.resources import ARCHITECTURES
+from fastmlp.kernels.tiles import configs
+from fastmlp.kernels.tiles.configs import Key, Tile, TmaTile
 
 #: Milliseconds that a call takes.
 Timer = Callable[[Run], float]

@@ -24,7 +24,7 @@ import triton.language as tl
 from triton.runtime import interpreter
 from triton.runtime.interpreter import GridExecutor, InterpreterBuilder, TensorHandle
 
-from fastmlp.kernels import device
+from fastmlp.kernels.common import device
 from tests.ordered import Memory, Place, RaceError, said
 
 #: Turns of each that show no program anything new, until all are taken to wait for ever.

@@ -13,19 +13,16 @@ import pytest
 _ROOT = Path(__file__).resolve().parent.parent
 _LAYERS = [
     *("cli", "benchmarks", "studies", "plots", "profiling", "training", "engine", "modules", "functional"),
-    *("ops", "autograd", "backends", "kernels"),
+    *("ops", "autograd", "backends", "costs", "kernels"),
 ]
 #: What every layer may use, down to the one named: files, the table of activations, what work costs, data.
 _SHARED = {
     "activations": "backends",
-    "atomic": "kernels",
-    "compiling": "backends",
-    "devices": "backends",
+    "files": "kernels",
+    "compiling": "costs",
     "errors": "backends",
     "markup": "backends",
-    "plans": "backends",
-    "ranges": "backends",
-    "work": "backends",
+    "profiler_ranges": "backends",
     "data": "training",
 }
 #: Packages that stand at the top of the tree.
@@ -97,5 +94,6 @@ def test_every_package_is_installed() -> None:
         "fastmlp.benchmarks",
         "fastmlp.benchmarks.gpu",
         "fastmlp.kernels",
+        *(f"fastmlp.kernels.{path.parent.name}" for path in (_ROOT / "kernels").glob("*/__init__.py")),
     }
     assert listed == found

@@ -20,9 +20,9 @@ from unittest import mock
 import torch
 from triton.runtime import driver
 
-from fastmlp.kernels import configs
 from fastmlp.kernels.compile import warmup
 from fastmlp.kernels.launch import INTERPRETED, dry_run, num_sms, record_launches
+from fastmlp.kernels.tiles import configs
 
 from .. import stub
 from .worker import end_with_parent

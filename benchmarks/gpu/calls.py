@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from fastmlp.kernels.mlp import Net
+from fastmlp.kernels.mlp.forward import Net
 
 from ..numerics import allowed
 

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastmlp import atomic
+from fastmlp import files
 
 from ..measure import Row
 from ..store import Store
@@ -67,7 +67,7 @@ class Conductor:
     def __init__(self, options: Options) -> None:
         options.out.mkdir(parents=True, exist_ok=True)
         self._alone = _lock(options.out)
-        atomic.prepare(options.out / "report.json")
+        files.prepare(options.out / "report.json")
         self._options, self._end = options, time.time() + options.seconds - _LAST
         self._log = Log(options.out / "log.txt", options.resume)
         self._store: Store | None = None  # from when a process has said which machine this is
@@ -185,7 +185,7 @@ class Conductor:
     def write(self, name: str, text: str) -> None:
         """A whole file beside the report."""
         try:
-            atomic.write(self._options.out / name, [text.encode()])
+            files.write(self._options.out / name, [text.encode()])
         except OSError as error:
             self._cannot_write(error)
 

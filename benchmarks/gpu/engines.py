@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from fastmlp import backends
+from fastmlp.costs.ceilings import tf32
+from fastmlp.costs.plans import name
 from fastmlp.engine import Loop, choose, network, rules
 from fastmlp.engine.choose import Job
 from fastmlp.engine.fused import FusedExecutor
 from fastmlp.kernels.launch import Launch, observe
-from fastmlp.plans import name
-from fastmlp.profiling.ceilings import tf32
 
 from ..cases import net
 from ..measure import Row, reason

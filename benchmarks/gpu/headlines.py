@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import torch
 
-from fastmlp import devices
+from fastmlp.costs import devices
+from fastmlp.costs.ceilings import Ceilings, measure_ceilings, tf32
 from fastmlp.data import DataError, Images, load
 from fastmlp.data.synthetic import synthetic
-from fastmlp.profiling.ceilings import Ceilings, measure_ceilings, tf32
 
 from .. import cases, epochs, peers, whole_net
 from ..cases import A, Case

@@ -25,11 +25,12 @@ from fastmlp.backends.base import (
 from fastmlp.backends.loss_tiles import loss_gradient
 from fastmlp.backends.torch_backend import TorchBackend
 from fastmlp.engine.rules import Rule
-from fastmlp.kernels import cases, cross_entropy, loss_cases, mlp_cases, mse, training_cases
-from fastmlp.kernels.arguments import Activation, Source
-from fastmlp.kernels.linear_backward import Undone
-from fastmlp.kernels.mlp import Net
-from fastmlp.kernels.softmax import Criterion
+from fastmlp.kernels.common.arguments import Activation, Source
+from fastmlp.kernels.linear.backward import Undone
+from fastmlp.kernels.loss import cross_entropy, mse
+from fastmlp.kernels.loss.softmax import Criterion
+from fastmlp.kernels.mlp.forward import Net
+from fastmlp.kernels.offline import cases, loss_cases, mlp_cases, training_cases
 
 from .calls import Launcher, Named
 

@@ -26,9 +26,10 @@ from unittest import mock
 
 import torch
 
-from fastmlp.kernels import cases as problems
-from fastmlp.kernels import linear_backward, loss_cases, mlp_cases, training_cases
-from fastmlp.kernels.case import NUMERICS, Case
+from fastmlp.kernels.linear import backward as linear_backward
+from fastmlp.kernels.offline import cases as problems
+from fastmlp.kernels.offline import loss_cases, mlp_cases, training_cases
+from fastmlp.kernels.offline.case import NUMERICS, Case
 
 from ..measure import Row, reason
 from ..numerics import error

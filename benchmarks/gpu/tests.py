@@ -23,7 +23,7 @@ from . import pytest_plugin as plugin
 from .worker import Bench
 
 _ROOT = Path(__file__).resolve().parents[2]
-_REHEARSED = ("tests/kernels/test_optimizers.py", "tests/kernels/test_cache.py")
+_REHEARSED = ("tests/kernels/training/test_optimizers.py", "tests/kernels/tiles/test_cache.py")
 _PATIENCE = 90  # seconds that one test may take
 _STOPPING = 12.0  # seconds that pytest may take to stop
 _EVERY = 1.0  # seconds between two writings of what is known

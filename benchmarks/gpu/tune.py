@@ -25,12 +25,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from fastmlp.backends import decide
-from fastmlp.kernels import configs, decisions, tune
-from fastmlp.kernels.case import NUMERICS, Run, Shape
-from fastmlp.kernels.cases import MATRIX_PROBLEMS
-from fastmlp.kernels.configs import Key, Tile, TmaTile
+from fastmlp.costs.ceilings import tf32
+from fastmlp.kernels import tune
 from fastmlp.kernels.launch import arch_of
-from fastmlp.profiling.ceilings import tf32
+from fastmlp.kernels.offline.case import NUMERICS, Run, Shape
+from fastmlp.kernels.offline.cases import MATRIX_PROBLEMS
+from fastmlp.kernels.tiles import configs, decisions
+from fastmlp.kernels.tiles.configs import Key, Tile, TmaTile
 
 from ..measure import Row, reason
 from ..timing import Timing
@@ -303,13 +304,13 @@ def _forget() -> None:
 
 
 def tiles_text() -> str:
-    """What is to be ``kernels/tiles.json``: what is there, and the better ones that were found."""
+    """What is to be ``kernels/tiles/tiles.json``: what is there, and the better ones that were found."""
     better = {key: tile for key, tile in configs.read_cache().items() if tile != configs.default(key)}
     return _json(configs.entries(configs.shipped() | better))
 
 
 def decisions_text() -> str:
-    """What is to be ``kernels/decisions.json``: what is there, and what was measured."""
+    """What is to be ``kernels/tiles/decisions.json``: what is there, and what was measured."""
     return _json({row.key: asdict(row) for row in (*decisions.shipped(), *decisions.read())})
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastmlp import ranges
+from fastmlp import profiler_ranges
 from fastmlp.activations import Act
 from fastmlp.autograd.node import Node, Route, records_grad, saves_as_given, torch_grads
 from fastmlp.autograd.saved import Overwritable, Owners, aliases, may_be_written
@@ -85,7 +85,7 @@ def forward_chain(
     """
     inputs: list[Input] = []
     saved: list[Tensor | None] = []
-    layers = ranges.each(layers_of(params), _WEIGHT)
+    layers = profiler_ranges.each(layers_of(params), _WEIGHT)
     for i, (act, (weight, bias, slope)) in enumerate(zip(acts, layers)):
         act = act._replace(weight=slope)
         keep_z = first is not None and i >= first and not act.saves_output
@@ -119,7 +119,7 @@ def backward_chain(
         masked: the last layer's activation and dropout are undone in ``grad`` already.
     """
     grads: list[Tensor | None] = [None] * len(needs)
-    for i in ranges.each(reversed(range(len(acts))), lambda i: params[PER_LAYER * i]):
+    for i in profiler_ranges.each(reversed(range(len(acts))), lambda i: params[PER_LAYER * i]):
         first = 1 + PER_LAYER * i
         if not any(needs[: first + PER_LAYER]):
             break

@@ -22,10 +22,10 @@ import triton
 from fastmlp.activations import TABLE, Act
 from fastmlp.backends.base import NOTHING, Undo
 from fastmlp.backends.triton_backend import TritonBackend
-from fastmlp.kernels import decisions
-from fastmlp.kernels.case import NUMERICS, Run, Shape
-from fastmlp.kernels.decisions import CONTENDERS, LIBRARY, OPS, Machine, Row
 from fastmlp.kernels.launch import INTERPRETED
+from fastmlp.kernels.offline.case import NUMERICS, Run, Shape
+from fastmlp.kernels.tiles import decisions
+from fastmlp.kernels.tiles.decisions import CONTENDERS, LIBRARY, OPS, Machine, Row
 from fastmlp.kernels.tune import Timer, alike, parse_shape, tensors_of
 
 #: A row serves sizes up to a power of two away: these reach from 65 examples to 32,768 and from widths of 129

@@ -1,7 +1,7 @@
 """Loss and gradient of a tile of logits in plain torch: every argument of the loss, in float16 to float64.
 
 All forms of the loss are Σ_c a_c (lse - x_c) with gradient A p_c - a_c, A = Σ_c a_c, as in the kernels
-(`fastmlp.kernels.softmax`). A block of rows at a time is computed in float32 (float64 for float64), in
+(`fastmlp.kernels.loss.softmax`). A block of rows at a time is computed in float32 (float64 for float64), in
 place where the logits are that already, so that what is allocated stays a fraction of the tile.
 """
 

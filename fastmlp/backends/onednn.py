@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from fastmlp.devices import processor
+from fastmlp.costs.devices import processor
 
 
 def _find() -> Callable[..., Tensor] | None:

@@ -1,4 +1,4 @@
-"""Philox-4x32-10 in torch's own ops, number for number what `fastmlp.kernels.dropout` draws.
+"""Philox-4x32-10 in torch's own ops, number for number what `fastmlp.kernels.common.dropout` draws.
 
 Source: Salmon et al., Parallel random numbers: as easy as 1, 2, 3 (2011). torch has no unsigned 32-bit
 arithmetic, so words are int64; a product wraps around at 2⁶⁴, and the bits that are wanted are right.
@@ -32,7 +32,7 @@ def philox(seed: Tensor, counter: tuple[Tensor, Tensor, Tensor, Tensor]) -> tupl
 
 
 def keep_mask(p: float, seed: Tensor, site: int, rows: int, features: int) -> Tensor:
-    """Which of (rows, features) are kept with probability 1 - ``p``: see `fastmlp.kernels.dropout`."""
+    """Which of (rows, features) are kept with probability 1 - ``p``: see `fastmlp.kernels.common.dropout`."""
     row = torch.arange(rows, device=seed.device)[:, None]
     quads = torch.arange(-(-features // 4), device=seed.device)[None, :]
     words = philox(seed, (quads, row & _WORD, row >> 32, torch.full_like(row, site)))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from fastmlp import backends, ranges
+from fastmlp import backends, profiler_ranges
 
 R = TypeVar("R")
 
@@ -49,7 +49,7 @@ def circumstances(kind: str) -> tuple[Any, ...] | None:
     if (
         torch.compiler.is_compiling()
         or kind == "meta"
-        or ranges.opened()
+        or profiler_ranges.opened()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
@@ -159,7 +159,7 @@ _guards = _find_guards()
 def _seen() -> bool:
     """Whether somebody looks on whom neither a `Like` nor `Modes` see: see `circumstances`."""
     return (
-        ranges._opener is not None
+        profiler_ranges._opener is not None
         or forward_ad._current_level >= 0
         or torch._C._len_torch_function_stack() > 0
         or debugging()

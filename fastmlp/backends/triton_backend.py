@@ -28,23 +28,25 @@ from fastmlp.backends.base import (
     Wanted,
 )
 from fastmlp.backends.torch_backend import TorchBackend
-from fastmlp.kernels import arguments, decisions, mse, quantized
-from fastmlp.kernels import cross_entropy as loss_kernels
-from fastmlp.kernels.decisions import LIBRARY, TMA
-from fastmlp.kernels.dropout import dropout_mask
-from fastmlp.kernels.head import MAX_CLASSES, head, hidden, targets
-from fastmlp.kernels.linear import linear_act
-from fastmlp.kernels.linear_backward import Asked, Undone, linear_backward, undone
-from fastmlp.kernels.linear_tma import (
+from fastmlp.kernels.common import arguments, quantized
+from fastmlp.kernels.common.dropout import dropout_mask
+from fastmlp.kernels.common.replay import Replay
+from fastmlp.kernels.linear.backward import Asked, Undone, linear_backward, undone
+from fastmlp.kernels.linear.forward import linear_act
+from fastmlp.kernels.linear.tma import (
     backward_misfit,
     forward_misfit,
     linear_act_tma,
     linear_backward_tma,
 )
-from fastmlp.kernels.mlp import Net, mlp_forward, saved_offsets
-from fastmlp.kernels.mlp_backward import mlp_backward, places
-from fastmlp.kernels.replay import Replay
-from fastmlp.kernels.softmax import criterion
+from fastmlp.kernels.loss import cross_entropy as loss_kernels
+from fastmlp.kernels.loss import mse
+from fastmlp.kernels.loss.head import MAX_CLASSES, head, hidden, targets
+from fastmlp.kernels.loss.softmax import criterion
+from fastmlp.kernels.mlp.backward import mlp_backward, places
+from fastmlp.kernels.mlp.forward import Net, mlp_forward, saved_offsets
+from fastmlp.kernels.tiles import decisions
+from fastmlp.kernels.tiles.decisions import LIBRARY, TMA
 
 
 def fp32_precision() -> str:

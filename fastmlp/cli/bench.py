@@ -171,7 +171,7 @@ def _narrowed(report: Report, only: Sequence[str], match: str) -> Report:
 
 def _keep(report: Report, stored: Path, out: Path) -> None:
     """Put report.json beside the page, unless it is the very one that is shown."""
-    from fastmlp import atomic
+    from fastmlp import files
 
     file = out / "report.json"
     if file.exists():
@@ -180,7 +180,7 @@ def _keep(report: Report, stored: Path, out: Path) -> None:
         if _load(file, "--html")["machine"] != report["machine"]:
             fail(f"--html {out}: holds another report")
     try:
-        atomic.write(file, [json.dumps(report, indent=1).encode() + b"\n"])
+        files.write(file, [json.dumps(report, indent=1).encode() + b"\n"])
     except OSError as error:
         fail(f"--html {out}: {error.strerror or error}")
 

@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from fastmlp import atomic
+from fastmlp import files as atomic
 from fastmlp.training import checkpoint, distributed, memory
 
 #: What a terminal obeys or reorders instead of showing it, and what no encoding has.

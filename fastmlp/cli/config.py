@@ -12,7 +12,7 @@ import torch
 import typer
 
 import fastmlp
-from fastmlp import atomic
+from fastmlp import files
 from fastmlp.cli.common import fail, plain
 from fastmlp.cli.options import Settings
 from fastmlp.training import distributed
@@ -99,4 +99,4 @@ def write(path: Path, settings: Settings) -> None:
         f"{_HEAD}{fastmlp.__version__}, torch {torch.__version__}\n"
         f"# the same run: {command} train --config {path} --out FILE\n"
     )
-    atomic.write(path, (head.encode(), tomli_w.dumps(settings.plain()).encode()))
+    files.write(path, (head.encode(), tomli_w.dumps(settings.plain()).encode()))

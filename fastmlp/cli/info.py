@@ -12,10 +12,11 @@ import typer
 from rich.table import Table
 
 import fastmlp
-from fastmlp import backends, plans
+from fastmlp import backends
 from fastmlp.benchmarks import machine
 from fastmlp.cli.common import JSON_HELP, Dtype, emit, fail, names_of, one_of, start, widths_of
-from fastmlp.devices import DEVICES
+from fastmlp.costs import plans
+from fastmlp.costs.devices import DEVICES
 
 EXAMPLE = "Example: fastmlp info --hidden 64,64,64 --batch-size 65536 --dtype bfloat16 --device h100"
 

@@ -8,7 +8,7 @@ import torch
 import typer
 from torch import Tensor
 
-from fastmlp import atomic
+from fastmlp import files
 from fastmlp.cli import inputs, nets, sets
 from fastmlp.cli.common import (
     DATA_HELP,
@@ -111,7 +111,7 @@ def predict(
     if out is not None:
         text = json_of(found) if out.suffix == ".json" else csv_of(rows)
         try:
-            atomic.write(out, [text.encode()])
+            files.write(out, [text.encode()])
         except OSError as error:
             fail(f"--out {out}: {error.strerror or error}")
         console.print(f"saved to {out}")

@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import nn
 
 import fastmlp
-from fastmlp import activations, plans
+from fastmlp import activations
 from fastmlp.cli import nets, workload
 from fastmlp.cli.common import (
     DEVICE_HELP,
@@ -35,7 +35,8 @@ from fastmlp.cli.common import (
 )
 from fastmlp.cli.options import Engine, Optimizer
 from fastmlp.cli.workload import Workload, say_ceilings
-from fastmlp.profiling.ceilings import ceilings_of, device_name
+from fastmlp.costs import plans
+from fastmlp.costs.ceilings import ceilings_of, device_name
 from fastmlp.profiling.rows import SORTS, duration, percent, text
 
 EXAMPLE = "Example: fastmlp profile --hidden 512,256 --dtype bfloat16 --steps 50 --trace trace.json"

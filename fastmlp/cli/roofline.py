@@ -13,11 +13,11 @@ import typer
 from torch import nn
 
 import fastmlp
-from fastmlp import plans, work
 from fastmlp.cli import nets, workload
 from fastmlp.cli.common import DEVICE_HELP, JSON_HELP, device_of, emit, fail, start, writable
 from fastmlp.cli.options import Engine
-from fastmlp.profiling.ceilings import Ceilings, ceilings_of, device_name
+from fastmlp.costs import floors, plans
+from fastmlp.costs.ceilings import Ceilings, ceilings_of, device_name
 from fastmlp.profiling.points import Point
 from fastmlp.profiling.trace import Kernel
 
@@ -148,7 +148,7 @@ def _cross_entropy(where: torch.device, dtype: torch.dtype, ceilings: Ceilings) 
         with fastmlp.profile(ceilings=ceilings) as prof:
             loss(logits, target).backward()
         seconds.append(prof.busy)
-    moved = work.cross_entropy(rows, classes, dtype).bytes
+    moved = floors.cross_entropy(rows, classes, dtype).bytes
     of = str(dtype).removeprefix("torch.")
     label = f"{rows} x {classes}"
     return Point(label, "cross-entropy", _OPERATIONS * rows * classes, moved, statistics.median(seconds), of)

@@ -14,9 +14,9 @@ from torch import nn
 import fastmlp
 from fastmlp.cli import optimizers
 from fastmlp.cli.options import Engine, Optimizer, Settings
+from fastmlp.costs.ceilings import Ceilings
 from fastmlp.engine import choose
 from fastmlp.engine.autograd import precision
-from fastmlp.profiling.ceilings import Ceilings
 
 _TIMED = 0.5  # seconds that `seconds` takes at the least
 

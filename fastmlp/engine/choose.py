@@ -180,7 +180,7 @@ def variants(found: Network, optimizer: torch.optim.Optimizer, dtype: torch.dtyp
 
 def _measured(names: list[str], found: Network, job: Job) -> str:
     """The fastest of ``names`` here, measured once a machine and problem on copies, and then remembered."""
-    from fastmlp.kernels import cache
+    from fastmlp.kernels.tiles import cache
 
     key = _key(names, found, job)
     kept = cache.parsed(cache.read(_FILE), _fastest, "an engine", cache.path(_FILE))

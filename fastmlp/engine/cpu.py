@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmlp import ranges
+from fastmlp import profiler_ranges
 from fastmlp.autograd.cross_entropy import reference_loss
 from fastmlp.backends.base import LossOptions, SquaredError
 from fastmlp.backends.torch_backend import softmax_loss
@@ -88,7 +88,7 @@ class CpuExecutor(Executor):
         if x.shape[0] != self._rows:
             self._resize(x.shape[0])
         inputs, saved = [x], []
-        for layer in ranges.each(self._layers, _MASTER):
+        for layer in profiler_ranges.each(self._layers, _MASTER):
             x, kept = layer.forward(x)
             inputs.append(x)
             saved.append(kept)
@@ -191,7 +191,7 @@ class CpuExecutor(Executor):
         fold = _folds(optimizer)
         rules.drop_gradients(optimizer)
         order = reversed(range(len(self._layers)))
-        for i in ranges.each(order, lambda i: self._layers[i].master):
+        for i in profiler_ranges.each(order, lambda i: self._layers[i].master):
             layer, x, grad = self._layers[i], inputs[i], dz
             if i > 0:
                 dz = layer.input_grad(grad, self._layers[i - 1].act, saved[i - 1])

@@ -16,16 +16,16 @@ from fastmlp.engine.base import Executor
 from fastmlp.engine.checks import check_batch
 from fastmlp.engine.network import Network
 from fastmlp.engine.rules import Rule
-from fastmlp.kernels import configs
-from fastmlp.kernels.arguments import Source
-from fastmlp.kernels.head import MAX_CLASSES, targets
+from fastmlp.kernels.common.arguments import Source
+from fastmlp.kernels.common.quantized import Number, source
+from fastmlp.kernels.common.replay import Replay
 from fastmlp.kernels.launch import arch_of, cdiv
-from fastmlp.kernels.network import ALIGNMENT, LayerMemory, Table, table
-from fastmlp.kernels.quantized import Number, source
-from fastmlp.kernels.replay import Replay
-from fastmlp.kernels.step import train_step
-from fastmlp.kernels.task import Task
-from fastmlp.kernels.update import Accumulators
+from fastmlp.kernels.loss.head import MAX_CLASSES, targets
+from fastmlp.kernels.tiles import configs
+from fastmlp.kernels.training.network import ALIGNMENT, LayerMemory, Table, table
+from fastmlp.kernels.training.step import train_step
+from fastmlp.kernels.training.task import Task
+from fastmlp.kernels.training.update import Accumulators
 
 #: Rows of Adam's numbers that go to the device at a time.
 _ROWS_AHEAD = 256

@@ -1,4 +1,4 @@
-"""An epoch as one cooperative launch; see `fastmlp.kernels.epoch`."""
+"""An epoch as one cooperative launch; see `fastmlp.kernels.training.epoch`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch import Tensor
 from fastmlp.engine.fused import FusedExecutor
 from fastmlp.engine.network import Network
 from fastmlp.engine.whole_loop import WholeLoop
-from fastmlp.kernels.epoch import epoch, runs_on
-from fastmlp.kernels.head import targets
 from fastmlp.kernels.launch import INTERPRETED, arch_of, cdiv, num_sms
-from fastmlp.kernels.update import Accumulators
+from fastmlp.kernels.loss.head import targets
+from fastmlp.kernels.training.epoch import epoch, runs_on
+from fastmlp.kernels.training.update import Accumulators
 
 # In the interpreter: few, so that programs take several tiles each.
 _INTERPRETED_PROGRAMS = 3

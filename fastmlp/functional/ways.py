@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastmlp import backends, ops, ranges
+from fastmlp import backends, ops, profiler_ranges
 from fastmlp.activations import Act
 from fastmlp.autograd.chain import (
     FIRST_PARAM,
@@ -129,7 +129,7 @@ def aten_chain(input: Tensor, layers: Sequence[Layer]) -> Tensor:
     """The chain by ATen's ops with ATen's autograd, or without one by oneDNN's."""
     # oneDNN adds in another order than what is behind F.linear: not where torch's own sums are asked for.
     linear = onednn.linear if backends.requested() == "auto" and onednn.applies(input) else F.linear
-    for weight, bias, act, dropout in ranges.each(layers, _WEIGHT):
+    for weight, bias, act, dropout in profiler_ranges.each(layers, _WEIGHT):
         # The fresh 2-D result of addmm may be overwritten; of more dimensions it is a view. The sigmoid of
         # integers is no integer. Of leaky_relu autograd keeps the input: the output is the caller's.
         z = linear(input, weight, bias)

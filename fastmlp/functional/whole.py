@@ -9,9 +9,9 @@ from torch import Tensor
 
 from fastmlp.backends import Traced
 from fastmlp.backends.base import Backend
-from fastmlp.choice import WHOLE_WIDTHS, choose_plan
 from fastmlp.compiling import constant
-from fastmlp.devices import operand_kind
+from fastmlp.costs.choice import WHOLE_WIDTHS, choose_plan
+from fastmlp.costs.devices import operand_kind
 from fastmlp.functional.layer import Layer
 
 #: The batch that a trace's plan is chosen for, which must not depend on the batch. The choice hardly does.

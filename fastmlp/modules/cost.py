@@ -9,15 +9,16 @@ from numbers import Integral
 import torch
 from torch import nn
 
-from fastmlp import choice, markup, plans
+from fastmlp import markup
 from fastmlp.activations import from_module, resolve
-from fastmlp.devices import Device, find, operand_kind
+from fastmlp.costs import choice, plans
+from fastmlp.costs.devices import Device, find, operand_kind
+from fastmlp.costs.plans import Dense, Launch, Plan
 from fastmlp.functional.layer import Layer, Layers
 from fastmlp.modules.linear_act import LinearAct
 from fastmlp.modules.plan import Dequantized, untouched
 from fastmlp.modules.plan import plan as stages_of
 from fastmlp.modules.sequential import Sequential
-from fastmlp.plans import Dense, Launch, Plan
 
 _FREE = (nn.Identity, nn.Flatten, nn.Unflatten)  # views
 _SAME_SHAPE = (nn.BatchNorm1d, nn.LayerNorm)  # not counted, but what follows them can be
@@ -132,7 +133,7 @@ def cost(
             biases and ReLUs.
         batch: rows.
         dtype: that everything is in; default: the model's first parameter's, float32 for widths.
-        device: a name of `fastmlp.devices.DEVICES` or a torch.device; default: the GPU at hand, else "h200".
+        device: a name of `costs.devices.DEVICES` or a torch.device; default: the GPU at hand, else "h200".
         training: count forward and backward, from a given gradient of the output, instead of inference.
         input_grad: whether the input needs a gradient too.
 

@@ -9,7 +9,8 @@ from typing import Generic, Literal, TypeVar, overload
 
 from torch import nn
 
-from fastmlp import markup, plans
+from fastmlp import markup
+from fastmlp.costs import plans
 from fastmlp.functional.layer import Layers
 from fastmlp.modules.linear_act import LinearAct
 from fastmlp.modules.mlp import MLP

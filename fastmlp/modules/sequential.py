@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastmlp import ranges
+from fastmlp import profiler_ranges
 from fastmlp.backends import choose, off_gpu, onednn
 from fastmlp.backends.base import LossOptions, SquaredError
 from fastmlp.functional.chain_loss import chain_cross_entropy, chain_mse_loss
@@ -177,7 +177,7 @@ def _one_by_one(children: Iterable[nn.Module], input: Tensor) -> Tensor:
 def _infer(children: Iterable[nn.Module], input: Tensor) -> Tensor:
     """The children on a CPU without autograd. No plan is made: at batch 1 it would cost what it saves."""
     fresh = False  # whether the input is a linear layer's result, which nobody else holds
-    for child in ranges.each(children, _weight_of):
+    for child in profiler_ranges.each(children, _weight_of):
         if type(child) is nn.Linear and isinstance(input, Tensor) and untouched(child):
             layer = layer_of(child)
             if layer is not None:

@@ -47,7 +47,7 @@ def _gradients(ctx: Any, grad: Tensor, *_: Tensor | None) -> list[Tensor | None]
 def _cross_entropy(
     logits: Tensor, target: Tensor, weight: Tensor | None, *options: Any
 ) -> tuple[Tensor, Tensor]:
-    """The loss, and what the backward needs: see `fastmlp.kernels.cross_entropy.forward`.
+    """The loss, and what the backward needs: see `fastmlp.kernels.loss.cross_entropy.forward`.
 
     Args:
         logits: (N, C, D), no size 0.

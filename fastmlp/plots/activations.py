@@ -67,7 +67,7 @@ def curves(names: Sequence[str], *, device: torch.device | str | None = None) ->
     """What `activations` draws, and whose derivatives these are.
 
     Where the kernels run, a layer of one neuron with weight 1 forwards the grid, and its backward gives
-    the gradient: both from the device functions in ``kernels/activations.py``. Elsewhere they are those of
+    the gradient: both from the device functions in ``kernels/common``. Elsewhere they are those of
     the table `fastmlp.activations`, which the device functions are tested against.
     """
     if not names:

@@ -11,8 +11,8 @@ from matplotlib.textpath import TextPath
 from matplotlib.ticker import LogFormatterMathtext, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox, BboxBase
 
+from fastmlp.costs.ceilings import Ceilings
 from fastmlp.plots import style
-from fastmlp.profiling.ceilings import Ceilings
 from fastmlp.profiling.points import Point
 from fastmlp.profiling.rows import amount
 

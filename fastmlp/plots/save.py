@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from fastmlp import atomic
+from fastmlp import files
 from fastmlp.plots.style import SETTINGS
 
 #: What a file's suffix may be.
@@ -36,7 +36,7 @@ def save(figure: Figure, path: Path | str, *, dpi: int = 150) -> Path:
     buffer = io.BytesIO()
     with matplotlib.rc_context(SETTINGS):
         figure.savefig(buffer, format=kind, dpi=dpi, metadata=dates.get(kind))
-    atomic.write(path, [buffer.getbuffer()])
+    files.write(path, [buffer.getbuffer()])
     return path
 
 

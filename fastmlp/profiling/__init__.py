@@ -11,7 +11,7 @@
 ``ceilings``  what the device reaches
 """
 
-from fastmlp.profiling.ceilings import Ceilings, ceilings_of, measure_ceilings
+from fastmlp.costs.ceilings import Ceilings, ceilings_of, measure_ceilings
 from fastmlp.profiling.rows import Row
 from fastmlp.profiling.session import profile
 

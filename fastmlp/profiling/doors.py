@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
+from fastmlp.costs.launches import count
 from fastmlp.kernels import launch as door
 from fastmlp.kernels.launch import Launch
-from fastmlp.profiling.launches import count
 from fastmlp.profiling.naming import Names
 from fastmlp.profiling.trace import LAYER, Launched
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fastmlp import atomic
+from fastmlp import files
 from fastmlp.profiling.trace import HOST, LAYER, WHOLE, Event
 
 _MOST = 1_000_000  # allocations that a snapshot remembers
@@ -23,7 +23,7 @@ def recorded(path: Path) -> Iterator[None]:
     torch.cuda.memory._record_memory_history(max_entries=_MOST)
     try:
         yield
-        atomic.write(path, [pickle.dumps(torch.cuda.memory._snapshot())])
+        files.write(path, [pickle.dumps(torch.cuda.memory._snapshot())])
     finally:
         torch.cuda.memory._record_memory_history(enabled=None)
 

@@ -3,7 +3,7 @@
 A hook would make a network run otherwise than it does when nobody looks: an engine or a fused chain leaves
 a module with a hook alone. So the names are in a side table, by module and by the address of a weight, and
 ranges open where a layer's work is started: around ``nn.Module.__call__`` (as torch.fx traces), in the
-loops over layers (`fastmlp.ranges`), and around every launch of our kernels.
+loops over layers (`fastmlp.profiler_ranges`), and around every launch of our kernels.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastmlp import ranges
+from fastmlp import profiler_ranges as ranges
 from fastmlp.modules.plan import CALLS
 from fastmlp.profiling.trace import LAYER
 

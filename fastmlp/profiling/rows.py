@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fastmlp.profiling.ceilings import Ceilings
+from fastmlp.costs.ceilings import Ceilings
+from fastmlp.costs.floors import Work
 from fastmlp.profiling.trace import Kernel
-from fastmlp.work import Work
 
 
 @dataclass(frozen=True)

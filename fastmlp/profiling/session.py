@@ -17,10 +17,11 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity
 
-from fastmlp import atomic, backends, markup
+from fastmlp import backends, markup
+from fastmlp import files as atomic
+from fastmlp.costs.ceilings import Ceilings, ceilings_of
 from fastmlp.profiling import memory as memories
 from fastmlp.profiling import rows as tables
-from fastmlp.profiling.ceilings import Ceilings, ceilings_of
 from fastmlp.profiling.naming import Names, annotated, opened
 from fastmlp.profiling.rows import Row
 from fastmlp.profiling.trace import WHOLE, Launched, Trace

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fastmlp.profiling import aten
-from fastmlp.work import Work
+from fastmlp.costs import aten
+from fastmlp.costs.floors import Work
 
 Event = dict[str, Any]
 #: The range around everything that is profiled.

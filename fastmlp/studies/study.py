@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fastmlp.devices import processor
+from fastmlp.costs.devices import processor
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from fastmlp import atomic
+from fastmlp import files
 from fastmlp.training import contents
 from fastmlp.training.identity import short
 
@@ -112,7 +112,7 @@ def write(path: Path | str, tensors: dict[str, Tensor], content: dict[str, Any])
     data = to_bytes(copies, {"fastmlp": json.dumps({"sha256": _ZEROS, **content})})
     start, end, digest = _checksum(data)
     view = memoryview(data)
-    atomic.write(Path(path), (view[:start], digest.encode(), view[end:]))
+    files.write(Path(path), (view[:start], digest.encode(), view[end:]))
 
 
 def read(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:

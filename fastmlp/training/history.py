@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from fastmlp import atomic, markup
+from fastmlp import files, markup
 
 _NAMES = ("train loss", "train accuracy", "test loss", "test accuracy")
 _MOST = 12  # rows of a notebook's table
@@ -124,7 +124,7 @@ class History:
         Raises:
             OSError: the file cannot be written.
         """
-        atomic.write(Path(path), [self.to_json().encode()])
+        files.write(Path(path), [self.to_json().encode()])
 
 
 def _cell(value: float | None) -> str:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from fastmlp import atomic
+from fastmlp import files
 from fastmlp.engine import Loop
 from fastmlp.engine.step_loop import StepLoop
 from fastmlp.training import checkpoint, contents, identity, restorable
@@ -71,7 +71,7 @@ class Keeper:
         self._seconds = 0.0  # of the epoch that is resumed, before that
         self.signals = Signals()
         self._saved: Position | None = None  # what the file holds of this run
-        atomic.prepare(path)
+        files.prepare(path)
         self._found = _read(path) if resume and path.is_file() else None
         if resume and self._found is None:
             warnings.warn(f"{path}: no checkpoint to go on from; this run starts anew", stacklevel=3)

@@ -23,7 +23,7 @@ from benchmarks.gpu.stages import Stage
 from benchmarks.machine import describe
 from benchmarks.peers import EAGER, OURS
 from benchmarks.store import load
-from fastmlp import atomic
+from fastmlp import files
 from tests.benchmarks.stored import row, timing
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -153,7 +153,7 @@ def test_a_full_disk_is_said_and_the_screen_has_everything(
     def full(path: Path, _: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-    monkeypatch.setattr(atomic, "write", full)
+    monkeypatch.setattr(files, "write", full)
     code, _ = _run(tmp_path, "raises")
     assert code == 1
     out = capsys.readouterr().out
@@ -208,15 +208,15 @@ def test_a_copy_that_lost_its_links(tmp_path: Path) -> None:
         shutil.copytree(_ROOT / name, tmp_path / name, ignore=left_out)
     (tmp_path / "fastmlp" / "kernels").write_text("../kernels")  # as git writes it where it can't link
     code = (
-        "import benchmarks.gpu.smoke, fastmlp.kernels.linear as found, fastmlp.benchmarks.cases as cases;"
-        "print(found.__file__, cases.__file__)"
+        "import benchmarks.gpu.smoke, fastmlp.kernels.linear.forward as found, fastmlp.benchmarks.cases;"
+        "print(found.__file__, fastmlp.benchmarks.cases.__file__)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [
-        str(tmp_path / path) for path in ("kernels/linear.py", "benchmarks/cases.py")
+        str(tmp_path / path) for path in ("kernels/linear/forward.py", "benchmarks/cases.py")
     ]
 
 

@@ -22,8 +22,8 @@ from benchmarks.gpu.ahead import Ahead
 from benchmarks.gpu.smoke import Key
 from benchmarks.gpu.worker import BROKEN, Bench
 from fastmlp import kernels
-from fastmlp.kernels.case import Case
 from fastmlp.kernels.launch import INTERPRETED, record_launches
+from fastmlp.kernels.offline.case import Case
 
 pytestmark = pytest.mark.skipif(not INTERPRETED, reason="a rehearsal is on interpreted kernels")
 ROOT = Path(__file__).parents[2]
@@ -194,8 +194,8 @@ from benchmarks.gpu import smoke
 from benchmarks.gpu.ahead import Ahead
 from benchmarks.gpu.worker import Bench
 from fastmlp.kernels import training_cases
-from fastmlp.kernels.case import NARROW, NUMERICS, Case
-from fastmlp.kernels.loss_cases import squared_error
+from fastmlp.kernels.offline.case import NARROW, NUMERICS, Case
+from fastmlp.kernels.offline.loss_cases import squared_error
 
 def cases():
     bf16, made = NUMERICS["bf16"], partial(smoke.problems.linear, NUMERICS["bf16"], NARROW)

@@ -16,11 +16,11 @@ from benchmarks.gpu.tune import Tiles, Ways
 from benchmarks.gpu.worker import Bench
 from benchmarks.measure import Row
 from fastmlp.backends import triton_backend
-from fastmlp.kernels import configs, decisions
 from fastmlp.kernels import tune as tuner
-from fastmlp.kernels.case import Run
-from fastmlp.kernels.configs import Tile
 from fastmlp.kernels.launch import INTERPRETED
+from fastmlp.kernels.offline.case import Run
+from fastmlp.kernels.tiles import configs, decisions
+from fastmlp.kernels.tiles.configs import Tile
 
 pytestmark = pytest.mark.skipif(not INTERPRETED, reason="a rehearsal: on a GPU the stage itself runs")
 

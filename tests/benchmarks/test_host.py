@@ -22,8 +22,8 @@ _SPECIALIZED = ("triton/runtime/jit.py", "triton/compiler/")
 _CHOSEN = (
     "fastmlp/kernels/configs.py",
     "fastmlp/kernels/decisions.py",
-    "fastmlp/choice.py",
-    "fastmlp/plans.py",
+    "fastmlp/costs/choice.py",
+    "fastmlp/costs/plans.py",
     "fastmlp/modules/plan.py:plan",
     "fastmlp/backends/__init__.py:choose",
     "dataclasses.py",

@@ -13,8 +13,8 @@ from benchmarks.floors import Ceilings
 from benchmarks.measure import Effort, Row, measure
 from benchmarks.peers import EAGER, OURS, Factory, MissingPeerError
 from benchmarks.timing import Run
+from fastmlp.costs.floors import Work
 from fastmlp.data import synthetic
-from fastmlp.work import Work
 
 _CEILINGS = Ceilings(copy={1000: 1e9}, matmul={"float32": 1e12, "bfloat16": 1e12}, launch=1e-6)
 

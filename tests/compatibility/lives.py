@@ -28,7 +28,7 @@ import torch._dynamo  # which torch.optim imports when it makes its first step
 from torch import nn
 
 import fastmlp
-from fastmlp import atomic
+from fastmlp import files as atomic
 
 #: A life does at most so many steps beyond those after which it is to die: no run ends before its kills do.
 SLACK = 3

@@ -21,7 +21,7 @@ from fastmlp.functional import (
     linear_cross_entropy,
     mlp,
 )
-from fastmlp.kernels.arguments import in_which
+from fastmlp.kernels.common.arguments import in_which
 from fastmlp.kernels.launch import record_launches
 from tests.compatibility.compare import same_or_as_good
 from tests.compatibility.page import Refusal

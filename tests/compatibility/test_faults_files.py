@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import fastmlp
-from fastmlp import atomic
+from fastmlp import files as atomic
 from fastmlp.training import (
     CheckpointWarning,
     Epoch,

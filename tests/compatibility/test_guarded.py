@@ -21,7 +21,9 @@ from fastmlp.activations import NAMES, NONE, TABLE, Act
 from fastmlp.backends.base import Dropout, LossOptions, Quantized, Scale, Undo
 from fastmlp.backends.triton_backend import TritonBackend
 from fastmlp.functional import Layer
-from fastmlp.kernels import decisions, linear_backward, mlp_backward
+from fastmlp.kernels.linear import backward as linear_backward
+from fastmlp.kernels.mlp import backward as mlp_backward
+from fastmlp.kernels.tiles import decisions
 from tests.classifiers import OPTIMIZERS, Run, random_data
 from tests.guard import guarded
 from tests.problems import activation, matrix, vector

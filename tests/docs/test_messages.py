@@ -17,10 +17,10 @@ _SOURCES = [
     ("fastmlp/engine/fused.py", "problem"),
     ("fastmlp/engine/persistent.py", "problem"),
     ("fastmlp/engine/step.py", "_find"),
-    ("fastmlp/choice.py", "whole_misfit"),
+    ("fastmlp/costs/choice.py", "whole_misfit"),
     ("fastmlp/functional/whole.py", "misfit"),
     ("fastmlp/backends/__init__.py", "_triton_problem"),
-    ("kernels/linear_tma.py", "forward_misfit", "backward_misfit", "_unsupported", "_not_of"),
+    ("kernels/linear/tma.py", "forward_misfit", "backward_misfit", "_unsupported", "_not_of"),
 ]
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 import fastmlp
 from fastmlp import data, markup
-from fastmlp.profiling.ceilings import Ceilings
+from fastmlp.costs.ceilings import Ceilings
 from fastmlp.training import Epoch, History
 
 

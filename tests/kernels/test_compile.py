@@ -14,14 +14,15 @@ from typing import Any
 import pytest
 
 from fastmlp.activations import NAMES
-from fastmlp.kernels import cases as module_of_cases
 from fastmlp.kernels import compile as report
-from fastmlp.kernels import configs, training_cases
-from fastmlp.kernels.case import NUMERICS
-from fastmlp.kernels.cases import MATRIX_PROBLEMS, cases
 from fastmlp.kernels.compile import Row, align
-from fastmlp.kernels.optimizers import RULES
-from fastmlp.kernels.resources import ARCHITECTURES, Resources
+from fastmlp.kernels.offline import cases as module_of_cases
+from fastmlp.kernels.offline import training_cases
+from fastmlp.kernels.offline.case import NUMERICS
+from fastmlp.kernels.offline.cases import MATRIX_PROBLEMS, cases
+from fastmlp.kernels.offline.resources import ARCHITECTURES, Resources
+from fastmlp.kernels.tiles import configs
+from fastmlp.kernels.training.optimizers import RULES
 from tests.processes import output_of
 
 GOOD = Row(
@@ -224,8 +225,8 @@ def test_torn_sums_are_found(tmp_path: Path) -> None:
 import triton
 import triton.language as tl
 from triton.compiler import ASTSource
-from fastmlp.kernels.device import product
-from fastmlp.kernels.resources import ARCHITECTURES, torn_sums
+from fastmlp.kernels.common.device import product
+from fastmlp.kernels.offline.resources import ARCHITECTURES, torn_sums
 @triton.jit
 def squares(x_ptr, OURS: tl.constexpr):
     x = tl.load(x_ptr + tl.arange(0, 32)[:, None] * 32 + tl.arange(0, 32)[None, :])

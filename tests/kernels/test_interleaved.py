@@ -22,28 +22,22 @@ from triton.backends.compiler import GPUTarget
 import fastmlp
 from fastmlp import backends
 from fastmlp import kernels as package
-from fastmlp.kernels import (
-    configs,
-    cross_entropy,
-    epoch,
-    head,
-    linear,
-    linear_backward,
-    mlp_backward,
-    mse,
-    softmax,
-    update,
-)
-from fastmlp.kernels.case import NUMERICS
-from fastmlp.kernels.cases import backward
-from fastmlp.kernels.cases import linear as forward
-from fastmlp.kernels.dropout import dropout_mask
+from fastmlp.kernels.common.dropout import dropout_mask
 from fastmlp.kernels.launch import dry_run, record_launches, tensors_in
-from fastmlp.kernels.loss_cases import cross_entropy as loss_of_logits
-from fastmlp.kernels.loss_cases import head as head_of
-from fastmlp.kernels.loss_cases import squared_error
-from fastmlp.kernels.mlp_cases import mlp
-from fastmlp.kernels.training_cases import Kind, Problem, problem
+from fastmlp.kernels.linear import backward as linear_backward
+from fastmlp.kernels.linear import forward as linear
+from fastmlp.kernels.loss import cross_entropy, head, mse, softmax
+from fastmlp.kernels.mlp import backward as mlp_backward
+from fastmlp.kernels.offline.case import NUMERICS
+from fastmlp.kernels.offline.cases import backward
+from fastmlp.kernels.offline.cases import linear as forward
+from fastmlp.kernels.offline.loss_cases import cross_entropy as loss_of_logits
+from fastmlp.kernels.offline.loss_cases import head as head_of
+from fastmlp.kernels.offline.loss_cases import squared_error
+from fastmlp.kernels.offline.mlp_cases import mlp
+from fastmlp.kernels.offline.training_cases import Kind, Problem, problem
+from fastmlp.kernels.tiles import configs
+from fastmlp.kernels.training import epoch, update
 from tests.fuzzing import SEEDS, fuzz
 from tests.interleaved import StuckError
 from tests.ordered import RaceError
@@ -52,7 +46,7 @@ from tests.planted import plant
 Interleaved = Callable[[int], AbstractContextManager[None]]
 FP32, BF16 = NUMERICS["fp32"], NUMERICS["bf16"]
 _TILE = (16, 16, 32, 1, 4, 1)
-#: For both of an optimizer's rules here: see `fastmlp.kernels.optimizers.apply`.
+#: For both of an optimizer's rules here: see `fastmlp.kernels.training.optimizers.apply`.
 _HYPERS = (0.1, 0.01, 0.9, 0.5, 0.5, 0.5, 0.01, 1.0)
 
 

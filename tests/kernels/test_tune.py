@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastmlp.kernels import configs, training_cases, tune
-from fastmlp.kernels.case import Run
-from fastmlp.kernels.cases import MATRIX_PROBLEMS
-from fastmlp.kernels.configs import Tile, TmaTile
-from fastmlp.kernels.resources import ARCHITECTURES
+from fastmlp.kernels import tune
+from fastmlp.kernels.offline import training_cases
+from fastmlp.kernels.offline.case import Run
+from fastmlp.kernels.offline.cases import MATRIX_PROBLEMS
+from fastmlp.kernels.offline.resources import ARCHITECTURES
+from fastmlp.kernels.tiles import configs
+from fastmlp.kernels.tiles.configs import Tile, TmaTile
 
 SHAPE = (24, 16, 40)
 BEST = Tile(32, 32, 32, 8, 4, 2)

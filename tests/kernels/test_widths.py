@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fastmlp.kernels.compile import Row
-from fastmlp.kernels.resources import Resources
+from fastmlp.kernels.offline.resources import Resources
 from tests.processes import output_of
 
 ARCHITECTURES = ("sm_80", "sm_90")

@@ -10,7 +10,7 @@ from tests.installs import run
 
 PROGRAM = """
 import importlib.util
-import fastmlp, fastmlp.benchmarks.cases, fastmlp.kernels.configs
+import fastmlp, fastmlp.benchmarks.cases, fastmlp.kernels.tiles.configs
 
 assert fastmlp.MLP(4, [3, 2]).__module__.startswith("fastmlp.")
 print(fastmlp.__file__)

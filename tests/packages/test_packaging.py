@@ -35,7 +35,11 @@ def test_the_wheel_has_all_of_the_package_and_nothing_else(wheel: Path) -> None:
     }
     names = {name for name in contents(wheel) if ".dist-info/" not in name}
     assert names == installed
-    assert {"fastmlp/py.typed", "fastmlp/kernels/decisions.json", "fastmlp/kernels/tiles.json"} <= names
+    assert {
+        "fastmlp/py.typed",
+        "fastmlp/kernels/tiles/decisions.json",
+        "fastmlp/kernels/tiles/tiles.json",
+    } <= names
     assert {"fastmlp/benchmarks/report.py", "fastmlp/cli/__init__.py"} <= names
 
 
@@ -53,7 +57,7 @@ def test_the_sdist_builds_the_same_wheel(built: Path, wheel: Path, sdist: Path) 
     assert first == second
     with tarfile.open(sdist) as file:
         names = {name.partition("/")[2] for name in file.getnames()}
-    assert {"LICENSE", "README.md", "pyproject.toml", ".src/fastmlp/kernels/decisions.json"} <= names
+    assert {"LICENSE", "README.md", "pyproject.toml", ".src/fastmlp/kernels/tiles/decisions.json"} <= names
     code = [name.removeprefix(".src/") for name in names if name.endswith(".py") and name != "setup.py"]
     assert sorted(code) == sorted(name for name in first if name.endswith(".py"))  # each file once
     assert not any(name.startswith(("tests", "docs", "benchmarks/results", "examples")) for name in names)

@@ -17,8 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastmlp
 from fastmlp import backends
-from fastmlp.kernels import configs, decisions, launch
-from fastmlp.profiling.ceilings import tf32
+from fastmlp.costs.ceilings import tf32
+from fastmlp.kernels import launch
+from fastmlp.kernels.tiles import configs, decisions
 
 
 class Seen(TorchFunctionMode):

@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from fastmlp import backends
 from fastmlp.backends import route
 from fastmlp.kernels import launch
-from fastmlp.kernels.arguments import Blocks
+from fastmlp.kernels.common.arguments import Blocks
 from fastmlp.kernels.launch import Launch, record_launches
 from fastmlp.modules.sequential import Planned
 from tests.guard import tensors_of

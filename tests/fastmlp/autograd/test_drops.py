@@ -39,7 +39,7 @@ def draw(seed: int, dtype: torch.dtype, device: str, last: bool = True) -> tuple
     """A random chain with dropouts; after the last layer only if ``last``.
 
     In 16 bits of smooth activations: a z that rounds to the other side of a kink changes an element of dZ
-    as a whole. One layer at a time, from one and the same z, tests/kernels/test_dropout.py has them all.
+    as a whole. One layer at a time, from the same z, tests/kernels/common/test_dropout.py has them all.
     """
     rng = random.Random(seed)
     names = NAMES if dtype == torch.float32 else SMOOTH

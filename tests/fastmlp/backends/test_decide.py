@@ -12,9 +12,9 @@ import torch
 
 from fastmlp.backends import decide, triton_backend
 from fastmlp.backends.torch_backend import TorchBackend
-from fastmlp.kernels import decisions
-from fastmlp.kernels.case import Run
-from fastmlp.kernels.decisions import Machine
+from fastmlp.kernels.offline.case import Run
+from fastmlp.kernels.tiles import decisions
+from fastmlp.kernels.tiles.decisions import Machine
 
 HERE = Machine("a GPU", "sm_90", 132)
 SHAPE = (24, 16, 40)

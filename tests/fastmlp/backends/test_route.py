@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastmlp import backends, ranges
+from fastmlp import backends, profiler_ranges
 from fastmlp.backends import route
 from fastmlp.backends.route import Last, Like, Routes, circumstances, describe
-from fastmlp.profiling.ceilings import tf32
+from fastmlp.costs.ceilings import tf32
 
 
 def matrix() -> Tensor:
@@ -136,9 +136,9 @@ def test_circumstances(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     torch.func.vmap(lambda x: seen.append(circumstances("cpu")) or x)(torch.zeros(2))  # type: ignore[func-returns-value]
     torch.jit.trace(lambda x: seen.append(circumstances("cpu")) or x * 2, torch.zeros(2), check_trace=False)  # type: ignore[func-returns-value]
-    opener = ranges.set_opener(lambda _: pytest.fail("nobody asks"))
+    opener = profiler_ranges.set_opener(lambda _: pytest.fail("nobody asks"))
     seen.append(circumstances("cpu"))
-    ranges.set_opener(opener)
+    profiler_ranges.set_opener(opener)
     monkeypatch.setenv("FASTMLP_DEBUG", "1")
     seen.append(circumstances("cpu"))
     assert seen

@@ -15,8 +15,8 @@ from fastmlp import backends
 from fastmlp.activations import NONE, TABLE, Act
 from fastmlp.backends.base import Undo
 from fastmlp.backends.triton_backend import TritonBackend
-from fastmlp.kernels import decisions
 from fastmlp.kernels.launch import record_launches
+from fastmlp.kernels.tiles import decisions
 from tests.gradients import check
 from tests.numerics import assert_as_good_as_torch
 from tests.problems import DTYPES

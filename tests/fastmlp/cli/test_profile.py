@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 from fastmlp import cli
 from fastmlp.cli import nets, workload
 from fastmlp.cli import profile as command
-from fastmlp.profiling.ceilings import Ceilings
+from fastmlp.costs.ceilings import Ceilings
 from fastmlp.training import save
 from tests.reached import CEILINGS
 

@@ -14,7 +14,7 @@ import fastmlp
 from fastmlp import backends
 from fastmlp.engine import choose
 from fastmlp.engine.base import Loop
-from fastmlp.kernels import cache
+from fastmlp.kernels.tiles import cache
 
 
 def setup(device: str, *layers: nn.Module) -> tuple[Any, ...]:

@@ -94,7 +94,7 @@ def test_launches_a_step(depth: int, name: str, device: str) -> None:
 
 def test_a_long_batch_is_one_update_too(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several programs share a tile, the last one adds up: still one launch, right, and repeatable."""
-    from fastmlp.kernels import linear_backward
+    from fastmlp.kernels.linear import backward as linear_backward
 
     monkeypatch.setattr(linear_backward, "_ROWS_PER_SPLIT", 64)
     run = book(device)

@@ -15,8 +15,8 @@ import fastmlp
 from fastmlp import backends
 from fastmlp.engine import network
 from fastmlp.engine.persistent import problem
-from fastmlp.kernels import epoch as epoch_kernels
 from fastmlp.kernels.launch import INTERPRETED, record_launches
+from fastmlp.kernels.training import epoch as epoch_kernels
 from tests.classifiers import OPTIMIZERS
 from tests.problems import DTYPES
 

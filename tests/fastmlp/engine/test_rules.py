@@ -122,6 +122,6 @@ def test_rows_of_adam_go_on_where_torch_stopped() -> None:
 
 
 def test_widths_agree_with_the_kernels() -> None:
-    from fastmlp.kernels import optimizers
+    from fastmlp.kernels.training import optimizers
 
     assert optimizers.HYPERS.value == rules.HYPERS

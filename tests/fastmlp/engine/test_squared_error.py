@@ -17,8 +17,8 @@ from fastmlp import backends
 from fastmlp.engine import Executor, checks, choose, network
 from fastmlp.engine.autograd import AutogradExecutor
 from fastmlp.engine.fused import problem
-from fastmlp.kernels.head import MAX_CLASSES
 from fastmlp.kernels.launch import record_launches
+from fastmlp.kernels.loss.head import MAX_CLASSES
 from tests.classifiers import OPTIMIZERS, Run, random_data, random_run
 from tests.numerics import error
 from tests.problems import DTYPES

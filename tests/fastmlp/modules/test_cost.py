@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import fastmlp
-from fastmlp import plans
+from fastmlp.costs import plans
 from fastmlp.modules.cost import Cost
 
 _BF16 = torch.bfloat16

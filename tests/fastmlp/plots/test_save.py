@@ -11,7 +11,8 @@ import matplotlib
 import pytest
 from PIL import Image
 
-from fastmlp import atomic, plots
+from fastmlp import files as atomic
+from fastmlp import plots
 from fastmlp.plots import style
 
 

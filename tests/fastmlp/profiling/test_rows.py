@@ -7,9 +7,9 @@ import json
 
 import pytest
 
+from fastmlp.costs.floors import Work
 from fastmlp.profiling.rows import SORTS, Row, amount, duration, percent, rows, table, text
 from fastmlp.profiling.trace import Kernel
-from fastmlp.work import Work
 from tests.reached import CEILINGS
 
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 import fastmlp
-from fastmlp import backends, ranges
+from fastmlp import backends, profiler_ranges
+from fastmlp.costs.ceilings import Ceilings
 from fastmlp.kernels.launch import record_launches
-from fastmlp.profiling.ceilings import Ceilings
 from fastmlp.profiling.trace import LAYER, WHOLE
 from tests.reached import CEILINGS
 
@@ -249,9 +249,9 @@ def test_everything_is_as_before(device: str) -> None:
     with pytest.raises(KeyError), profiled(net):
         raise KeyError
     assert nn.Module.__call__ is call
-    assert ranges.set_opener(None) is None
+    assert profiler_ranges.set_opener(None) is None
     layers = [1, 2]
-    assert ranges.each(layers, lambda _: None) is layers
+    assert profiler_ranges.each(layers, lambda _: None) is layers
     with profiled(net) as prof:  # nor is the next one refused
         net(batch(device)[0])
     with prof:  # and one can be used again

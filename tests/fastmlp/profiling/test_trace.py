@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from fastmlp.costs.floors import Work
 from fastmlp.profiling.trace import LAYER, WHOLE, Event, Kernel, Launched, Trace
-from fastmlp.work import Work
 
 WORK = Work(1000, 100, 1, 100)
 

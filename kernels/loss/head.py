@@ -1,0 +1,232 @@
+"""The last layer and the loss in one kernel: logits, loss, dlogits and the hidden layer's dZ.
+
+For up to 256 classes a program holds the logits of its rows on the chip: X W_Lᵀ + b goes straight
+into the softmax, and dlogits straight into dlogits W_L times the hidden activation's derivative.
+Or into the squared error: the "logits" are then the predictions, the targets as many numbers a row.
+The logits reach memory only when asked for. What leaves is the gradient of the *sum* of the rows'
+losses: the mean's denominator and the upstream gradient are known only after the last row, so the
+kernels that make the parameters' gradients multiply by them (`scale` in `linear_backward`). Not
+dividing by the batch first also keeps fp16 gradients away from underflow.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastmlp.kernels.common.activations import undo
+from fastmlp.kernels.common.arguments import (
+    TL_DTYPE,
+    Blocks,
+    Matrix,
+    Source,
+    Undo,
+    activation,
+    at,
+    load_vector,
+    matrix,
+    rows_of,
+    transposed,
+    vector,
+)
+from fastmlp.kernels.common.device import cast, dot, store, wait_for_previous
+from fastmlp.kernels.launch import arch_of, cdiv, launch, next_power_of_2
+from fastmlp.kernels.loss.cross_entropy import finish, partial_sums
+from fastmlp.kernels.loss.mse import squared_error_tile
+from fastmlp.kernels.loss.softmax import Criterion, Sums, cross_entropy_tile
+from fastmlp.kernels.tiles import configs
+from fastmlp.kernels.tiles.configs import Tile
+
+#: More classes, or outputs, than this do not fit on the chip beside the rest.
+MAX_CLASSES = 256
+
+
+class Results(NamedTuple):
+    """Where the head writes; None is not asked for."""
+
+    sums: Sums
+    logits: Matrix | None  # (M, C)
+    dlogits: Matrix | None  # (M, C)
+    dz: Matrix | None  # (M, K)
+
+
+@triton.jit
+def head_tile(
+    pid, num_programs, h, w, bias, before, criterion, out, M, C, K, DTYPE: tl.constexpr, TILE: tl.constexpr
+):
+    """The head of BLOCK_M rows. What it leaves of the loss: see `leave_sums`."""
+    rows = pid * TILE.BLOCK_M + tl.arange(0, TILE.BLOCK_M)
+    cols = tl.arange(0, TILE.BLOCK_N)
+    k = tl.arange(0, TILE.BLOCK_K)
+    ok = rows < M
+    row_ok = ok[:, None]
+    col_ok = cols[None, :] < C
+
+    hs = at(h, rows, k)
+    ws = at(transposed(w), k, cols)
+    x = tl.zeros((TILE.BLOCK_M, TILE.BLOCK_N), tl.float32)
+    for start in range(0, K, TILE.BLOCK_K):
+        h_tile = tl.load(hs, mask=row_ok & (k[None, :] < K - start), other=0.0)
+        w_tile = tl.load(ws, mask=col_ok & (k[:, None] < K - start), other=0.0)
+        x = dot(h_tile, w_tile, x, DTYPE, TILE.PRECISION)
+        hs += TILE.BLOCK_K * h.col
+        ws += TILE.BLOCK_K * w.col
+    if bias is not None:
+        x += load_vector(bias, cols, C)[None, :]
+    inside = row_ok & col_ok
+    if out.logits is not None:
+        store(at(out.logits, rows, cols), x, inside)
+
+    target = criterion.target
+    targets = target.matrix.ptr + rows_of(target, rows, ok).to(tl.int64) * target.matrix.row
+    if criterion.name == "mse":
+        count = tl.minimum(M - pid * TILE.BLOCK_M, TILE.BLOCK_M)
+        d = squared_error_tile(x, targets, ok, count, cols, C, criterion, pid, num_programs, out.sums)
+    else:
+        d = cross_entropy_tile(x, targets, ok, cols, C, criterion, pid, num_programs, out.sums)
+    if out.dlogits is not None:
+        d = cast(tl.where(inside, d, 0.0), DTYPE)
+        store(at(out.dlogits, rows, cols), d, inside)
+    if out.dz is not None:
+        ws = at(w, cols, k)
+        for start in range(0, K, TILE.BLOCK_K):
+            features = start + k
+            k_ok = features[None, :] < K
+            w_tile = tl.load(ws, mask=(cols[:, None] < C) & k_ok, other=0.0)
+            dz = tl.zeros((TILE.BLOCK_M, TILE.BLOCK_K), tl.float32)
+            dz = dot(d, w_tile, dz, DTYPE, TILE.PRECISION)
+            if before is not None:
+                y = tl.load(at(before.saved, rows, features), mask=row_ok & k_ok, other=0.0)
+                dz = undo(dz, y.to(tl.float32), before.act.slope, before.act.name)
+            store(at(out.dz, rows, features), dz, row_ok & k_ok)
+            ws += TILE.BLOCK_K * w.col
+
+
+@triton.jit(do_not_specialize=["M"])
+def head_kernel(
+    h, w, bias,  # hidden outputs (M, K), W_L (C, K), b_L (C,)
+    before,  # the hidden activation, whose derivative dZ is times: an `Undo` without a dropout
+    criterion,  # of class indices (M, 1), or the squared error's targets (M, C)
+    out,
+    M, C, K,
+    PDL: tl.constexpr,
+    DTYPE: tl.constexpr,
+    TILE: tl.constexpr,
+):  # fmt: skip
+    wait_for_previous(PDL)
+    pid, programs = tl.program_id(0), tl.num_programs(0)
+    head_tile(pid, programs, h, w, bias, before, criterion, out, M, C, K, DTYPE, TILE)
+
+
+class Gradients(NamedTuple):
+    """Where a training step's head writes: buffers that are there before it."""
+
+    partial: Tensor  # (3, programs or more) float32, contiguous: see `leave_sums`
+    dlogits: Tensor  # (M, C)
+    dz: Tensor  # (M, K)
+
+
+def head_programs(m: int, arch: str, precision: str, c: int, k: int) -> int:
+    """How many programs, each with its own sums, the head of ``m`` rows takes."""
+    return cdiv(m, configs.lookup("head", arch, precision, c, k).BLOCK_M)
+
+
+def targets(target: Tensor, index: Tensor | None = None) -> Source:
+    """Class indices (M,), or targets (M, C), as the head reads them; with ``index`` those rows of them."""
+    stride, *columns = target.stride()
+    return Source(Matrix(target, stride, columns[0] if columns else None), index)
+
+
+def hidden(act: str, slope: float, saved: Tensor | None) -> Undo | None:
+    """The activation of the layer before the head, as the head undoes it."""
+    return None if act == "none" else Undo(activation(act, slope), matrix(saved), None)
+
+
+def head(
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    criterion: Criterion,
+    before: Undo | None,
+    wanted: tuple[bool, bool, bool],
+    *,
+    dtype: torch.dtype,
+    loss_dtype: torch.dtype,
+    precision: str,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """The loss of h weightᵀ + bias, with its gradients.
+
+    Returns the loss, what it was divided by, and what is ``wanted`` of logits (M, C), dlogits (M, C) and dZ
+    (M, K), else None; dZ comes with dlogits only.
+
+    h (M, K), weight (C, K) with C at most `MAX_CLASSES`, bias (C,); class indices (M,) or targets (M, C); any
+    strides; M, C and K are not 0; the reduction is "mean" or "sum". One launch, and one to sum the programs'
+    losses where there are several.
+    """
+    (m, k), c = h.shape, weight.shape[0]
+    tile = configs.lookup("head", arch_of(h), configs.precision_class(dtype, precision), c, k)
+    programs = cdiv(m, tile.BLOCK_M)
+    logits, dlogits, dz = (
+        torch.empty((m, n), device=h.device, dtype=dtype) if each else None
+        for each, n in zip(wanted, (c, c, k))
+    )
+    loss = torch.empty((), device=h.device, dtype=loss_dtype)
+    denominator = torch.empty((), device=h.device, dtype=torch.float32)
+    sums = Sums(partial_sums(programs, denominator), loss, denominator)
+    out = Results(sums, matrix(logits), matrix(dlogits), matrix(dz))
+    _launch(h, weight, bias, criterion, before, out, tile, dtype, precision)
+    finish(sums, programs, criterion.reduction.value)
+    return loss, denominator, logits, dlogits, dz
+
+
+def head_step(
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    criterion: Criterion,
+    before: Undo | None,
+    out: Gradients,
+    *,
+    dtype: torch.dtype,
+    precision: str,
+    pdl: bool,
+) -> None:
+    """`head` in a step of the training engine: one launch, whose sums the update makes the loss of."""
+    kind = configs.precision_class(dtype, precision)
+    tile = configs.lookup("head", arch_of(h), kind, *weight.shape)
+    results = Results(Sums(out.partial), None, matrix(out.dlogits), matrix(out.dz))
+    _launch(h, weight, bias, criterion, before, results, tile, dtype, precision, pdl)
+
+
+def _launch(
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    criterion: Criterion,
+    before: Undo | None,
+    out: Results,
+    tile: Tile,
+    dtype: torch.dtype,
+    precision: str,
+    pdl: bool = False,
+) -> None:
+    (m, k), c = h.shape, weight.shape[0]
+    launch(
+        head_kernel,
+        (cdiv(m, tile.BLOCK_M),),
+        matrix(h), matrix(weight), vector(bias), before, criterion, out, m, c, k,
+        PDL=pdl,
+        DTYPE=TL_DTYPE[dtype],
+        TILE=blocks(tile, c, precision),
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )  # fmt: skip
+
+
+def blocks(tile: Tile, classes: int, precision: str) -> Blocks:
+    """The head's tile: all classes, and a mask along K."""
+    return Blocks(tile.BLOCK_M, max(next_power_of_2(classes), 16), tile.BLOCK_K, 1, False, precision)

@@ -1,0 +1,67 @@
+"""One training step of a whole network in 2L - 1 launches, the optimizer's update included."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fastmlp.kernels.common.arguments import Source, activation, matrix
+from fastmlp.kernels.linear.backward import Asked, linear_backward, undone
+from fastmlp.kernels.linear.forward import linear_act
+from fastmlp.kernels.loss.head import Gradients, head_step, hidden
+from fastmlp.kernels.tiles.configs import Tile
+from fastmlp.kernels.training.network import Table
+from fastmlp.kernels.training.task import Task
+from fastmlp.kernels.training.update import Accumulators, update
+
+
+def train_step(
+    net: Table, task: Task, x: Source, y: Source, hypers: Tensor, into: Accumulators, tile: Tile
+) -> None:
+    """Forward, loss, backward and update of ``net``. 2L - 1 launches, L >= 2.
+
+    x (M, K) and the head's targets y of the same M rows; hypers (groups, HYPERS); ``tile`` the one that
+    ``net`` was made for. The net's buffers hold M rows at least, ``into`` the sums of the head's programs.
+    """
+    m = len(x.matrix.ptr if x.index is None else x.index)
+    layers, dtype, precision, pdl = net.batch(m), task.dtype, task.precision, task.pdl
+    source = x
+    for layer in layers[:-1]:
+        assert layer.y is not None
+        linear_act(
+            source,
+            layer.copy,
+            layer.bias,
+            activation(layer.act, layer.slope),
+            layer.keeps_z,
+            dtype,
+            precision,
+            out=(layer.y, layer.saved if layer.keeps_z else None),
+            pdl=pdl,
+        )
+        source = Source(matrix(layer.y))
+    last, below = layers[-1], layers[-2]
+    head_step(
+        source.matrix.ptr,
+        last.copy,
+        last.bias,
+        task.criterion(y),
+        hidden(below.act, below.slope, below.saved),
+        Gradients(into.partial, last.dz, below.dz),
+        dtype=dtype,
+        precision=precision,
+        pdl=pdl,
+    )
+    for layer, below in reversed(list(zip(layers[1:-1], layers))):
+        assert layer.x is not None
+        linear_backward(
+            layer.dz,
+            Source(matrix(layer.x)),
+            layer.copy,
+            before=undone(activation(below.act, below.slope), below.saved),
+            asked=Asked(params=False),
+            dtype=dtype,
+            precision=precision,
+            out=below.dz,
+            pdl=pdl,
+        )
+    update(net, task, x, m, hypers, into, task.programs(net, m), tile)

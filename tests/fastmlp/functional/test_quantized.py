@@ -14,7 +14,7 @@ from fastmlp import backends
 from fastmlp.activations import TABLE, Act
 from fastmlp.functional import Layer, Quantized, chain, chain_cross_entropy, linear_act, mlp
 from fastmlp.kernels.launch import record_launches
-from tests.kernels.test_quantized import quantized
+from tests.kernels.common.test_quantized import quantized
 from tests.numerics import assert_as_good_as_torch
 
 

@@ -17,7 +17,7 @@ from fastmlp.kernels.launch import record_launches
 from fastmlp.kernels.linear import backward as linear_backward
 from fastmlp.kernels.tiles import configs
 from fastmlp.kernels.tiles.configs import Tile
-from tests.kernels.test_linear_backward import check
+from tests.kernels.linear.test_backward import check
 from tests.numerics import assert_as_good_as_torch
 from tests.problems import DTYPES, SIZES, activation, matrix, vector
 

@@ -1,7 +1,7 @@
 # What CI runs, by hand: everything works in .venv, which `make install` makes.
 BIN := .venv/bin
 
-.PHONY: install test test-deep oldest lint format compile gpu-rehearsal bench report page docs docs-serve tutorial package clean
+.PHONY: install test test-deep oldest lint format compile gpu-rehearsal bench report page docs docs-serve tutorial package wheel-check clean
 
 install:
 	python3 -m venv .venv && $(BIN)/pip install -q -e '.[dev]'
@@ -69,6 +69,14 @@ tutorial:
 package:
 	$(BIN)/python -m build --no-isolation
 	$(BIN)/twine check --strict dist/*
+
+# The wheel in an environment that has nothing else, which takes a network: it trains from another folder.
+wheel-check:
+	rm -rf build/wheel
+	python3 -m venv build/wheel
+	build/wheel/bin/pip install -q "$$(ls $(CURDIR)/dist/*.whl)[train]"
+	cd build/wheel && bin/python -c "import fastmlp; print(fastmlp.__version__)" && \
+		bin/fastmlp train --dataset synthetic --epochs 1 --out net.safetensors
 
 clean:
 	rm -rf build dist report site .src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

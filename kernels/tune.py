@@ -96,7 +96,7 @@ def candidates(family: str, arch: str, precision: str, bucket: str) -> list[Tile
         fits = depth * (m + n) * k * itemsize <= architecture.shared_limit and accumulators <= most
         sensible = max(m, n) <= 2 * min(m, n) and (warps == 4 or m * n >= 64 * 64)
         if fits and (head or sensible):
-            found.append(Tile(m, n, k, 1 if head or family in configs.MLP_FAMILIES else 8, warps, depth))
+            found.append(Tile(m, n, k, configs.group_m(family), warps, depth))
     return found
 
 

@@ -19,7 +19,7 @@ from fastmlp.engine.rules import Rule
 from fastmlp.kernels.common.arguments import Source
 from fastmlp.kernels.common.quantized import Number, source
 from fastmlp.kernels.common.replay import Replay
-from fastmlp.kernels.launch import arch_of, cdiv
+from fastmlp.kernels.launch import cdiv
 from fastmlp.kernels.loss.head import MAX_CLASSES, targets
 from fastmlp.kernels.tiles import configs
 from fastmlp.kernels.training.network import ALIGNMENT, LayerMemory, Table, table
@@ -179,8 +179,7 @@ class FusedExecutor(Executor):
             pdl=self.pdl,
         )
         largest = max((layer.weight for layer in self.network.layers), key=torch.Tensor.numel)
-        kind = configs.precision_class(self.dtype, precision)
-        self.tile = configs.lookup(self._family, arch_of(largest), kind, *largest.shape)
+        self.tile = configs.for_weight(self._family, largest, self.dtype, precision)
 
     def _allocate(self, rows: int) -> None:
         def matrix(features: int) -> Tensor:

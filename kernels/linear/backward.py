@@ -39,7 +39,7 @@ from fastmlp.kernels.common.arguments import (
 from fastmlp.kernels.common.device import cast, dot, load_scale, store, tile_of, wait_for_previous
 from fastmlp.kernels.common.dropout import Dropout, arguments, draws, undrop, undropped
 from fastmlp.kernels.common.quantized import dequantize_gradient
-from fastmlp.kernels.launch import arch_of, cdiv, launch, launch_if, num_sms
+from fastmlp.kernels.launch import cdiv, launch, launch_if, num_sms
 from fastmlp.kernels.tiles import configs
 
 # Rows of the batch that one program of dW reduces, at least: below that the workspace costs more.
@@ -307,7 +307,7 @@ def linear_backward(
         family += "_extra"
     elif behind is not None:
         family += "_prologue"
-    tile = configs.lookup(family, arch_of(grad), configs.precision_class(dtype, precision), n, k)
+    tile = configs.for_weight(family, weight, dtype, precision)
     dx = torch.empty((m, k), device=device, dtype=dtype) if asked.input and out is None else out
     grads = None
     input_tiles = cdiv(m, tile.BLOCK_M) * cdiv(k, tile.BLOCK_N) if asked.input else 0
@@ -347,8 +347,7 @@ def linear_backward(
         PDL=pdl,
         DTYPE=TL_DTYPE[dtype],
         TILE=tile.blocks(n, precision),
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
+        **tile.options,
     )
     if grads is None:
         return dx, None, None, None

@@ -22,7 +22,7 @@ from fastmlp.kernels.common.arguments import (
 from fastmlp.kernels.common.device import dot, store, tile_of, wait_for_previous
 from fastmlp.kernels.common.dropout import Dropout, arguments, drop
 from fastmlp.kernels.common.quantized import dequantize, scalar
-from fastmlp.kernels.launch import arch_of, cdiv, launch
+from fastmlp.kernels.launch import cdiv, launch
 from fastmlp.kernels.tiles import configs
 
 
@@ -107,7 +107,7 @@ def linear_act(
         out = y, torch.empty_like(y) if keep_z else None
     y, z = out
     family = "linear" if x.shift is None else "linear_extra"
-    tile = configs.lookup(family, arch_of(weight), configs.precision_class(dtype, precision), n, k)
+    tile = configs.for_weight(family, weight, dtype, precision)
     launch(
         linear_act_kernel,
         (cdiv(m, tile.BLOCK_M) * cdiv(n, tile.BLOCK_N),),
@@ -123,7 +123,6 @@ def linear_act(
         k,
         PDL=pdl,
         TILE=tile.blocks(k, precision),
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
+        **tile.options,
     )
     return out

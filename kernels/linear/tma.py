@@ -149,7 +149,7 @@ def linear_act_tma(
     (m, _), n = x.shape, weight.shape[0]
     y = torch.empty((m, n), device=x.device, dtype=dtype)
     z = torch.empty_like(y) if keep_z else None
-    _matmul("matmul", x, weight.t(), y, weight.shape, precision, z=z, act=act, bias=bias)
+    _matmul("matmul", x, weight.t(), y, weight, precision, z=z, act=act, bias=bias)
     return y, z
 
 
@@ -174,14 +174,12 @@ def linear_backward_tma(
     if asked.input:
         dx = torch.empty(x.shape, device=x.device, dtype=dtype)
         dx_scale = scale if scale_input else None
-        _matmul(
-            "matmul_backward", grad, weight, dx, weight.shape, precision, before=before[0], scale=dx_scale
-        )
+        _matmul("matmul_backward", grad, weight, dx, weight, precision, before=before[0], scale=dx_scale)
     if asked.params:
         dw = torch.empty(weight.shape, device=x.device, dtype=dtype)
         if asked.bias_dtype is not None:
             db = torch.empty(weight.shape[0], device=x.device, dtype=asked.bias_dtype)
-        _matmul("matmul_backward", grad.t(), x, dw, weight.shape, precision, sums=db, scale=scale)
+        _matmul("matmul_backward", grad.t(), x, dw, weight, precision, sums=db, scale=scale)
     return dx, dw, db, None
 
 
@@ -190,7 +188,7 @@ def _matmul(
     a: Tensor,
     b: Tensor,
     c: Tensor,
-    weight_shape: torch.Size,
+    weight: Tensor,
     precision: str,
     *,
     z: Tensor | None = None,
@@ -202,7 +200,7 @@ def _matmul(
 ) -> None:
     """C = A B with its epilogue, and the sums of A's rows. One launch."""
     (m, k), n, dtype = a.shape, b.shape[1], a.dtype
-    tile = configs.lookup(family, arch_of(a), configs.precision_class(dtype, precision), *weight_shape)
+    tile = configs.for_weight(family, weight, dtype, precision)
     assert isinstance(tile, TmaTile)
     rounded = precision == "tf32"
     part = (tile.BLOCK_M, tile.BLOCK_N // tile.SUBTILES)
@@ -232,8 +230,7 @@ def _matmul(
         TRANSPOSED_B=b.stride(1) != 1,
         DTYPE=TL_DTYPE[dtype],
         TILE=blocks,
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
+        **tile.options,
     )
 
 

@@ -34,7 +34,7 @@ from fastmlp.kernels.common.arguments import (
     vector,
 )
 from fastmlp.kernels.common.device import cast, dot, store, wait_for_previous
-from fastmlp.kernels.launch import arch_of, cdiv, launch, next_power_of_2
+from fastmlp.kernels.launch import cdiv, launch, next_power_of_2
 from fastmlp.kernels.loss.cross_entropy import finish, partial_sums
 from fastmlp.kernels.loss.mse import squared_error_tile
 from fastmlp.kernels.loss.softmax import Criterion, Sums, cross_entropy_tile
@@ -130,11 +130,6 @@ class Gradients(NamedTuple):
     dz: Tensor  # (M, K)
 
 
-def head_programs(m: int, arch: str, precision: str, c: int, k: int) -> int:
-    """How many programs, each with its own sums, the head of ``m`` rows takes."""
-    return cdiv(m, configs.lookup("head", arch, precision, c, k).BLOCK_M)
-
-
 def targets(target: Tensor, index: Tensor | None = None) -> Source:
     """Class indices (M,), or targets (M, C), as the head reads them; with ``index`` those rows of them."""
     stride, *columns = target.stride()
@@ -168,7 +163,7 @@ def head(
     losses where there are several.
     """
     (m, k), c = h.shape, weight.shape[0]
-    tile = configs.lookup("head", arch_of(h), configs.precision_class(dtype, precision), c, k)
+    tile = configs.for_weight("head", weight, dtype, precision)
     programs = cdiv(m, tile.BLOCK_M)
     logits, dlogits, dz = (
         torch.empty((m, n), device=h.device, dtype=dtype) if each else None
@@ -196,8 +191,7 @@ def head_step(
     pdl: bool,
 ) -> None:
     """`head` in a step of the training engine: one launch, whose sums the update makes the loss of."""
-    kind = configs.precision_class(dtype, precision)
-    tile = configs.lookup("head", arch_of(h), kind, *weight.shape)
+    tile = configs.for_weight("head", weight, dtype, precision)
     results = Results(Sums(out.partial), None, matrix(out.dlogits), matrix(out.dz))
     _launch(h, weight, bias, criterion, before, results, tile, dtype, precision, pdl)
 
@@ -222,8 +216,7 @@ def _launch(
         PDL=pdl,
         DTYPE=TL_DTYPE[dtype],
         TILE=blocks(tile, c, precision),
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
+        **tile.options,
     )  # fmt: skip
 
 

@@ -341,8 +341,7 @@ def _parameter_gradients(dout: Tensor, x: Tensor, net: Net, saved: Tensor, dz: T
         LAYOUT=layout,
         TILES=tiles,
         TILE=tile.blocks(1, net.precision),  # EVEN_K, which would depend on the batch, is not read
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
+        **tile.options,
     )  # fmt: skip
     blocks = cdiv(size + slopes, _SUM_BLOCK)
     launch_if(

@@ -295,8 +295,7 @@ class Net(NamedTuple):
             "DTYPE": TL_DTYPE[self.dtype],
             "LAYOUT": layout,
             "TILE": _tiling(tile, layout.WIDTHS, self.precision),
-            "num_warps": tile.num_warps,
-            "num_stages": tile.num_stages,
+            **tile.options,
         }
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastmlp.kernels.common.arguments import Source
 from fastmlp.kernels.common.quantized import source
-from fastmlp.kernels.launch import arch_of, cdiv, num_sms
+from fastmlp.kernels.launch import cdiv, num_sms
 from fastmlp.kernels.loss.head import targets
 from fastmlp.kernels.tiles import configs
 from fastmlp.kernels.training.epoch import epoch
@@ -59,9 +59,8 @@ class Problem:
 
     def prepared(self, family: str) -> tuple[Table, Accumulators, configs.Tile]:
         """The table for the family's tile, which may be one that the tuner tries."""
-        kind = configs.precision_class(self.task.dtype, self.task.precision)
         largest = max((layer.weight for layer in self.layers), key=torch.Tensor.numel)
-        tile = configs.lookup(family, arch_of(largest), kind, *largest.shape)
+        tile = configs.for_weight(family, largest, self.task.dtype, self.task.precision)
         if tile not in self._tables:
             net = table(self.layers, tile.BLOCK_M, tile.BLOCK_N)
             zeros = partial(torch.zeros, device=largest.device)

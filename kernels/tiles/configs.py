@@ -1,7 +1,7 @@
-"""Tile sizes as data: one table keyed by kernel family, architecture, precision and shape bucket.
+"""Tile sizes: one table (``tiles.txt``) keyed by kernel family, architecture, precision and shape bucket.
 
 A bucket depends on the layer's widths and never on the number of rows: a new batch size alone
-neither retunes nor recompiles. Rows that were measured ship as JSON and win over those below;
+neither retunes nor recompiles. Tiles that were measured ship as JSON and win over the table's;
 `fastmlp.kernels.tune` measures this machine's own and keeps them in a cache file, which comes first.
 """
 
@@ -10,16 +10,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastmlp.kernels import launch
 from fastmlp.kernels.common.arguments import Blocks
-from fastmlp.kernels.launch import has_tma
+from fastmlp.kernels.launch import arch_of, has_tma
 from fastmlp.kernels.tiles import cache as cache_files
 
 
@@ -38,6 +40,11 @@ class Tile:
         """As one argument of a kernel whose products are sums over ``reduction`` elements."""
         even = reduction % self.BLOCK_K == 0
         return Blocks(self.BLOCK_M, self.BLOCK_N, self.BLOCK_K, self.GROUP_M, even, precision)
+
+    @property
+    def options(self) -> dict[str, int]:
+        """What a launch with it is compiled with besides."""
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages}
 
 
 @dataclass(frozen=True)
@@ -80,170 +87,47 @@ def precision_class(dtype: torch.dtype, precision: str) -> str:
     return precision if dtype == torch.float32 else "half"
 
 
-def _rows() -> Iterator[tuple[Key, Tile]]:
-    """The table, written by what differs: chosen by count and compiler report, not yet by timing.
-
-    Narrow layers get small tiles, so that a batch of 256 still fills many multiprocessors; wide
-    ones the largest that neither spill nor overflow the shared memory (`fastmlp.kernels.compile`).
-    float32 without tensor cores is limited by registers, hence its smaller tiles.
-    """
-    for arch in ARCHITECTURES:
-        amd = arch == "gfx942"  # 64 KB of shared memory, and its pipeliner wants two stages
-        small_smem = arch in ("sm_120", "gfx942")
-        hopper_up = arch in ("sm_90", "sm_100")  # wgmma and tcgen05 take 64 rows at least
-        stages = 2 if amd else 3
-        for family in FAMILIES[:5]:
-            forward = "backward" not in family
-            yield (family, arch, "half", "narrow"), Tile(64 if hopper_up else 32, 32, 64, 8, 4, stages)
-            yield (family, arch, "half", "wide"), Tile(128, 128, 32 if small_smem else 64, 8, 8, stages)
-            yield (family, arch, "tf32", "narrow"), Tile(64 if hopper_up else 32, 32, 32, 8, 4, stages)
-            yield (
-                (family, arch, "tf32", "wide"),
-                Tile(128, 128 if forward and not small_smem else 64, 32, 8, 8, 2 if small_smem else stages),
-            )
-            yield (family, arch, "ieee", "narrow"), Tile(32, 32, 32, 8, 4, 2)
-            yield (family, arch, "ieee", "wide"), Tile(64, 64, 16, 8, 8, 2)
-        # The head's BLOCK_N is its classes. 16 rows, so that a batch of 256 fills 16 multiprocessors.
-        for bucket in BUCKETS:
-            yield (
-                ("head", arch, "half", bucket),
-                Tile(16, 0, 32, 1, 4, 2) if amd else Tile(16, 0, 64, 1, 8, 2),
-            )
-            yield ("head", arch, "tf32", bucket), Tile(16, 0, 32, 1, 4, 2)
-            yield ("head", arch, "ieee", bucket), Tile(16, 0, 16, 1, 8, 2)
-        # The optimizer's state is as large as the accumulator: smaller tiles than a plain dW's. 64 x 32
-        # makes 108 tiles of 784-256-10, so that each program of the persistent kernel can keep one.
-        yield ("update", arch, "half", "narrow"), Tile(64, 32, 64, 8, 8, stages)
-        yield (
-            ("update", arch, "half", "wide"),
-            Tile(128 if arch in ("sm_80", "sm_90") else 64, 64, 64, 8, 8, stages),
-        )
-        yield ("update", arch, "tf32", "narrow"), Tile(64, 32, 16 if arch == "sm_120" else 32, 8, 8, 2)
-        yield ("update", arch, "ieee", "narrow"), Tile(64, 32, 16, 8, 8, 2)
-        yield (
-            ("epoch", arch, "half", "narrow"),
-            Tile(64, 32, 32, 8, 8, 3)
-            if arch == "sm_90"
-            else Tile(64, 32, 16, 8, 8, 1 if arch == "sm_80" else stages),
-        )
-        yield ("epoch", arch, "half", "wide"), Tile(64, 32, 32, 8, 8, stages)
-        yield ("epoch", arch, "tf32", "narrow"), Tile(64, 32, 16, 8, 8, 2)
-        yield (
-            ("epoch", arch, "ieee", "narrow"),
-            {"sm_80": Tile(32, 16, 16, 8, 4, 2), "sm_120": Tile(32, 32, 16, 8, 8, 2)}.get(
-                arch, Tile(32, 16, 32, 8, 8, 2)
-            ),
-        )
-        for precision in ("tf32", "ieee"):
-            yield ("update", arch, precision, "wide"), Tile(64, 64, 16, 8, 8, 2)
-            yield ("epoch", arch, precision, "wide"), Tile(64, 32, 16, 8, 8, 2)
-    # With the tiles above these spilled in the compiler's report.
-    yield ("linear", "sm_100", "half", "wide"), Tile(128, 128, 32, 8, 8, 4)
-    yield ("linear_backward_prologue", "sm_120", "half", "wide"), Tile(128, 64, 32, 8, 8, 3)
-    for bucket in BUCKETS:
-        yield ("head", "sm_90", "ieee", bucket), Tile(16, 0, 32, 1, 16, 2)
-    yield ("linear_backward_prologue", "sm_80", "half", "wide"), Tile(128, 128, 32, 8, 8, 4)
-    yield ("linear_backward_prologue", "sm_90", "half", "wide"), Tile(128, 64, 64, 8, 8, 3)
-    for arch in ("sm_80", "sm_90", "sm_100", "sm_120"):
-        rows, reduction = 64 if arch == "sm_100" else 128, 64 if arch in ("sm_90", "sm_100") else 32
-        yield ("linear_backward_extra", arch, "half", "wide"), Tile(rows, 64, reduction, 8, 8, 3)
-    for family in ("linear", "linear_extra"):
-        yield (family, "sm_120", "ieee", "narrow"), Tile(32, 32, 16, 8, 4, 2)
-    yield ("linear_extra", "sm_120", "ieee", "wide"), Tile(64, 32, 16, 8, 4, 2)
-    yield ("linear_extra", "sm_120", "tf32", "wide"), Tile(64, 64, 32, 8, 4, 2)
-    yield ("linear_extra", "sm_100", "half", "narrow"), Tile(64, 32, 32, 8, 4, 3)
-    yield ("linear_extra", "sm_120", "half", "narrow"), Tile(32, 32, 64, 8, 4, 2)
-    yield ("linear_backward", "sm_80", "half", "wide"), Tile(128, 128, 32, 8, 8, 4)
-    yield ("update", "sm_80", "tf32", "wide"), Tile(64, 64, 32, 8, 8, 2)
-    yield ("linear_backward", "sm_100", "half", "narrow"), Tile(64, 64, 32, 8, 8, 4)
-    yield ("linear_backward_prologue", "sm_100", "half", "narrow"), Tile(64, 32, 32, 8, 8, 4)
-    for family in ("linear_backward", "linear_backward_prologue"):
-        yield (family, "sm_120", "half", "narrow"), Tile(32, 32, 32, 8, 4, 4)
-
-
-def _tma_rows() -> Iterator[tuple[Key, TmaTile]]:
-    """The largest tiles that the compiler's report passes.
-
-    On sm_90 two warp groups share 128 x 256 accumulators. On sm_100 tensor memory holds two such tiles: one
-    is finished and stored while the next is computed. An epilogue in quarters leaves registers for every
-    activation, and shared memory for a fourth stage. sm_120 has 99 KB of it.
-    """
-    for family in TMA_FAMILIES:
-        for arch, specialize in (("sm_90", False), ("sm_100", True)):
-            yield (family, arch, "half", "narrow"), TmaTile(128, 128, 64, 8, 8, 3, 2, specialize)
-            yield (family, arch, "half", "wide"), TmaTile(128, 256, 64, 8, 8, 4, 4, specialize)
-            for bucket in BUCKETS:
-                yield (family, arch, "tf32", bucket), TmaTile(128, 128, 32, 8, 8, 3, 2, specialize)
-        for bucket in BUCKETS:
-            yield (family, "sm_120", "half", bucket), TmaTile(128, 128, 32, 8, 8, 3, 2)
-            yield (family, "sm_120", "tf32", bucket), TmaTile(128, 64, 32, 8, 8, 2, 2)
-
-
-def _mlp_rows() -> Iterator[tuple[Key, Tile]]:
-    """Whole nets: the largest tiles that neither spill nor overflow the shared memory.
-
-    BLOCK_N is a block of features, BLOCK_K one of the input's; in mlp_gradients of examples. Two stages load
-    the next layer's weights while this one multiplies. Past 128 features those registers hold activations.
-    """
-    for arch in ARCHITECTURES:
-        blackwell = arch == "sm_100"
-        small_smem = arch in ("sm_120", "gfx942")
-        hopper_up = arch in ("sm_90", "sm_100")
-        for family in MLP_FAMILIES[:2]:
-            backward = family.endswith("backward")
-            first = 32 if blackwell or small_smem else 64
-            yield (family, arch, "half", "narrow"), Tile(64, 64, first, 1, 4, 2)
-            step = 32 if small_smem or (blackwell and not backward) else 64
-            amd = arch == "gfx942" and backward  # with 4 warps each thread may have 512 registers
-            yield (
-                (family, arch, "half", "wide"),
-                Tile(64, 64, 32, 1, 4, 1) if amd else Tile(64, 128, step, 1, 8, 2),
-            )
-            one = arch == "sm_80" and backward
-            yield (family, arch, "tf32", "narrow"), Tile(64, 64, 32, 1, 4, 1 if one or small_smem else 2)
-            if one:
-                yield (family, arch, "tf32", "wide"), Tile(64, 32, 32, 1, 8, 1)
-            else:
-                one = small_smem or (blackwell and not backward)
-                yield (family, arch, "tf32", "wide"), Tile(64, 64, 32, 1, 4 if amd else 8, 1 if one else 2)
-            for bucket in BUCKETS:
-                yield (family, arch, "ieee", bucket), Tile(32, 64, 16, 1, 8, 2 if backward else 1)
-        for bucket in BUCKETS:
-            for family in MLP_FAMILIES[2:4]:
-                side = 64 if arch == "sm_90" and family.endswith("backward") else 128
-                yield (
-                    (family, arch, "half", bucket),
-                    Tile(64, side, 32, 1, 8, 1)
-                    if hopper_up
-                    else Tile(32, 64, 32, 1, 8, 1)
-                    if arch != "gfx942"
-                    else Tile(16, 64, 32, 1, 4, 1),
-                )
-                yield (family, arch, "tf32", bucket), Tile(16, 32, 16, 1, 8, 1)  # see WHOLE_WIDTHS: not used
-                yield (family, arch, "ieee", bucket), Tile(16, 32, 16, 1, 8, 1)
-            warps = 8 if small_smem else 4
-            yield ("mlp_gradients", arch, "half", bucket), Tile(64, 64, 32, 1, warps, 2)
-            yield ("mlp_gradients", arch, "tf32", bucket), Tile(64, 64, 32, 1, 4 if arch == "sm_80" else 8, 2)
-            yield ("mlp_gradients", arch, "ieee", bucket), Tile(32, 32, 16, 1, 4, 2)
-    # With the tiles above these spilled in the compiler's report.
-    yield ("mlp", "sm_100", "half", "narrow"), Tile(64, 64, 64, 1, 8, 2)
-    yield ("mlp_backward", "sm_100", "half", "narrow"), Tile(64, 64, 32, 1, 8, 2)
-    yield ("mlp_backward", "sm_90", "half", "wide"), Tile(64, 64, 32, 1, 4, 2)
-    yield ("mlp_backward", "sm_100", "half", "wide"), Tile(64, 128, 32, 1, 8, 1)
-    yield ("mlp", "sm_90", "ieee", "narrow"), Tile(32, 32, 16, 1, 8, 1)
-    for bucket in BUCKETS:
-        yield ("mlp_gradients", "sm_100", "half", bucket), Tile(64, 64, 32, 1, 8, 2)
-
-
 def tile_type(family: str) -> type[Tile]:
     """What tiles of ``family`` are made of."""
     return TmaTile if family in TMA_FAMILIES else Tile
 
 
+def group_m(family: str) -> int:
+    """GROUP_M of a family's tiles: the head and whole nets have one column of tiles."""
+    return 1 if family == "head" or family in MLP_FAMILIES else 8
+
+
 # In the interpreter a program costs far more than its arithmetic: few, larger tiles.
 _INTERPRETED = (64, 64, 64, 2, 4, 1)
 
-TABLE: dict[Key, Tile] = dict(_rows()) | dict(_tma_rows()) | dict(_mlp_rows())
+
+def _read_table(text: str) -> dict[Key, Tile]:
+    """The rows of ``tiles.txt``, which says at its top how they are written."""
+    found: dict[Key, Tile] = {}
+    families: list[str] = []
+    for line in text.splitlines():
+        if line.startswith(" "):
+            precision, buckets, *cells = line.split()
+            for family, bucket, (arch, cell) in product(
+                families, buckets.split(","), zip(ARCHITECTURES, cells)
+            ):
+                if cell != "-":
+                    found[family, arch, precision, bucket] = _parse_cell(family, cell)
+        elif line and not line.startswith("#"):
+            families = line.split()
+    return found
+
+
+def _parse_cell(family: str, cell: str) -> Tile:
+    blocks, warps, stages, *epilogue = cell.split("/")
+    m, n, k = map(int, blocks.split("x"))
+    tile = Tile(m, n, k, group_m(family), int(warps), int(stages))
+    if not epilogue:
+        return tile
+    return TmaTile(*astuple(tile), int(epilogue[0].rstrip("s")), epilogue[0].endswith("s"))
+
+
+TABLE = _read_table(Path(__file__).with_name("tiles.txt").read_text())
 
 
 def exists(family: str, arch: str, precision: str) -> bool:
@@ -259,6 +143,11 @@ def lookup(family: str, arch: str, precision: str, n: int, k: int) -> Tile:
     if tried is not None and tried[0] == family:
         return tried[1]
     return _lookup(family, arch, precision, bucket(n, k, family))
+
+
+def for_weight(family: str, weight: Tensor, dtype: torch.dtype, precision: str) -> Tile:
+    """The tile for products with ``weight`` (N, K) in ``dtype``, where that is."""
+    return lookup(family, arch_of(weight), precision_class(dtype, precision), *weight.shape)
 
 
 _override: tuple[str, Tile] | None = None

@@ -267,8 +267,7 @@ def epoch(
             DTYPE=TL_DTYPE[task.dtype],
             TILE=tile.blocks(net.inner, task.precision),
             HEAD=head,
-            num_warps=tile.num_warps,
-            num_stages=tile.num_stages,
+            **tile.options,
             **options,
         )  # fmt: skip
 

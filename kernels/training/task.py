@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fastmlp.kernels.common.arguments import Blocks, Source
-from fastmlp.kernels.launch import arch_of
-from fastmlp.kernels.loss.head import blocks, head_programs
+from fastmlp.kernels.launch import cdiv
+from fastmlp.kernels.loss.head import blocks
 from fastmlp.kernels.loss.softmax import Criterion, criterion
 from fastmlp.kernels.tiles import configs
 from fastmlp.kernels.training.network import Table
@@ -39,12 +39,9 @@ class Task:
     def head_tile(self, net: Table) -> Blocks:
         """The head's, where the epoch's kernel is its launch."""
         weight = net.layers[-1].weight
-        kind = configs.precision_class(self.dtype, self.precision)
-        tile = configs.lookup("head", arch_of(weight), kind, *weight.shape)
+        tile = configs.for_weight("head", weight, self.dtype, self.precision)
         return blocks(tile, len(weight), self.precision)
 
     def programs(self, net: Table, rows: int) -> int:
         """Programs of the head, each of which leaves three sums."""
-        weight = net.layers[-1].weight
-        kind = configs.precision_class(self.dtype, self.precision)
-        return head_programs(rows, arch_of(weight), kind, *weight.shape)
+        return cdiv(rows, self.head_tile(net).BLOCK_M)

@@ -273,6 +273,5 @@ def update(
         PDL=task.pdl,
         DTYPE=TL_DTYPE[task.dtype],
         TILE=tile.blocks(1, task.precision),
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
+        **tile.options,
     )  # fmt: skip

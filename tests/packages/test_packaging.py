@@ -39,6 +39,7 @@ def test_the_wheel_has_all_of_the_package_and_nothing_else(wheel: Path) -> None:
         "fastmlp/py.typed",
         "fastmlp/kernels/tiles/decisions.json",
         "fastmlp/kernels/tiles/tiles.json",
+        "fastmlp/kernels/tiles/tiles.txt",
     } <= names
     assert {"fastmlp/benchmarks/report.py", "fastmlp/cli/__init__.py"} <= names
 

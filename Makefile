@@ -1,7 +1,7 @@
 # What CI runs, by hand: everything works in .venv, which `make install` makes.
 BIN := .venv/bin
 
-.PHONY: install test test-deep oldest lint format compile gpu-rehearsal bench report page docs docs-serve tutorial package wheel-check clean
+.PHONY: install test test-deep fuzz oldest lint format compile gpu-rehearsal bench report page docs docs-serve tutorial package wheel-check clean
 
 install:
 	python3 -m venv .venv && $(BIN)/pip install -q -e '.[dev]'
@@ -9,10 +9,14 @@ install:
 test:
 	$(BIN)/pytest -n auto
 
+# What `make test` leaves out (tests/selection.py): whole products, many seeds, all architectures.
+test-deep:
+	$(BIN)/pytest -n auto -m deep
+
 # Twenty minutes a backend (FASTMLP_DEEP_MINUTES): new nets, losses and steps beside torch's, whatever happened to
 # them before. A seed that found something is run again with FASTMLP_DEEP_SEED.
-test-deep:
-	FASTMLP_FUZZ=deep $(BIN)/pytest -n 2 -rP tests/stateful
+fuzz:
+	FASTMLP_FUZZ=deep $(BIN)/pytest -n 2 -m '' -rP tests/stateful
 
 # What touches the edges of torch and Triton, with the oldest pair that is supported (2.9 brings Triton 3.5) and with
 # the one that most GPU machines have (2.11, Triton 3.6): `make oldest-2.11` for one, in a venv of its own, where
@@ -23,7 +27,7 @@ oldest: oldest-2.9 oldest-2.11
 oldest-%:
 	python3 -m venv .venv-$*
 	.venv-$*/bin/pip install -q -e '.[dev]' 'torch==$*.*' 'numpy<2.4'
-	.venv-$*/bin/pytest -n auto $(EDGES)
+	.venv-$*/bin/pytest -n auto -m '' $(EDGES)
 
 lint:
 	$(BIN)/ruff format --check .

@@ -14,6 +14,7 @@ if not torch.cuda.is_available():
 
 import pytest
 
+from tests import selection
 from tests.interpreter import hasten
 
 hasten()
@@ -25,6 +26,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     path = config.getoption("--compatibility")
+    if path is not None:
+        config.option.markexpr = ""  # the page has a cell of every case
     if path is not None and not hasattr(config, "workerinput"):  # xdist's workers report to one process
         from tests.compatibility.page import Page
 
@@ -35,6 +38,12 @@ def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # A shell's background job is deaf to Ctrl-C, and so is what it starts: some tests send it.
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in selection.deep(items):
+        item.add_marker(pytest.mark.deep)
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 `Beside` looks for states in which ours does something else, `Routes` for what one call keeps for the next.
 
-A few runs here, the same every time. ``make test-deep`` has new ones for ``FASTMLP_DEEP_MINUTES`` a backend.
+A few runs here, the same every time. ``make fuzz`` has new ones for ``FASTMLP_DEEP_MINUTES`` a backend.
 """
 
 from __future__ import annotations

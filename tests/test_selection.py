@@ -1,0 +1,28 @@
+"""Which cases of a product are kept."""
+
+from __future__ import annotations
+
+from itertools import combinations, product
+from math import prod
+
+import pytest
+
+from tests.selection import cover
+
+
+@pytest.mark.parametrize(
+    ("sizes", "strength"), [((3, 5), 1), ((2, 2, 2), 2), ((3, 8, 9), 2), ((3, 4, 2, 2), 2)]
+)
+def test_each_value_or_pair_is_kept_in_few_cases(sizes: tuple[int, ...], strength: int) -> None:
+    cases = list(product(*(map(str, range(size)) for size in sizes)))
+    kept = [cases[place] for place in cover(cases)]
+
+    for places in combinations(range(len(sizes)), strength):
+        found = {tuple(case[place] for place in places) for case in kept}
+        assert len(found) == prod(sizes[place] for place in places)
+    assert len(kept) <= 1.25 * prod(sorted(sizes)[-strength:])
+
+
+def test_cases_that_are_no_product() -> None:
+    assert cover([("a", "x"), ("a", "y"), ("b", "z")]) == {0, 1, 2}
+    assert cover([("a", "x"), ("a", "y"), ("b", "y")]) == {0, 2}

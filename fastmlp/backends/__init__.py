@@ -30,7 +30,6 @@ class Traced:
 
     name = "triton"
     head_classes = 0  # chain and loss are ops of their own
-    whole_nets = True
 
 
 TRACED = Traced()

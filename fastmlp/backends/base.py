@@ -159,8 +159,6 @@ class Backend(ABC):
     name: str
     #: The most classes, or outputs, that `head` takes.
     head_classes: int
-    #: Whether it has `mlp` and `mlp_backward`.
-    whole_nets: bool = False
 
     def recorded(self, function: Callable[..., Any], patience: int = 0) -> Recorded:
         """``function`` of tensors and None, whose launches are made again where its key is known.

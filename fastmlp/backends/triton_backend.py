@@ -62,7 +62,6 @@ class TritonBackend(Backend):
 
     name = "triton"
     head_classes = MAX_CLASSES
-    whole_nets = True
 
     def recorded(self, function: Callable[..., Any], patience: int = 0) -> Recorded:
         """See `Backend.recorded`."""

@@ -1,4 +1,7 @@
-"""Which plan a chain of linear layers takes: of those that fit, the one with the smallest floor."""
+"""Which plan a chain of linear layers takes: of those that fit, the one with the smallest floor.
+
+Decided here and nowhere else, from numbers alone: what runs a chain asks, and so does what says its cost.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,56 @@ from functools import lru_cache
 
 import torch
 
-from fastmlp.costs.devices import DEFAULT, DEVICES, Device, find, operand_kind
-from fastmlp.costs.plans import Dense, chain, count
+from fastmlp.compiling import constant
+from fastmlp.costs.devices import DEFAULT, DEVICES, find, operand_kind
+from fastmlp.costs.plans import Dense, chain, count, widths_of
 
+#: What a user may ask for; "auto" takes what is expected to be the fastest.
+PLANS = ("auto", "layers", "whole", "recompute")
 #: The widest hidden layer of the whole-network kernels, by the kind of the products' operands: from there on
 #: they spill registers in the compiler's report. Without tensor cores operands take registers too.
 WHOLE_WIDTHS = {"half": 256, "tf32": 128, "ieee": 64}
+#: The batch that a trace's plan is chosen for, which must not depend on the batch. The choice hardly does.
+_TRACED_BATCH = 1024
+
+
+def choose(
+    asked: str,
+    layers: Sequence[Dense],
+    batch: int | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    input_grad: bool = False,
+    unfit: str | None = None,
+) -> str:
+    """The plan of a chain that is about to run: ``"layers"``, ``"whole"`` or ``"recompute"``.
+
+    Args:
+        asked: one of `PLANS`.
+        layers: the chain.
+        batch: rows; None in a trace, which is for every batch.
+        dtype: of the products.
+        device: where it runs.
+        input_grad: whether the input needs a gradient.
+        unfit: why the whole-network kernels do not take it for another cause than its layers.
+
+    Raises:
+        ValueError: the layers do not fit the plan that was asked for.
+    """
+    if asked == "layers" or (asked == "auto" and len(layers) < 2):
+        return "layers"
+    misfit = unfit or whole_misfit(layers, operand_kind(dtype))
+    if asked != "auto":
+        if misfit is not None:
+            raise ValueError(f"plan: {asked!r} does not take these layers: {misfit}")
+        return asked
+    trained = sum(layer.trained for layer in layers)
+    if misfit is not None or 0 < trained < len(layers):  # which skip the frozen ones' gradients
+        return "layers"
+    training = trained > 0 or input_grad
+    if batch is None:
+        return _for_traces(widths_of(layers), dtype, device, training)
+    return choose_plan(widths_of(layers), batch, dtype, device, training)
 
 
 def whole_misfit(layers: Sequence[Dense], kind: str) -> str | None:
@@ -22,21 +69,18 @@ def whole_misfit(layers: Sequence[Dense], kind: str) -> str | None:
         layers: the chain.
         kind: of the products' operands, see `fastmlp.costs.devices.operand_kind`.
     """
-    if len(layers) < 2:
+    *hidden, last = layers
+    if not hidden:
         return "one layer leaves nothing to keep on the chip"
-    if any(layer.dropout for layer in layers):
-        return "a dropout"
-    hidden = layers[:-1]
-    if len({(layer.act, layer.keeps_z) for layer in hidden}) > 1:
-        return "the hidden layers have different activations"
-    widest, most = max(layer.n for layer in hidden), WHOLE_WIDTHS[kind]
-    return f"a hidden width of {widest}: at most {most} in {kind} products" if widest > most else None
-
-
-def _of_kernels(device: str | torch.device | None) -> Device:
-    """The device; kernels that run on a CPU are interpreted, in the place of a GPU."""
-    found = find(device)
-    return DEVICES[DEFAULT] if found.name == "cpu" else found
+    most = WHOLE_WIDTHS[kind]
+    for layer in hidden:
+        if layer.n > most:
+            return f"a hidden width of {layer.n}: at most {most} in {kind} products"
+        if (layer.act, layer.slope) != (hidden[0].act, hidden[0].slope):
+            return "the hidden layers have different activations"
+    if last.slopes:
+        return "a PReLU after the last layer"
+    return "a dropout" if any(layer.dropout for layer in layers) else None
 
 
 def choose_plan(
@@ -70,11 +114,19 @@ def _chosen(
     device: str | torch.device | None,
     training: bool,
 ) -> str:
-    layers, where = chain(widths), _of_kernels(device)
+    layers = chain(widths)
     if whole_misfit(layers, kind) is not None:
         return "layers"
+    where = find(device)
+    if where.name == "cpu":  # where kernels are interpreted, in the place of a GPU
+        where = DEVICES[DEFAULT]
     names = ("whole", "recompute", "layers") if training else ("whole", "layers")
     return min(
         names,
         key=lambda name: count(name, layers, 1 << power, dtype, where.sms, training).floor(where, kind),
     )
+
+
+@constant
+def _for_traces(widths: tuple[int, ...], dtype: torch.dtype, device: torch.device, training: bool) -> str:
+    return choose_plan(widths, _TRACED_BATCH, dtype, device, training)

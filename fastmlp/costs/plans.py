@@ -45,6 +45,8 @@ class Dense(NamedTuple):
     keeps_z: bool = False  # f' is computed from f's input in our kernels
     slopes: int = 0  # a PReLU's
     dropout: bool = False
+    slope: float = 0.0  # a leaky ReLU's
+    trained: bool = True  # the weight wants a gradient
 
     @property
     def params(self) -> int:
@@ -113,6 +115,11 @@ def chain(widths: Sequence[int], act: str = "relu", bias: bool = True, keeps_z: 
         Dense(k, n, bias, *((act, keeps_z) if i < len(pairs) - 1 else ("none", False)))
         for i, (k, n) in enumerate(pairs)
     ]
+
+
+def widths_of(layers: Sequence[Dense]) -> tuple[int, ...]:
+    """Of the input and of every layer."""
+    return (layers[0].k, *(layer.n for layer in layers))
 
 
 def count(

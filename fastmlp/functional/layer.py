@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from fastmlp.activations import NONE, Act
 from fastmlp.autograd.chain import pack
 from fastmlp.backends.base import Quantized
 from fastmlp.backends.route import Last
+from fastmlp.costs.plans import Dense
 
 
 class Layer(NamedTuple):
@@ -53,6 +55,24 @@ class Layers(tuple[Layer, ...]):
     def dropouts(self) -> tuple[float, ...]:
         """The probability of each."""
         return tuple([layer.dropout for layer in self])
+
+    @property
+    def dense(self) -> list[Dense]:
+        """The same, as far as costs go."""
+        return [
+            Dense(
+                layer.weight.shape[1],
+                layer.weight.shape[0],
+                layer.bias is not None,
+                layer.act.name,
+                keeps_z=not layer.act.saves_output,
+                slopes=0 if layer.act.weight is None else layer.act.weight.numel(),
+                dropout=layer.dropout > 0,
+                slope=layer.act.slope,
+                trained=layer.weight.requires_grad and torch.is_grad_enabled(),
+            )
+            for layer in self
+        ]
 
 
 def flat(input: Tensor | Quantized, layers: Layers) -> tuple[tuple[Tensor, ...], Hashable]:

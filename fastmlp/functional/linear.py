@@ -11,11 +11,11 @@ from fastmlp import backends
 from fastmlp.activations import resolve
 from fastmlp.backends.base import Quantized
 from fastmlp.backends.route import Last
+from fastmlp.costs.choice import PLANS
 from fastmlp.functional.checks import check_chain
 from fastmlp.functional.layer import Layer, Layers, flat
 from fastmlp.functional.traced import any_stand_in
 from fastmlp.functional.ways import WAYS, Kernels, Way, aten_chain, decide
-from fastmlp.functional.whole import PLANS
 
 
 def linear_act(

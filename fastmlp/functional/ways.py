@@ -28,7 +28,7 @@ from fastmlp.autograd.whole import whole_route
 from fastmlp.backends import Traced, onednn
 from fastmlp.backends.base import Quantized
 from fastmlp.backends.route import Routes
-from fastmlp.functional import whole
+from fastmlp.costs.choice import choose
 from fastmlp.functional.checks import check_chain, fits_kernels
 from fastmlp.functional.layer import Layer, Layers
 from fastmlp.functional.quantized import is_constant, like
@@ -115,7 +115,10 @@ def decide(key: Hashable | None, input: Tensor | Quantized, layers: Layers, plan
     if backend is None or not taken or (traced and quantized):
         there = [t is not None for t in tensors]
         return WAYS.keep(key, Torch(layers.acts, layers.dropouts, numbers, there))
-    plan = whole.choose(backend, x, quantized, layers, dtype, plan)
+    batch = None if traced else x.numel() // x.shape[-1]
+    input_grad = torch.is_grad_enabled() and x.requires_grad
+    unfit = "the input is quantized" if quantized else _unfit(layers)
+    plan = choose(plan, layers.dense, batch, dtype, x.device, input_grad, unfit)
     if isinstance(backend, Traced):
         return Ops(layers, dtype, plan)
     recompute = plan == "recompute"
@@ -123,6 +126,14 @@ def decide(key: Hashable | None, input: Tensor | Quantized, layers: Layers, plan
     route, node = (chain_route if plan == "layers" else whole_route)(decided, WAYS.patience(key))
     seeded, leading = x.device if any(layers.dropouts) else None, None if x.dim() == 2 else x.shape[:-1]
     return WAYS.keep(key, Kernels(route, None if decided.first is None else node, seeded, leading))
+
+
+def _unfit(layers: Layers) -> str | None:
+    """Why the whole-network kernels do not read these parameters; None if they do."""
+    dtype = layers[-1].weight.dtype
+    if all(t.dtype == dtype and t.is_contiguous() for t in layers.there):
+        return None
+    return "a parameter is not contiguous, or of another dtype than the others"
 
 
 def aten_chain(input: Tensor, layers: Sequence[Layer]) -> Tensor:

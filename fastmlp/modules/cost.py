@@ -192,7 +192,7 @@ class _Walk:
         elif type(module) is nn.Linear:
             self._alone(Dense(module.in_features, module.out_features, module.bias is not None))
         elif type(module) is LinearAct:
-            self.chain([_dense(Layer(module.weight, module.bias, resolve(module.activation)))])
+            self.chain(Layers([Layer(module.weight, module.bias, resolve(module.activation))]).dense)
         elif next(module.children(), None) is not None:
             for key, child in module.named_children():
                 self._width = None  # nothing says in which order a forward calls them
@@ -204,10 +204,10 @@ class _Walk:
         names = {id(child): key for key, child in module.named_modules(remove_duplicate=False)}
         for stage in stages_of(module, (nn.Sequential, Sequential)):
             if isinstance(stage, Layers):
-                self.chain([_dense(layer) for layer in stage])
+                self.chain(stage.dense)
             elif isinstance(stage, Dequantized):  # its bytes are fewer than are counted here
                 self.not_counted.append(f"{name}.{names[id(stage.module)]} (Dequantize)".lstrip("."))
-                self.chain([_dense(layer) for layer in stage.layers], "the input is quantized")
+                self.chain(stage.layers.dense, "the input is quantized")
             else:
                 self.module(stage, f"{name}.{names.get(id(stage), '')}".strip("."))
 
@@ -222,7 +222,7 @@ class _Walk:
         self._add(by_plan, layers[-1].n)
 
     def _choose(self, layers: list[Dense], by_plan: dict[str, Plan], misfit: str | None) -> Choice:
-        widths = tuple([layers[0].k, *(layer.n for layer in layers)])
+        widths = plans.widths_of(layers)
         name = plans.name(widths)
         if self.device.name == "cpu":
             return Choice(name, "eager", "off the GPU torch's own ops are the fastest")
@@ -287,10 +287,3 @@ class _Walk:
                 total = total + by_plan[known[-1]]
             totals[name] = total
         return totals
-
-
-def _dense(layer: Layer) -> Dense:
-    """A chain's layer, as far as counting goes."""
-    (n, k), act = layer.weight.shape, layer.act
-    slopes = 0 if act.weight is None else act.weight.numel()
-    return Dense(k, n, layer.bias is not None, act.name, not act.saves_output, slopes, layer.dropout > 0)

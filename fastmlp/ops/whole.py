@@ -111,7 +111,7 @@ def _whole(
 
     Args:
         x: (..., K), no size 0.
-        params: see `fastmlp.ops.chain`; they must fit `fastmlp.functional.whole.misfit`.
+        params: see `fastmlp.ops.chain`; they must fit `fastmlp.costs.choice.whole_misfit`.
         present: one for each of a layer's three tensors.
         acts: names, one a layer.
         slopes: leaky_relu's, one a layer.

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fastmlp.costs.ceilings import Ceilings
-from fastmlp.costs.floors import Work
 from fastmlp.profiling.trace import Kernel
 
 
@@ -59,7 +58,7 @@ def _row(group: list[Kernel], ceilings: Ceilings) -> Row:
         return Row(first.name, first.layer, seconds, launches, None, None, first.dtype, None, None, None)
     moved, operations = (sum(w.bytes for w in works), sum(w.operations for w in works))
     rate = ceilings.matmul.get(first.dtype)
-    floors = [floor(work, first.dtype, ceilings) for work in works]
+    known = rate is not None or not any(work.operations for work in works)
     at_best = sum(work.bytes / ceilings.bandwidth(work.footprint) for work in works)
     return Row(
         first.name,
@@ -71,16 +70,8 @@ def _row(group: list[Kernel], ceilings: Ceilings) -> Row:
         first.dtype,
         _share(at_best, seconds) if moved else None,
         operations / rate / seconds if rate and operations and seconds else None,
-        None if None in floors else sum(f for f in floors if f is not None) / launches,
+        sum(ceilings.floor(work, first.dtype) for work in works) / launches if known else None,
     )
-
-
-def floor(work: Work, dtype: str, ceilings: Ceilings) -> float | None:
-    """Seconds below which a launch cannot be: the slowest of memory, products, and launching it at all."""
-    if work.operations and dtype not in ceilings.matmul:
-        return None
-    products = work.operations / ceilings.matmul[dtype] if work.operations else 0.0
-    return max(work.bytes / ceilings.bandwidth(work.footprint), products, ceilings.launch)
 
 
 def _share(least: float, seconds: float) -> float | None:

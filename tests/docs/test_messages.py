@@ -18,7 +18,7 @@ _SOURCES = [
     ("fastmlp/engine/persistent.py", "problem"),
     ("fastmlp/engine/step.py", "_find"),
     ("fastmlp/costs/choice.py", "whole_misfit"),
-    ("fastmlp/functional/whole.py", "misfit"),
+    ("fastmlp/functional/ways.py", "_unfit"),
     ("fastmlp/backends/__init__.py", "_triton_problem"),
     ("kernels/linear/tma.py", "forward_misfit", "backward_misfit", "_unsupported", "_not_of"),
 ]

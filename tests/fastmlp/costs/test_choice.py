@@ -37,6 +37,10 @@ def test_what_fits() -> None:
     assert choice.whole_misfit(chain((5000, 16, 5000)), "half") is None
     mixed = [Dense(8, 8, act="relu"), Dense(8, 8, act="tanh"), Dense(8, 8)]
     assert "different activations" in str(choice.whole_misfit(mixed, "half"))
+    slopes = [Dense(8, 8, act="leaky_relu", slope=slope) for slope in (0.1, 0.2)]
+    assert "different activations" in str(choice.whole_misfit([*slopes, Dense(8, 8)], "half"))
+    last = [Dense(8, 8), Dense(8, 8, act="prelu", slopes=8)]
+    assert "a PReLU after" in str(choice.whole_misfit(last, "half"))
 
 
 def test_the_choice_is_looked_up() -> None:

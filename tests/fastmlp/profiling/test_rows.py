@@ -26,18 +26,19 @@ def test_a_row() -> None:
     assert row.mean == pytest.approx(8e-6)
     assert row.bandwidth == pytest.approx(3 / 8)
     assert row.peak == pytest.approx(4 / 8)
-    assert row.floor == pytest.approx(4e-6)
-    assert row.efficiency == pytest.approx(0.5)
+    assert row.floor == pytest.approx(5e-6)
+    assert row.efficiency == pytest.approx(5 / 8)
 
 
 @pytest.mark.parametrize(
     ("work", "floor"),
-    [(Work(0, 5_000, 1, 5_000), 5e-6), (Work(9_000_000, 10, 1, 10), 9e-6), (Work(0, 10, 1, 10), 1e-6)],
+    [(Work(0, 5_000, 1, 5_000), 6e-6), (Work(9_000_000, 10, 1, 10), 10e-6), (Work(0, 0, 1, 0), 1e-6)],
     ids=["memory", "products", "launch"],
 )
-def test_the_floor_is_the_slowest(work: Work, floor: float) -> None:
+def test_the_floor_is_that_of_the_ceilings(work: Work, floor: float) -> None:
     (row,) = rows([kernel("k", 1e-3, work)], CEILINGS)
     assert row.floor == pytest.approx(floor)
+    assert row.floor == CEILINGS.floor(work, "float32")
     assert (row.peak is None) == (work.operations == 0)
 
 
@@ -68,7 +69,7 @@ FOUND = rows(
 def test_text() -> None:
     lines = [" ".join(line.split()) for line in text(FOUND).splitlines()]
     assert lines[0] == "kernel layer time share launches mean bytes FLOP of copy of peak floor floor/time"
-    assert lines[1] == "linear_act_kernel 0 8 µs 73% 1 8 µs 3 kB 4 M 38% 50% 4 µs 50%"
+    assert lines[1] == "linear_act_kernel 0 8 µs 73% 1 8 µs 3 kB 4 M 38% 50% 5 µs 62%"
     assert lines[2] == "aten::cat SGD.step 2 µs 18% 1 2 µs"
     assert lines[3].startswith("at::native::x")
     assert max(map(len, text(FOUND).splitlines())) < 140

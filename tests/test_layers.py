@@ -6,9 +6,8 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
-
-import pytest
 
 _ROOT = Path(__file__).resolve().parent.parent
 _LAYERS = [
@@ -35,27 +34,42 @@ def layer_of(parts: tuple[str, ...]) -> str:
     return parts[0].removesuffix(".py") if parts else ""
 
 
+@cache
+def from_imports(path: Path) -> list[tuple[str, str]]:
+    """(module, name) of each `from module import name`, anywhere in a file."""
+    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+    return [(node.module or "", alias.name) for node in nodes for alias in node.names]
+
+
 def imported(path: Path) -> set[str]:
-    """The parts of fastmlp that a file imports, anywhere in it."""
+    """The parts of fastmlp that a file imports."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "fastmlp":
-            parts = node.module.split(".")[1:]
-            found |= {parts[0]} if parts else {alias.name for alias in node.names}
+    for module, name in from_imports(path):
+        top, *parts = module.split(".")
+        if top == "fastmlp":
+            found.add(parts[0] if parts else name)
     return found
 
 
-@pytest.mark.parametrize("path", _FILES, ids=lambda p: str(p.relative_to(_ROOT)))
-def test_imports_run_downwards(path: Path) -> None:
+def upwards(path: Path) -> list[str]:
+    """What a file imports and must not."""
     relative = path.relative_to(_ROOT).parts
     layer = relative[0] if relative[0] in _TOP else layer_of(relative[1:])
+    found = []
     for other in imported(path) - {layer}:
         if layer in _LAYERS and other in _LAYERS:
-            assert _LAYERS.index(other) > _LAYERS.index(layer), f"{layer} imports {other}"
+            allowed = _LAYERS.index(other) > _LAYERS.index(layer)
         elif layer in _LAYERS and other in _SHARED:
-            assert _LAYERS.index(layer) <= _LAYERS.index(_SHARED[other]), f"{layer} imports {other}"
-        elif layer in _SHARED:
-            assert other in _SHARED, f"{layer} imports {other}"
+            allowed = _LAYERS.index(layer) <= _LAYERS.index(_SHARED[other])
+        else:
+            allowed = layer not in _SHARED or other in _SHARED
+        if not allowed:
+            found.append(f"{path.relative_to(_ROOT)} imports {other}")
+    return found
+
+
+def test_imports_run_downwards() -> None:
+    assert [found for path in _FILES for found in upwards(path)] == []
 
 
 def test_the_check_sees_imports() -> None:
@@ -63,19 +77,16 @@ def test_the_check_sees_imports() -> None:
     assert "backends" in imported(_ROOT / "fastmlp" / "functional" / "linear.py")
 
 
-def from_imports(path: Path) -> list[tuple[str, str]]:
-    """(module, name) of each `from module import name`."""
-    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
-    return [(node.module or "", alias.name) for node in nodes for alias in node.names]
-
-
-@pytest.mark.parametrize("path", _FILES, ids=lambda p: str(p.relative_to(_ROOT)))
-def test_a_function_named_as_its_module_is_imported_from_there(path: Path) -> None:
+def test_a_function_named_as_its_module_is_imported_from_there() -> None:
     """Of `from fastmlp.training import fit` within the package mypy may take the module fit.py."""
-    for module, name in from_imports(path):
-        package = _ROOT.joinpath(*module.split("."), "__init__.py")
-        if module.startswith("fastmlp") and package.exists():
-            assert (f"{module}.{name}", name) not in from_imports(package), f"from {module}.{name}, please"
+    of_package = {path.parent: from_imports(path) for path in _FILES if path.name == "__init__.py"}
+    found = [
+        f"{path.relative_to(_ROOT)}: from {module}.{name}, please"
+        for path in _FILES
+        for module, name in from_imports(path)
+        if (f"{module}.{name}", name) in of_package.get(_ROOT.joinpath(*module.split(".")), [])
+    ]
+    assert found == []
 
 
 def test_importing_does_not_import_the_compiler() -> None:

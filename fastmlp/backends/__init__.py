@@ -139,8 +139,12 @@ def untouched(*tensors: Tensor | None) -> bool:
 
 
 def is_autocast(tensor: Tensor) -> bool:
-    """Whether autocast is on for the tensor's device. torch raises where a device knows none."""
-    kind = tensor.device.type
+    """Whether autocast is on for the tensor's device."""
+    return autocasts(tensor.device.type)
+
+
+def autocasts(kind: str) -> bool:
+    """Whether autocast is on for a kind of device. torch raises where it knows none."""
     return kind != "meta" and torch.is_autocast_enabled(kind)
 
 

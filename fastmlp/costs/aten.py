@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastmlp.costs.floors import Work
+from fastmlp.costs.floors import Work, size
 
 #: The profiler's names of dtypes.
 _DTYPES = {
@@ -151,32 +152,22 @@ def _work(op: Any, base: str, given: list[Any]) -> Work:
         mapping[torch.ops.mkldnn._linear_pointwise] = _linear
     with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=mapping) as counter:
         results = op(*positional, **named)
-    fresh = [r for r, schema in zip(_tuple(results), op._schema.returns) if schema.alias_info is None]
-    written = sum(_size(r) for r in fresh if isinstance(r, Tensor))
+    if not isinstance(results, tuple):
+        results = (results,)
+    fresh = [r for r, schema in zip(results, op._schema.returns) if schema.alias_info is None]
+    written = sum(size(r) for r in fresh if isinstance(r, Tensor))
     moved = written
     for i, (value, argument) in enumerate(zip(given, arguments)):
         if not isinstance(value, Tensor):
             continue
         changed = argument.alias_info is not None and argument.alias_info.is_write
         if i == 0 and base in _PICK:
-            moved += written or sum(_size(v) for v, a in zip(given, arguments) if a.is_out)
+            moved += written or sum(size(v) for v, a in zip(given, arguments) if a.is_out)
         elif changed and not argument.kwarg_only and base not in _WRITE_ONLY:
-            moved += 2 * _size(value)
+            moved += 2 * size(value)
         else:
-            moved += _size(value)
+            moved += size(value)
     return Work(counter.get_total_flops(), moved, 1, moved)
-
-
-def _tuple(results: Any) -> tuple[Any, ...]:
-    return results if isinstance(results, tuple) else (results,)
-
-
-def _size(tensor: Tensor) -> int:
-    """Bytes in memory: what is repeated with a stride of 0 is there once."""
-    elements = 1
-    for length, stride in zip(tensor.shape, tensor.stride()):
-        elements *= length if stride or not length else 1
-    return elements * tensor.element_size()
 
 
 def _addmm(self: Any, a: Any, b: Any, *_: Any, **__: Any) -> int:
@@ -184,7 +175,4 @@ def _addmm(self: Any, a: Any, b: Any, *_: Any, **__: Any) -> int:
 
 
 def _linear(x: Any, weight: Any, *_: Any, **__: Any) -> int:
-    rows = 1
-    for length in x[:-1]:
-        rows *= length
-    return 2 * rows * weight[0] * weight[1]
+    return 2 * math.prod(x[:-1]) * weight[0] * weight[1]

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from fastmlp.costs.devices import processor
 from fastmlp.costs.floors import Work
 from fastmlp.kernels.tiles import cache as files
 
@@ -115,14 +114,7 @@ def _best_of(a: Ceilings, b: Ceilings) -> Ceilings:
 
 def device_name(device: torch.device) -> str:
     """As the maker calls it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.machine()
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
 
 
 def measure_ceilings(device: str, quick: bool = False) -> Ceilings:

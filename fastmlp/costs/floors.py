@@ -8,10 +8,12 @@ What a network takes by each of its plans is counted in `fastmlp.costs.plans`.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 _FLOAT32 = 4
 _LABEL = 8  # int64
@@ -27,6 +29,16 @@ class Work:
     footprint: int  # bytes that live at the same time
     cached: int = 0  # bytes through the cache, what several programs read counted for each; 0: not counted
 
+    def __add__(self, other: Work) -> Work:
+        """One and then the other, in the same memory."""
+        return Work(
+            self.operations + other.operations,
+            self.bytes + other.bytes,
+            self.launches + other.launches,
+            max(self.footprint, other.footprint),
+            self.cached + other.cached,
+        )
+
     def times(self, count: float) -> Work:
         """The same work, done ``count`` times over the same memory."""
         return Work(
@@ -36,6 +48,15 @@ class Work:
             self.footprint,
             round(self.cached * count),
         )
+
+
+NOTHING = Work(0, 0, 0, 0)
+
+
+def size(tensor: Tensor) -> int:
+    """Bytes in memory: what is repeated with a stride of 0 is there once."""
+    elements = math.prod(n if stride or not n else 1 for n, stride in zip(tensor.shape, tensor.stride()))
+    return elements * tensor.element_size()
 
 
 def linear(m: int, k: int, n: int, dtype: torch.dtype, backward: bool = False) -> Work:
@@ -69,14 +90,6 @@ def cross_entropy(rows: int, classes: int, dtype: torch.dtype) -> Work:
     return Work(0, 3 * logits + 2 * rows * _LABEL, 2, 2 * logits)
 
 
-def eager_cross_entropy(rows: int, classes: int, dtype: torch.dtype) -> Work:
-    """The same by torch's ops: log_softmax, nll_loss, a fill, and the backwards of the two."""
-    logits = rows * classes * dtype.itemsize
-    # The logits in, their log-softmax out; a matrix of zeros and -1 / N out; that and the log-softmax in, the
-    # gradient out.
-    return Work(0, 6 * logits + 2 * rows * _LABEL, 5, 4 * logits)
-
-
 def linear_cross_entropy(rows: int, features: int, classes: int, dtype: torch.dtype) -> Work:
     """Loss and gradients of a classifier head whose logits never reach memory.
 
@@ -89,13 +102,8 @@ def linear_cross_entropy(rows: int, features: int, classes: int, dtype: torch.dt
 
 def inference(widths: Sequence[int], batch: int, dtype: torch.dtype) -> Work:
     """The forward pass: one launch a layer, which reads its input and weights and writes its output."""
-    layers = [linear(batch, k, n, dtype) for k, n in itertools.pairwise(widths)]
-    return Work(
-        sum(work.operations for work in layers),
-        sum(work.bytes for work in layers),
-        len(layers),
-        max(work.footprint for work in layers),
-    )
+    layers = (linear(batch, k, n, dtype) for k, n in itertools.pairwise(widths))
+    return sum(layers, NOTHING)
 
 
 def training_step(
@@ -141,10 +149,5 @@ def epoch(
     """One pass over ``examples``: full steps and, where they do not divide, a short one."""
     full, tail = divmod(examples, batch)
     step = training_step(widths, batch, dtype, input_dtype).times(full)
-    short = training_step(widths, tail, dtype, input_dtype) if tail else Work(0, 0, 0, 0)
-    return Work(
-        step.operations + short.operations,
-        step.bytes + short.bytes,
-        step.launches + short.launches,
-        step.footprint + examples * widths[0] * input_dtype.itemsize,
-    )
+    short = training_step(widths, tail, dtype, input_dtype) if tail else NOTHING
+    return replace(step + short, footprint=step.footprint + examples * widths[0] * input_dtype.itemsize)

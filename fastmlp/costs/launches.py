@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from fastmlp.costs import floors
 from fastmlp.costs.floors import Work
 from fastmlp.kernels.common.arguments import Source, in_which
 from fastmlp.kernels.launch import Launch, tensors_in
@@ -43,15 +44,10 @@ def count(launch: Launch) -> Counted:
 def size(*values: Any) -> int:
     """Bytes that tensors take, in tuples or behind descriptors too; each place in memory counts once.
 
-    What is repeated with a stride of 0 is there once. Numbers and None take nothing.
+    Numbers and None take nothing.
     """
-    found: dict[tuple[int, int], int] = {}
-    for tensor in tensors_in(values):
-        elements = 1
-        for length, stride in zip(tensor.shape, tensor.stride()):
-            elements *= length if stride or not length else 1
-        found[tensor.data_ptr(), elements] = elements * tensor.element_size()
-    return sum(found.values())
+    found = {(tensor.data_ptr(), floors.size(tensor)) for tensor in tensors_in(values)}
+    return sum(bytes for _, bytes in found)
 
 
 def _source(x: Source, m: int, k: int) -> int:

@@ -81,14 +81,8 @@ class Plan:
     @property
     def work(self) -> Work:
         """Their sum."""
-        found = self.launches
-        return Work(
-            sum(one.operations for one in found),
-            sum(one.bytes for one in found),
-            len(found),
-            self.footprint,
-            sum(one.cached for one in found),
-        )
+        launches = (Work(one.operations, one.bytes, 1, self.footprint, one.cached) for one in self.launches)
+        return sum(launches, Work(0, 0, 0, self.footprint))
 
     def __repr__(self) -> str:
         launches = f"{len(self.forward)} + {len(self.backward)} launches"
@@ -143,7 +137,7 @@ def count(
         input_grad: whether the input needs a gradient.
     """
     counter = {"eager": _Eager, "layers": _Layers, "whole": _Whole, "recompute": _Recompute}[plan]
-    return counter(layers, batch, dtype, sms, training, input_grad).plan()
+    return counter(layers, batch, dtype.itemsize, sms, training, training and input_grad).plan()
 
 
 def name(widths: Sequence[int]) -> str:
@@ -170,20 +164,16 @@ def splits(rows: int, tiles: int, sms: int) -> int:
     return cdiv(rows, cdiv(cdiv(rows, wanted), _REDUCTION) * _REDUCTION)
 
 
+@dataclass
 class _Counter:
     """What all plans share."""
 
-    def __init__(
-        self,
-        layers: Sequence[Dense],
-        batch: int,
-        dtype: torch.dtype,
-        sms: int,
-        training: bool,
-        input_grad: bool,
-    ) -> None:
-        self.layers, self.m, self.e, self.sms = layers, batch, dtype.itemsize, sms
-        self.training, self.input_grad = training, training and input_grad
+    layers: Sequence[Dense]
+    m: int  # rows
+    e: int  # bytes of an element
+    sms: int
+    training: bool
+    input_grad: bool
 
     def plan(self) -> Plan:
         backward = self.backward() if self.training else ()

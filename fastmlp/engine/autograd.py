@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastmlp.backends import autocasts
 from fastmlp.engine import rules
 from fastmlp.engine.base import Executor
 from fastmlp.engine.checks import check_optimizer
@@ -139,16 +140,11 @@ def precision(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
 
 def products(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     """What matrix products run in where ``dtype`` is asked for: float32 gives way to an autocast around."""
-    return torch.get_autocast_dtype(device.type) if dtype == torch.float32 and _is_on(device) else dtype
+    if dtype != torch.float32 or not autocasts(device.type):
+        return dtype
+    return torch.get_autocast_dtype(device.type)
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Switch an autocast around off."""
-    return torch.autocast(device.type, enabled=False) if _is_on(device) else nullcontext()
-
-
-def _is_on(device: torch.device) -> bool:
-    if not torch._C._is_any_autocast_enabled():  # what a step of a small net on a CPU can ask in time
-        return False
-    kind = device.type
-    return kind != "meta" and torch.is_autocast_enabled(kind)
+    return torch.autocast(device.type, enabled=False) if autocasts(device.type) else nullcontext()

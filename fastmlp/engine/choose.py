@@ -81,9 +81,7 @@ def of_network(found: Network, optimizer: torch.optim.Optimizer, dtype: torch.dt
         return CpuExecutor(found, optimizer, dtype)
     from fastmlp.engine.fused import FusedExecutor
 
-    rule = rules.recognise(optimizer, found.parameters)
-    assert not isinstance(rule, str)
-    return FusedExecutor(found, rule, dtype)
+    return FusedExecutor(found, rules.Rule(optimizer, found.parameters), dtype)
 
 
 class Job(NamedTuple):
@@ -135,17 +133,14 @@ Make = Callable[[Tensor, Tensor, int, torch.Generator], Loop]
 def whole_epoch_problem(engine: str, found: Network) -> str | None:
     """Why no epoch of ``found`` can be one graph or launch, or None."""
     device = found.layers[0].weight.device
-    if device.type != "cuda" and engine == "persistent" and backends.requested() == "triton":
-        from fastmlp.engine import persistent  # in the interpreter, a launch a phase
-
-        return persistent.problem(found)
-    if device.type != "cuda":
+    interpreted = engine == "persistent" and backends.requested() == "triton"  # a launch a phase
+    if device.type != "cuda" and not interpreted:
         return f"it needs a GPU, and the parameters are on {device}"
-    if engine == "persistent":
-        from fastmlp.engine import persistent
+    if engine != "persistent":
+        return None
+    from fastmlp.engine import persistent
 
-        return persistent.problem(found)
-    return None
+    return persistent.problem(found)
 
 
 def variants(found: Network, optimizer: torch.optim.Optimizer, dtype: torch.dtype) -> dict[str, Make]:
@@ -155,26 +150,24 @@ def variants(found: Network, optimizer: torch.optim.Optimizer, dtype: torch.dtyp
     """
     from fastmlp.engine import persistent
     from fastmlp.engine.fused import FusedExecutor
+    from fastmlp.engine.graph import GraphLoop
+    from fastmlp.engine.whole_loop import WholeLoop
     from fastmlp.kernels.launch import INTERPRETED, arch_of, has_dependent_launch
 
-    def rule() -> rules.Rule:
-        result = rules.recognise(optimizer, found.parameters)
-        assert not isinstance(result, str)
-        return result
+    def making(kind: type[WholeLoop], **options: Any) -> Make:
+        def make(x: Tensor, y: Tensor, batch: int, generator: torch.Generator) -> Loop:
+            rule = rules.Rule(optimizer, found.parameters)
+            return kind(FusedExecutor(found, rule, dtype, copies=True, **options), x, y, batch, generator)
+
+        return make
 
     made: dict[str, Make] = {}
     if not INTERPRETED:
-        from fastmlp.engine.graph import GraphLoop
-
-        made["graph"] = lambda *a: GraphLoop(FusedExecutor(found, rule(), dtype, copies=True), *a)
+        made["graph"] = making(GraphLoop)
         if has_dependent_launch(arch_of(found.layers[0].weight)):
-            made["graph+pdl"] = lambda *a: GraphLoop(
-                FusedExecutor(found, rule(), dtype, pdl=True, copies=True), *a
-            )
+            made["graph+pdl"] = making(GraphLoop, pdl=True)
     if persistent.problem(found) is None:
-        made["persistent"] = lambda *a: persistent.PersistentLoop(
-            FusedExecutor(found, rule(), dtype, family="epoch", copies=True), *a
-        )
+        made["persistent"] = making(persistent.PersistentLoop, family="epoch")
     return made
 
 
@@ -212,7 +205,7 @@ _FILE = "engines.json"
 def _key(names: list[str], found: Network, job: Job) -> str:
     import triton
 
-    rule = rules.recognise(job.optimizer, found.parameters)
+    kind, _ = rules.layout(job.optimizer, found.parameters)
     facts = (
         torch.cuda.get_device_name(job.x.device),
         triton.__version__,
@@ -223,7 +216,7 @@ def _key(names: list[str], found: Network, job: Job) -> str:
         job.x.dtype,
         *("dequantize" for number in (found.scale, found.shift) if number is not None),
         job.dtype,
-        rule if isinstance(rule, str) else rule.kind,
+        kind,
         *names,
     )
     return " ".join(map(str, facts))

@@ -41,7 +41,8 @@ class CpuExecutor(Executor):
         network: what runs, its parameters on the CPU.
         optimizer: over some or all of the parameters; its groups are read at every step.
         dtype: of the matrix products: the parameters' own, or bfloat16, where the parameters, the
-            loss and the update stay as they are. Worth it where `cpu_layers.bf16_is_fast`.
+            loss and the update stay as they are. Worth it where AVX512-BF16 or AMX multiplies
+            bfloat16 in hardware.
 
     Raises:
         ValueError: another dtype.

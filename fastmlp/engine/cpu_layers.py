@@ -16,14 +16,6 @@ from fastmlp.activations import Act
 from fastmlp.backends import onednn
 from fastmlp.functional.layer import Layer
 
-
-def bf16_is_fast() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware: AVX512-BF16 or AMX."""
-    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    checks = [getattr(torch.cpu, name, None) for name in names]
-    return any(check is not None and check() for check in checks)
-
-
 #: So few outputs are written as columns. Batch x inputs x outputs, times of rows over columns in float32 and
 #: bfloat16: 1.4 and 1.4 at 256x256x10, 1.2 and 2.1 at 1024x1024x10. The softmax too is faster along columns.
 FEW = 32

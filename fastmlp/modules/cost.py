@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral
 
 import torch
@@ -166,24 +166,20 @@ def _widths(model: Sequence[int]) -> list[int]:
     return [int(width) for width in model]
 
 
+@dataclass
 class _Walk:
     """Goes through a model and adds up what it finds."""
 
-    def __init__(
-        self,
-        batch: int,
-        dtype: torch.dtype,
-        device: Device,
-        kind: str,
-        training: bool,
-        input_grad: bool,
-    ) -> None:
-        self.batch, self.dtype, self.device, self.kind = batch, dtype, device, kind
-        self.training, self.input_grad = training, input_grad
-        self.choices: list[Choice] = []
-        self.not_counted: list[str] = []
-        self._found: list[dict[str, Plan]] = []  # of every chain and op, by plan
-        self._width: int | None = None  # of what comes out of the last one, where that is known
+    batch: int
+    dtype: torch.dtype
+    device: Device
+    kind: str
+    training: bool
+    input_grad: bool
+    choices: list[Choice] = field(default_factory=list)
+    not_counted: list[str] = field(default_factory=list)
+    _found: list[dict[str, Plan]] = field(default_factory=list)  # of every chain and op, by plan
+    _width: int | None = None  # of what comes out of the last one, where that is known
 
     def module(self, module: nn.Module, name: str) -> None:
         """Count ``module`` and what is inside it."""

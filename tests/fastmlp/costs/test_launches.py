@@ -196,7 +196,7 @@ def test_every_kernel_is_known() -> None:
     """A new one is to be counted too."""
     folder = Path(fastmlp.kernels.__path__[0])
     names = {
-        name for file in folder.glob("*.py") for name in re.findall(r"def (\w+_kernel)\(", file.read_text())
+        name for file in folder.rglob("*.py") for name in re.findall(r"def (\w+_kernel)\(", file.read_text())
     }
     assert names == _KERNELS.keys()
 

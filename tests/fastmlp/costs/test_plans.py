@@ -38,11 +38,10 @@ def names(launches: tuple[plans.Launch, ...]) -> list[str]:
 
 
 def test_the_textbooks_step_by_torchs_ops() -> None:
-    """The 14 launches of docs/kernels.md: nine of the net's, five of the loss'."""
+    """Of the 14 launches of docs/kernels.md the net's nine; five are the loss'."""
     plan = of("eager", TEXTBOOK, 256)
     assert names(plan.forward) == ["addmm", "relu", "addmm"]
     assert names(plan.backward) == ["mm", "mm", "sum", "relu_backward", "mm", "sum"]
-    assert len(plan.launches) + floors.eager_cross_entropy(256, 10, _FP32).launches == 14
     # Forward and dW of both layers, dX of the second alone.
     assert plan.work.operations == 2 * 256 * (2 * 784 * 256 + 3 * 256 * 10)
     x, h, y, w1, w2 = 256 * 784, 256 * 256, 256 * 10, 256 * 784, 10 * 256

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 import fastmlp
 from fastmlp.backends import onednn
-from fastmlp.engine import cpu_layers
 from fastmlp.engine.cpu import CpuExecutor
 from fastmlp.engine.network import Network, recognise
 from tests.classifiers import ACTIVATIONS, OPTIMIZERS
@@ -311,7 +310,6 @@ def test_dtypes() -> None:
     _, twin, (_, ours), _ = pair()
     with pytest.raises(ValueError, match=r"dtype: expected torch\.float32 .* got torch\.float16"):
         CpuExecutor(network_of(twin, nn.CrossEntropyLoss()), ours, torch.float16)
-    assert isinstance(cpu_layers.bf16_is_fast(), bool)
 
 
 @pytest.mark.parametrize("classes", [5, 40])

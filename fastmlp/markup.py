@@ -1,4 +1,4 @@
-"""What a notebook shows of a result: a small HTML table, and a curve. No scripts, no styles of a page."""
+"""What is shown of a result: a table as text, and for a notebook a small one of HTML and a curve."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from html import escape
 
 _LEFT = ' style="text-align: left"'
 _COLOURS = ("#1f77b4", "#d95f02")
+#: Between the columns of a text.
+GAP = 2
 _WIDTH, _HEIGHT, _EDGE = 320, 90, 4  # pixels of a curve's picture
 
 
@@ -30,6 +32,16 @@ def table(
         f"<div><div><b>{escape(title)}</b></div><table><thead>{line('th', head)}</thead>"
         f"<tbody>{body}</tbody></table>{under}</div>"
     )
+
+
+def aligned(lines: Sequence[Sequence[str]], texts: int = 1) -> list[str]:
+    """Lines of equally many cells as lines of text; the first ``texts`` columns stand to the left."""
+    columns = [
+        [cell.ljust(width) if i < texts else cell.rjust(width) for cell in column]
+        for i, column in enumerate(zip(*lines))
+        for width in [max(map(len, column))]
+    ]
+    return [(" " * GAP).join(line).rstrip() for line in zip(*columns)]
 
 
 def curves(named: Mapping[str, Sequence[float | None]]) -> str:

@@ -18,7 +18,7 @@ from fastmlp.cli.common import DEVICE_HELP, JSON_HELP, device_of, emit, fail, st
 from fastmlp.cli.options import Engine
 from fastmlp.costs import floors, plans
 from fastmlp.costs.ceilings import Ceilings, ceilings_of, device_name
-from fastmlp.profiling.points import Point
+from fastmlp.profiling.rows import Point
 from fastmlp.profiling.trace import Kernel
 
 EXAMPLE = "Example: fastmlp plot roofline --out roofline.svg"

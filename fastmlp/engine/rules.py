@@ -47,17 +47,14 @@ class Rule:
         state = self.optimizer.state[parameter]
         if self.kind == "adam":
             if not state:
-                group = self.optimizer.param_groups[self.groups[self._position(parameter)]]
-                state.update(_adam_state(parameter, group))
+                at = next(i for i, p in enumerate(self.parameters) if p is parameter)
+                state.update(_adam_state(parameter, self.optimizer.param_groups[self.groups[at]]))
             return state["exp_avg"], state["exp_avg_sq"]
         if self.kind == "sgd":
             return None, None
         if state.get("momentum_buffer") is None:
             state["momentum_buffer"] = torch.zeros_like(parameter)
         return state["momentum_buffer"], None
-
-    def _position(self, parameter: Tensor) -> int:
-        return next(i for i, p in enumerate(self.parameters) if p is parameter)
 
     def rows(self, factors: Tensor) -> Tensor:
         """The numbers of the next steps, (steps, groups, HYPERS) float32 on the CPU.

@@ -89,13 +89,7 @@ class Cost:
         return markup.table(self.title, head, lines, self.notes())
 
     def __str__(self) -> str:
-        rows = self.rows()
-        wide = [max(map(len, column)) for column in zip(*rows)]
-        lines = [
-            "  ".join([row[0].ljust(wide[0]), *(cell.rjust(w) for cell, w in zip(row[1:], wide[1:]))])
-            for row in rows
-        ]
-        return "\n".join([self.title, *lines, *self.notes()])
+        return "\n".join([self.title, *markup.aligned(self.rows()), *self.notes()])
 
 
 _BYTES = ("B", "KiB", "MiB", "GiB", "TiB")

@@ -121,7 +121,7 @@ _FUSED = (Sequential, TimmMlp)
 def _what(child: nn.Module) -> str:
     """The class of a swapped module, and its chains."""
     chains = [
-        plans.name(tuple([stage[0].weight.shape[1], *(layer.weight.shape[0] for layer in stage)]))
+        plans.name(plans.widths_of(stage.dense))
         for stage in (
             found.layers if isinstance(found, Dequantized) else found
             for found in plan(_run_by(child), _OPENED)

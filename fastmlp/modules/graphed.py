@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmlp.backends.route import debugging
+from fastmlp.modules.snapshot import hooked
 
 C = TypeVar("C", bound=Callable[..., Any])
 
@@ -92,8 +93,7 @@ def _check_module(module: object) -> None:
         return
     if getattr(vars(module).get("forward"), "_is_graph", False):
         raise ValueError("module: it has a graph; `del module.forward` takes it out")
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    if any(getattr(module, name) for name in hooks):
+    if hooked(module):
         raise ValueError("module: expected one without hooks; those that come later are called")
     for name, buffer in module.named_buffers():
         if buffer.requires_grad:

@@ -13,8 +13,7 @@ from matplotlib.transforms import Bbox, BboxBase
 
 from fastmlp.costs.ceilings import Ceilings
 from fastmlp.plots import style
-from fastmlp.profiling.points import Point
-from fastmlp.profiling.rows import amount
+from fastmlp.profiling.rows import Point, amount
 
 
 @style.styled

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+from fastmlp import markup
 from fastmlp.costs.ceilings import Ceilings
 from fastmlp.profiling.trace import Kernel
 
@@ -39,6 +40,27 @@ class Row:
     def to_json(self) -> dict[str, Any]:
         """All of it, and what follows from it, as plain data."""
         return {**asdict(self), "mean": self.mean, "efficiency": self.efficiency}
+
+
+class Point(NamedTuple):
+    """A kernel as a point of a roofline plot: what it does, and how long it takes."""
+
+    label: str
+    kind: str  # gives the colour: kernels of a kind look alike
+    operations: float
+    bytes: float
+    seconds: float
+    dtype: str  # whose roof it is under
+
+    @property
+    def intensity(self) -> float:
+        """Operations a byte."""
+        return self.operations / self.bytes
+
+    @property
+    def rate(self) -> float:
+        """Operations a second."""
+        return self.operations / self.seconds
 
 
 def rows(kernels: Iterable[Kernel], ceilings: Ceilings) -> list[Row]:
@@ -96,7 +118,7 @@ def table(found: list[Row], sort: str = "time", limit: int | None = 20, width: i
     except ImportError as error:
         raise ImportError(f"a table needs rich ({error}): pip install 'fastmlp[train]'") from error
     head, *lines = _fitting(texts(found, sort, limit), width)
-    made = Table(box=None, pad_edge=False, padding=(0, len(_GAP), 0, 0), header_style="bold")
+    made = Table(box=None, pad_edge=False, padding=(0, markup.GAP, 0, 0), header_style="bold")
     for title in head:
         made.add_column(title, justify="left" if title in TEXTS else "right", no_wrap=True)
     for line in lines:
@@ -107,16 +129,9 @@ def table(found: list[Row], sort: str = "time", limit: int | None = 20, width: i
 def text(found: list[Row], sort: str = "time", limit: int | None = 20, width: int | None = None) -> str:
     """The same as plain text."""
     lines = _fitting(texts(found, sort, limit), width)
-    columns = zip(*lines)
-    padded = [
-        [cell.ljust(size) if column[0] in TEXTS else cell.rjust(size) for cell in column]
-        for column in columns
-        for size in [max(map(len, column))]
-    ]
-    return "\n".join(_GAP.join(line).rstrip() for line in zip(*padded))
+    return "\n".join(markup.aligned(lines, len(TEXTS)))
 
 
-_GAP = "  "
 #: The columns that are no numbers, the first ones.
 TEXTS = ("kernel", "layer")
 _HEAD = (
@@ -132,7 +147,7 @@ def _fitting(lines: list[tuple[str, ...]], width: int | None) -> list[tuple[str,
     columns = {column[0]: column for column in zip(*lines)}
 
     def excess() -> int:
-        return 0 if width is None else sum(max(map(len, c)) + len(_GAP) for c in columns.values()) - width
+        return 0 if width is None else sum(max(map(len, c)) + markup.GAP for c in columns.values()) - width
 
     for name in _DROPPED:
         if excess() > 0:

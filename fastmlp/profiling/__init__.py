@@ -2,13 +2,9 @@
 
 ``session``   `profile`, the context manager
 ``trace``     the kernels of what torch's profiler exports
-``launches``  what a launch of our kernels takes
-``aten``      what one of torch's own ops takes
-``doors``     a note of every launch
-``naming``    ranges by the layers' names
+``naming``    ranges by the layers' names, a note of every launch
 ``rows``      the table
 ``memory``    who holds memory
-``ceilings``  what the device reaches
 """
 
 from fastmlp.costs.ceilings import Ceilings, ceilings_of, measure_ceilings

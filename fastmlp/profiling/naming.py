@@ -11,14 +11,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from fastmlp import profiler_ranges as ranges
 from fastmlp.modules.plan import CALLS
-from fastmlp.profiling.trace import LAYER
+from fastmlp.profiling.trace import LAYER, Launched
+
+if TYPE_CHECKING:
+    from fastmlp.kernels.launch import Launch
 
 
 class Names:
@@ -84,6 +87,42 @@ def opened(names: Names, open_range: Callable[[str], AbstractContextManager[Any]
         nn.Module.__call__ = call  # type: ignore[method-assign]
         CALLS.discard(named_call)
         ranges.set_opener(before)
+
+
+#: proton's names of operations, by the width of the products' operands.
+_WIDTHS = {"float32": 32, "tf32": 32, "float16": 16, "bfloat16": 16}
+
+
+@contextmanager
+def noted(
+    launches: list[Launched], names: Names, open_range: Callable[..., AbstractContextManager[Any]]
+) -> Iterator[None]:
+    """Inside, each launch is made in its layer's range and one of its own, and added to ``launches``.
+
+    Raises:
+        ImportError: there is no Triton.
+    """
+    from fastmlp.costs.launches import count
+    from fastmlp.kernels import launch as door
+
+    @contextmanager
+    def around(launch: Launch) -> Iterator[tuple[Any, ...]]:
+        counted = count(launch)
+        layer = names.weights(counted.weights)
+        x, y, z = (*launch.grid, 1, 1)[:3]
+        launches.append(Launched(launch.name, (x, y, z), counted.work, counted.dtype, layer))
+        metrics: dict[str, float] = {}
+        if counted.work is not None:
+            width = _WIDTHS.get(counted.dtype, "")
+            metrics = {"bytes": counted.work.bytes, f"flops{width}": counted.work.operations}
+        with ExitStack() as stack:
+            if layer:
+                stack.enter_context(open_range(LAYER + layer))
+            stack.enter_context(open_range(launch.name, metrics))
+            yield launch.args
+
+    with door.around(around):
+        yield
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from fastmlp import files as atomic
 from fastmlp.costs.ceilings import Ceilings, ceilings_of
 from fastmlp.profiling import memory as memories
 from fastmlp.profiling import rows as tables
-from fastmlp.profiling.naming import Names, annotated, opened
+from fastmlp.profiling.naming import Names, annotated, noted, opened
 from fastmlp.profiling.rows import Row
 from fastmlp.profiling.trace import WHOLE, Launched, Trace
 
@@ -158,11 +158,7 @@ class profile:  # noqa: N801 - used as a function, as torch.profiler.profile
         with ExitStack() as stack:
             stack.enter_context(opened(self._names, self._range))
             if self._gpu or backends.requested() == "triton" or "fastmlp.kernels.launch" in sys.modules:
-                try:
-                    from fastmlp.profiling.doors import noted
-                except ImportError:  # no Triton: nothing of ours will be launched
-                    pass
-                else:
+                with suppress(ImportError):  # no Triton: nothing of ours will be launched
                     stack.enter_context(noted(launches, self._names, self._range))
             yield
 

@@ -396,10 +396,3 @@ def test_another_optimizer_is_taken_up(device: str) -> None:
     both.step.optimizer = torch.optim.SGD(both.net.parameters(), lr=0.0)
     both.step(x, y)
     assert torch.equal(both.net[0].weight, before)
-
-
-def test_what_is_no_tensor(device: str) -> None:
-    both = Both(device)
-    x, y = data("cpu")
-    with pytest.raises(TypeError, match="x: expected a tensor, got ndarray"):
-        both.step(x.numpy(), y)  # type: ignore[arg-type]

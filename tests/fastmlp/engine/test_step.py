@@ -207,6 +207,13 @@ def test_parts_that_are_none(name: str, value: Any, said: str) -> None:
         step(*data("cpu"))
 
 
+def test_what_is_no_tensor(device: str) -> None:
+    ours = run(device)
+    x, y = data("cpu")
+    with pytest.raises(TypeError, match="x: expected a tensor, got ndarray"):
+        fastmlp.TrainStep(ours.net, ours.loss, ours.optimizer)(x.numpy(), y)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("backend", ["auto", "triton"])
 def test_a_batch_that_does_not_fit(backend: str, device: str) -> None:
     ours = run(device)

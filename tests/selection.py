@@ -1,8 +1,11 @@
 """Which cases of a parametrised test run every day, and which are left to ``make test-deep``.
 
 Of a product of two parameters each value is kept once, in as many different pairs as that gives; of three or
-more, each pair of values. A test with one parameter keeps them all. ``@pytest.mark.deep`` leaves a test or a
-case to ``make test-deep`` whatever it is, ``@pytest.mark.every`` keeps the whole product.
+more, each pair of values. A test with one parameter keeps them all. The marks decide otherwise:
+
+- ``deep`` leaves a test, or a case, to ``make test-deep``;
+- ``few(n)`` keeps n cases, which differ in as many values as they can;
+- ``every`` keeps the whole product.
 """
 
 from __future__ import annotations
@@ -23,24 +26,34 @@ def deep(items: Iterable[pytest.Item]) -> list[pytest.Item]:
     products: dict[str, list[tuple[Case, pytest.Item]]] = {}
     for item in items:
         case = _case(item)
-        if len(case) > 1 and not any(map(item.get_closest_marker, ("deep", "every"))):
+        if case and not any(map(item.get_closest_marker, ("deep", "every"))):
             products.setdefault(item.nodeid.partition("[")[0], []).append((case, item))
     left = []
     for product in products.values():
-        kept = cover([case for case, _ in product])
+        few = product[0][1].get_closest_marker("few")
+        kept = chosen([case for case, _ in product], few.args[0] if few else None)
         left += [item for i, (_, item) in enumerate(product) if i not in kept]
     return left
 
 
-def cover(cases: Sequence[Case]) -> set[int]:
-    """The places of the cases that are kept: greedily the one that adds most, of equals the first."""
-    strength = min(2, len(cases[0]) - 1)
+def chosen(cases: Sequence[Case], few: int | None = None) -> set[int]:
+    """The places of the cases that are kept."""
+    many, parameters = len(cases), len(cases[0])
+    if few is not None and parameters == 1:
+        few = min(few, many)
+        return {place * many // few for place in range(few)}
+    if few is not None:
+        return set(cover(cases, 1)[:few])
+    return set(cover(cases, min(2, parameters - 1)) if parameters > 1 else range(many))
+
+
+def cover(cases: Sequence[Case], strength: int) -> list[int]:
+    """Cases with every value, or each pair of values: greedily what adds most, of equals the first."""
     adds = [set(combinations(enumerate(case), strength)) for case in cases]
-    wanted, kept = set().union(*adds), set[int]()
+    wanted, kept = set().union(*adds), list[int]()
     while wanted:
-        best = max(range(len(cases)), key=lambda i: (len(adds[i] & wanted), -i))
-        kept.add(best)
-        wanted -= adds[best]
+        kept.append(max(range(len(cases)), key=lambda i: (len(adds[i] & wanted), -i)))
+        wanted -= adds[kept[-1]]
     return kept
 
 

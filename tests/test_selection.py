@@ -7,7 +7,7 @@ from math import prod
 
 import pytest
 
-from tests.selection import cover
+from tests.selection import chosen, cover
 
 
 @pytest.mark.parametrize(
@@ -15,7 +15,7 @@ from tests.selection import cover
 )
 def test_each_value_or_pair_is_kept_in_few_cases(sizes: tuple[int, ...], strength: int) -> None:
     cases = list(product(*(map(str, range(size)) for size in sizes)))
-    kept = [cases[place] for place in cover(cases)]
+    kept = [cases[place] for place in cover(cases, strength)]
 
     for places in combinations(range(len(sizes)), strength):
         found = {tuple(case[place] for place in places) for case in kept}
@@ -24,5 +24,16 @@ def test_each_value_or_pair_is_kept_in_few_cases(sizes: tuple[int, ...], strengt
 
 
 def test_cases_that_are_no_product() -> None:
-    assert cover([("a", "x"), ("a", "y"), ("b", "z")]) == {0, 1, 2}
-    assert cover([("a", "x"), ("a", "y"), ("b", "y")]) == {0, 2}
+    assert chosen([("a", "x"), ("a", "y"), ("b", "z")]) == {0, 1, 2}
+    assert chosen([("a", "x"), ("a", "y"), ("b", "y")]) == {0, 2}
+
+
+def test_a_single_parameter_keeps_its_values() -> None:
+    assert chosen([("a",), ("b",), ("c",)]) == {0, 1, 2}
+
+
+def test_a_few() -> None:
+    """Spread over a list; of a product the ones that share least."""
+    assert chosen([(name,) for name in "abcdef"], 3) == {0, 2, 4}
+    assert chosen([("a",), ("b",)], 3) == {0, 1}
+    assert chosen(list(product("ab", "xyz", "12")), 2) == {0, 9}

@@ -1,6 +1,7 @@
-"""Ctrl-C while the command's imports still run: one line and status 130, as later, and no traceback.
+"""How the command ``fastmlp`` starts: torch's import, which takes seconds, waits until one needs it.
 
-Importing this takes it, in a process that is ``fastmlp`` or ``python -m fastmlp``.
+Ctrl-C in these seconds is one line and status 130, as later, and no traceback: importing this takes it, in a
+process that is ``fastmlp`` or ``python -m fastmlp``, and `done` gives it back.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def _leave(number: int, frame: FrameType | None) -> None:
     os._exit(130)  # nothing has begun, and half of torch cannot be taken down in good order
 
 
-def _is_command() -> bool:
+def is_command() -> bool:
+    """Whether this process is ``fastmlp`` or ``python -m fastmlp``; no other that imports the package is."""
     if threading.current_thread() is not threading.main_thread() or not sys.argv:
         return False
     if sys.argv[0] == "-m":  # what Python makes of it while the module is being looked for
@@ -35,5 +37,5 @@ def _is_command() -> bool:
     return os.path.basename(sys.argv[0]).removesuffix(".exe") == "fastmlp"
 
 
-if _is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+if is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, _leave)

@@ -19,7 +19,6 @@ MOST_EXCEPTIONS = 5
 EXCEPTIONS = {
     "fastmlp/training/fit.py:fit": "public: what a run may be told, each by its name",
     "fastmlp/cli/predict.py:predict": "a command: its parameters are its options",
-    "fastmlp/cli/profile.py:profile": "a command: its parameters are its options",
 }
 
 

@@ -17,10 +17,8 @@ except ImportError as error:  # pragma: no cover
 from typer.core import TyperCommand, TyperGroup
 
 import fastmlp
-from fastmlp import starting
-from fastmlp.cli import bench, eval, info, plot, predict, profile, roofline, train
+from fastmlp.cli import bench, eval, info, plot, predict, profile, train
 from fastmlp.cli.common import errors, plain, what_failed
-from fastmlp.training import distributed
 
 EXAMPLE = """Example: fastmlp train --dataset digits && fastmlp eval runs/digits-1.safetensors
 
@@ -36,7 +34,6 @@ class _OneLine(TyperGroup):
     """Wrong usage is one line on stderr, as every error is; no arguments at all ask for help."""
 
     def main(self, args: Sequence[str] | None = None, **options: Any) -> Any:  # type: ignore[override]
-        starting.done()
         args = sys.argv[1:] if args is None else args
         try:
             code = super().main(args or ["--help"], **{**options, "standalone_mode": False})
@@ -57,8 +54,11 @@ class _OneLine(TyperGroup):
                 raise
             errors.print(f"error: {failure}", style="red")
             code = 1
-        if code and distributed.size() > 1:
-            distributed.leave(code)
+        if code and "fastmlp.training.distributed" in sys.modules:
+            from fastmlp.training import distributed
+
+            if distributed.size() > 1:
+                distributed.leave(code)
         sys.exit(code)
 
     def invoke(self, ctx: Any) -> Any:
@@ -133,7 +133,6 @@ app.command("eval", epilog=eval.EXAMPLE)(eval.evaluate)
 app.command("predict", epilog=predict.EXAMPLE)(predict.predict)
 app.command("bench", epilog=bench.EXAMPLE)(bench.bench)
 app.command("profile", epilog=profile.EXAMPLE)(profile.profile)
-plot.app.command("roofline", epilog=roofline.EXAMPLE)(roofline.roofline)
 app.add_typer(plot.app, name="plot", epilog=plot.EXAMPLE)
 app.command("info", epilog=info.EXAMPLE)(info.info)
 for _command in (*app.registered_commands, *plot.app.registered_commands):

@@ -7,19 +7,19 @@ import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.padding import Padding
-from rich.table import Table
+from typer import Option
 
-from fastmlp.cli.common import JSON_HELP, device_of, emit, errors, fail, start
-from fastmlp.data import DataError
+from fastmlp import files
+from fastmlp.cli.common import device_of, emit, errors, fail, start, table_of
+from fastmlp.cli.options import AsJson
 
 EXAMPLE = "Example: fastmlp bench --match inference --html out/"
 PARTS = ("tests", "cases", "epochs", "accuracy", "sweeps", "host")
-_ONLY = f"Only this part: {', '.join(PARTS)}; repeatable."
 _FOREVER = 1e9
 _READ = (
     "median (quartiles); vs: the other's time over fastmlp's; floor: the least possible time over fastmlp's"
@@ -30,29 +30,36 @@ Groups = dict[str, list[list[str]]]  # the lines of a table by what they have in
 
 
 def bench(
-    full: bool = typer.Option(
-        False, "--full", help="Every case by every peer, however long it takes; needs --html."
-    ),
-    only: list[str] = typer.Option([], help=_ONLY),
-    match: str = typer.Option("", help="Only the rows that have this in their name, such as 'inference'."),
-    device: str = typer.Option("", help="cpu or cuda; default: the GPU if there is one."),
-    data: Path | None = typer.Option(None, help="Directory that holds FashionMNIST/raw; default: download."),
-    budget: float = typer.Option(
-        _FOREVER, min=0, help="Seconds after which no row is started.", show_default=False
-    ),
-    resume: bool = typer.Option(
-        False, "--resume", help="Keep the rows that --html holds, measure the others."
-    ),
-    html: Path | None = typer.Option(
-        None, metavar="DIR", help="Keep the report here: report.json, and index.html to look at it."
-    ),
-    stored: Path | None = typer.Option(
-        None, "--from", metavar="DIR", help="Measure nothing: show the report in this folder or file."
-    ),
-    compare: tuple[Path, Path] | None = typer.Option(
-        None, metavar="BEFORE AFTER", help="Measure nothing: two stored reports side by side."
-    ),
-    as_json: bool = typer.Option(False, "--json", help=JSON_HELP),
+    full: Annotated[
+        bool, Option("--full", help="Every case by every peer, however long it takes; needs --html.")
+    ] = False,
+    only: Annotated[list[str] | None, Option(help=f"Only this part: {', '.join(PARTS)}; repeatable.")] = None,
+    match: Annotated[
+        str, Option(help="Only the rows that have this in their name, such as 'inference'.")
+    ] = "",
+    device: Annotated[str, Option(help="cpu or cuda; default: the GPU if there is one.")] = "",
+    data: Annotated[
+        Path | None, Option(help="Directory that holds FashionMNIST/raw; default: download.")
+    ] = None,
+    budget: Annotated[
+        float, Option(min=0, help="Seconds after which no row is started.", show_default=False)
+    ] = _FOREVER,
+    resume: Annotated[
+        bool, Option("--resume", help="Keep the rows that --html holds, measure the others.")
+    ] = False,
+    html: Annotated[
+        Path | None,
+        Option(metavar="DIR", help="Keep the report here: report.json, and index.html to look at it."),
+    ] = None,
+    stored: Annotated[
+        Path | None,
+        Option("--from", metavar="DIR", help="Measure nothing: show the report in this folder or file."),
+    ] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        Option(metavar="BEFORE AFTER", help="Measure nothing: two stored reports side by side."),
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Measure fastmlp beside eager PyTorch and others: a minute on a CPU, with --full all there is.
 
@@ -62,32 +69,26 @@ def bench(
 
     Exit status: 0 done, 1 a row of ours failed, 2 wrong usage, 130 interrupted.
     """
+    console, only = start(as_json), only or []
     unknown = sorted(set(only) - set(PARTS))
     if unknown:
         fail(f"--only {', '.join(unknown)}: expected {', '.join(PARTS)}", 2)
-    if stored is not None and compare is not None:
-        fail("--from, --compare: expected one of them", 2)
-    if stored is not None or compare is not None:
-        name = "--from" if stored is not None else "--compare"
-        options = {
-            "--full": full,
-            "--device": device,
-            "--data": data,
-            "--budget": budget < _FOREVER,
-            "--resume": resume,
-        }
-        given = [option for option, value in options.items() if value]
-        if given:
-            fail(f"{name} measures nothing: without {', '.join(given)}", 2)
+    measuring = {
+        "--full": full,
+        "--device": device,
+        "--data": data,
+        "--budget": budget < _FOREVER,
+        "--resume": resume,
+    }
+    _check_stored(stored, compare, [option for option, value in measuring.items() if value])
     if compare is not None:
         if html or only:
             fail(f"--compare: without {'--html' if html else '--only'}", 2)
-        return _compare(*compare, match, as_json)
+        return _compare(console, *compare, match, as_json)
     if html is not None and importlib.util.find_spec("plotly") is None:
         fail("--html needs plotly: pip install 'fastmlp[bench]'")
-    code = 0
     if stored is not None:
-        report = _narrowed(_load(stored, "--from"), only, match)
+        report, code = _narrowed(_load(stored, "--from"), only, match), 0
     else:
         if html is None and (full or resume):
             fail(f"--{'full' if full else 'resume'}: expected --html DIR, where the report is kept", 2)
@@ -102,18 +103,27 @@ def bench(
     if not report["rows"]:
         fail(f"--match {match}: there is no such row" if match else "there is no such row")
     if html is not None:
-        if stored is not None:
-            _keep(report, stored, html)
-        _write_page(report, html)
+        _write_page(report, stored, html)
     if as_json:
         emit(report)
     else:
-        _print(report)
+        _print(console, report)
     raise typer.Exit(code)
+
+
+def _check_stored(stored: Path | None, compare: tuple[Path, Path] | None, given: list[str]) -> None:
+    """See that what measures nothing is told nothing of measuring."""
+    if stored is not None and compare is not None:
+        fail("--from, --compare: expected one of them", 2)
+    if given and (stored is not None or compare is not None):
+        name = "--from" if stored is not None else "--compare"
+        fail(f"{name} measures nothing: without {', '.join(given)}", 2)
 
 
 def _measured(html: Path | None, full: bool, options: dict[str, Any]) -> tuple[Report, int]:
     """A new report and its exit code; in a folder that is thrown away unless there is one to keep it."""
+    from fastmlp.data import DataError
+
     try:
         from fastmlp.benchmarks import report, store
     except ImportError as error:
@@ -169,37 +179,26 @@ def _narrowed(report: Report, only: Sequence[str], match: str) -> Report:
     return report | {"rows": rows}
 
 
-def _keep(report: Report, stored: Path, out: Path) -> None:
-    """Put report.json beside the page, unless it is the very one that is shown."""
-    from fastmlp import files
-
-    file = out / "report.json"
-    if file.exists():
-        if file.samefile(_file(stored)):
-            return
-        if _load(file, "--html")["machine"] != report["machine"]:
-            fail(f"--html {out}: holds another report")
-    try:
-        files.write(file, [json.dumps(report, indent=1).encode() + b"\n"])
-    except OSError as error:
-        fail(f"--html {out}: {error.strerror or error}")
-
-
-def _write_page(report: Report, out: Path) -> None:
+def _write_page(report: Report, stored: Path | None, out: Path) -> None:
+    """The page, and beside it report.json, unless that is what is shown or has just been written."""
     from fastmlp.benchmarks import page
 
+    file = out / "report.json"
     try:
+        if stored is not None and not (file.exists() and file.samefile(_file(stored))):
+            if file.exists() and _load(file, "--html")["machine"] != report["machine"]:
+                fail(f"--html {out}: holds another report")
+            files.write(file, [json.dumps(report, indent=1).encode() + b"\n"])
         path = page.write(report, out)
     except OSError as error:
         fail(f"--html {out}: {error.strerror or error}")
     errors.print(f"written: {path}")
 
 
-def _print(report: Report) -> None:
+def _print(console: Console, report: Report) -> None:
     from fastmlp.benchmarks import tables
     from fastmlp.benchmarks.peers import EAGER, OURS
 
-    console = start(as_json=False)
     console.print(f"{tables.machine(report['machine'])}\n")
     rows = [row for row in report["rows"] if OURS in row.get("seconds", {})]
     groups: Groups = {}
@@ -230,7 +229,7 @@ def _group(row: dict[str, Any]) -> str:
     return f"{row['group']}, over {sweeps.axis(row['sweep'])}" if row.get("sweep") else row["group"]
 
 
-def _compare(before: Path, after: Path, match: str, as_json: bool) -> None:
+def _compare(console: Console, before: Path, after: Path, match: str, as_json: bool) -> None:
     from fastmlp.benchmarks import compare, tables
 
     one, other = (_load(path, "--compare") for path in (before, after))
@@ -238,7 +237,6 @@ def _compare(before: Path, after: Path, match: str, as_json: bool) -> None:
     if as_json:
         emit(found)
         return
-    console = start(as_json)
     console.print(f"before: {tables.machine(found['before'])}")
     console.print(f"after:  {tables.machine(found['after'])}")
     if found["before"]["device"] != found["after"]["device"]:
@@ -261,12 +259,9 @@ def _table(console: Console, head: Sequence[str], groups: Groups) -> None:
     left = console.width - sum(widths[1:]) - gap * len(widths) - 2
     widths[0] = max(10, min(widths[0], left))  # what a narrow terminal makes shorter is the first column
     for group, lines in {"": [], **groups}.items():
-        table = Table(*head, box=None, padding=(0, gap, 0, 0), header_style="bold", show_header=not group)
+        table = table_of(head, lines, padding=(0, gap, 0, 0), header_style="bold", show_header=not group)
         for column, width in zip(table.columns, widths):
             column.width, column.overflow = width, "fold"
-            column.justify = "right" if column is not table.columns[0] else "left"
-        for line in lines:
-            table.add_row(*line)
         if group:
             console.print(f"\n{group}", style="bold")
         console.print(Padding(table, (0, 0, 0, 2)))

@@ -1,4 +1,4 @@
-"""What the commands share: the consoles, an error in a line, JSON, options that several have."""
+"""What the commands share: the consoles, an error in a line, JSON, checks of options."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ import json
 import math
 import re
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from enum import Enum
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import torch
 import typer
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
-from fastmlp import files as atomic
-from fastmlp.training import checkpoint, distributed, memory
+from fastmlp import files, starting
+
+if TYPE_CHECKING:
+    import torch
 
 #: What a terminal obeys or reorders instead of showing it, and what no encoding has.
 _UNSHOWN = re.compile(r"[^\S\n\t ]|[\x00-\x08\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -45,47 +46,39 @@ errors = _Console(stderr=True, highlight=False, soft_wrap=True, markup=False, em
 #: How torch says that a size has more than 64 bits.
 _TOO_LARGE = (RuntimeError, TypeError, ValueError, OverflowError)
 
-DEVICE_HELP = "cpu, cuda, cuda:1; default: the GPU if there is one."
-NET_HELP = "The file that train saved with --out."
-DATASET_HELP = "Another than that of its training."
-DATA_HELP = "Holds its files, as FashionMNIST/raw; default: as in training."
-JSON_HELP = "One JSON object on stdout, and nothing else; messages go to stderr."
-
-
-class Dtype(str, Enum):
-    """What the matrix products run in."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
-class Dataset(str, Enum):
-    """The data sets by name: `fastmlp.data.NAMES`."""
-
-    fashion_mnist = "fashion-mnist"
-    mnist = "mnist"
-    kmnist = "kmnist"
-    digits = "digits"
-    diabetes = "diabetes"
-    synthetic = "synthetic"
-
 
 def count_of(number: int, what: str) -> str:
     """``1 epoch``, ``2 epochs``."""
     return f"{number:,} {what}{'s' * (number != 1)}"
 
 
-def names_of(kind: type[Enum]) -> str:
-    """The names that an option may have, for its help."""
-    return ", ".join(member.value for member in kind)
+def table_of(
+    head: Sequence[str], rows: Iterable[Sequence[str]], texts: Collection[str] = (), **options: Any
+) -> Table:
+    """Rows without lines between them: the first column and ``texts`` to the left, numbers to the right.
+
+    Args:
+        head: the columns' names.
+        rows: of as many cells.
+        texts: columns, by name.
+        options: rich's.
+    """
+    table = Table(*head, box=None, **options)
+    for column, name in zip(table.columns[1:], head[1:]):
+        column.justify = "left" if name in texts else "right"
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def start(as_json: bool) -> Console:
-    """Where this command's messages go: with --json stdout is the object's alone.
+    """Where this command's messages go: with --json stdout is the object's alone. Imports torch.
 
     Of several processes the first one says what all have to say.
     """
+    from fastmlp.training import distributed
+
+    starting.done()
     _console.quiet = errors.quiet = distributed.rank() > 0
     return errors if as_json else _console
 
@@ -148,6 +141,8 @@ def what_failed(error: BaseException) -> str | None:
     """A line for what no command has foreseen but the machine or a file is to blame for; None for a fault."""
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}" if error.filename is not None else str(error)
+    from fastmlp.training import memory
+
     first = memory.said(error)
     if memory.is_out_of_memory(error) or (isinstance(error, _TOO_LARGE) and "verflow" in first):
         return f"out of memory: {first}"
@@ -164,10 +159,12 @@ def one_of(names: tuple[str, ...], text: str, option: str) -> None:
 
 def writable(path: Path, option: str, over_nets: bool = False) -> None:
     """Say before the work that what comes of it cannot be saved, or would take a trained net's place."""
+    from fastmlp.training import checkpoint
+
     try:
         if not path.name:  # of "", "." and "/"
             raise IsADirectoryError
-        atomic.prepare(path)
+        files.prepare(path)
         if not over_nets and path.is_file() and checkpoint.is_one(path):
             fail(f"{option} {path}: a trained net is there; expected another name")
     except IsADirectoryError:
@@ -178,6 +175,10 @@ def writable(path: Path, option: str, over_nets: bool = False) -> None:
 
 def device_of(text: str) -> torch.device:
     """The device that --device names; by default the GPU if there is one."""
+    import torch
+
+    from fastmlp.training import distributed
+
     try:
         device = torch.device(text or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError:

@@ -8,14 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-import torch
 import typer
 
 import fastmlp
 from fastmlp import files
 from fastmlp.cli.common import fail, plain
 from fastmlp.cli.options import Settings
-from fastmlp.training import distributed
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -92,6 +90,9 @@ def write(path: Path, settings: Settings) -> None:
         OSError: it cannot be written.
     """
     import tomli_w
+    import torch
+
+    from fastmlp.training import distributed
 
     processes = distributed.size()
     command = "fastmlp" if processes == 1 else f"torchrun --nproc-per-node={processes} -m fastmlp"

@@ -2,42 +2,28 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-import typer
 from rich.table import Table
-from torch.nn import functional as F
 
-from fastmlp.cli import nets, sets
-from fastmlp.cli.common import (
-    DATA_HELP,
-    DATASET_HELP,
-    DEVICE_HELP,
-    JSON_HELP,
-    NET_HELP,
-    Dataset,
-    Dtype,
-    count_of,
-    device_of,
-    emit,
-    memory_for,
-    start,
-)
-from fastmlp.cli.scores import Score, confusion, mean_squared_error, r2, scores
+from fastmlp.cli.common import count_of, device_of, emit, memory_for, start, table_of
+from fastmlp.cli.options import AsJson, BatchSize, Data, Device, Dtype, Net, OtherDataset, Products
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 EXAMPLE = "Example: fastmlp eval runs/fashion-mnist-1.safetensors"
 
 
 def evaluate(
-    net: Path = typer.Argument(..., metavar="NET", help=NET_HELP, show_default=False),
-    dataset: Dataset | None = typer.Option(None, metavar="NAME", help=DATASET_HELP),
-    data: Path | None = typer.Option(None, metavar="DIR", help=DATA_HELP),
-    batch_size: int = typer.Option(4096, metavar="N", min=1, help="Examples at a time."),
-    device: str = typer.Option("", metavar="NAME", help=DEVICE_HELP),
-    dtype: Dtype = typer.Option(Dtype.float32, metavar="NAME", help="Of the matrix products."),
-    as_json: bool = typer.Option(False, "--json", help=JSON_HELP),
+    net: Net,
+    dataset: OtherDataset = None,
+    data: Data = None,
+    batch_size: BatchSize = 4096,
+    device: Device = "",
+    dtype: Products = Dtype.float32,
+    as_json: AsJson = False,
 ) -> None:
     """Evaluate a net that train saved on the test set of its data.
 
@@ -45,6 +31,11 @@ def evaluate(
     too, a row for each true class. Of a regression: mean squared error and R2.
     """
     console = start(as_json)
+    import torch
+    from torch.nn import functional as F
+
+    from fastmlp.cli import nets, sets
+
     where = device_of(device)
     model, about = nets.opened(net, where)
     test = sets.test_of(about, dataset, data).to(where)
@@ -81,10 +72,50 @@ def evaluate(
         emit(found)
 
 
+class Score(NamedTuple):
+    """Of one class. A share of nothing counts as 0, as in scikit-learn."""
+
+    name: str
+    precision: float  # of those predicted so, the share that is
+    recall: float  # of those that are, the share predicted so
+    f1: float  # the harmonic mean of the two
+    support: int  # how many there are
+
+
+def confusion(labels: Tensor, predicted: Tensor, classes: int) -> Tensor:
+    """How often each class (row) was predicted as each (column), (classes, classes) int64."""
+    return (labels * classes + predicted).bincount(minlength=classes * classes).view(classes, classes)
+
+
+def scores(counts: Tensor, names: Sequence[str]) -> list[Score]:
+    """Each class', and their plain mean as the last one."""
+    counts = counts.cpu().double()
+    right, is_so, said_so = counts.diag(), counts.sum(1), counts.sum(0)
+    precision, recall = right / said_so.clamp(min=1), right / is_so.clamp(min=1)
+    f1 = 2 * right / (is_so + said_so).clamp(min=1)
+    columns = [[*column.tolist(), column.mean().item()] for column in (precision, recall, f1)]
+    support = [*is_so.int().tolist(), int(is_so.sum())]
+    return [Score(*row) for row in zip([*names, "mean"], *columns, support)]
+
+
+def mean_squared_error(outputs: Tensor, targets: Tensor) -> float:
+    """The mean of the squared differences, both (N, out)."""
+    return (outputs.double() - targets.double()).square().mean().item()
+
+
+def r2(outputs: Tensor, targets: Tensor) -> float:
+    """The share of the targets' variance that is explained, the mean over the outputs; both (N, out).
+
+    1 is perfect, 0 is as good as the mean. NaN where a target does not vary.
+    """
+    outputs, targets = outputs.double(), targets.double()
+    left = (outputs - targets).square().sum(0)
+    return (1 - left / (targets - targets.mean(0)).square().sum(0)).mean().item()
+
+
 def _table(rows: list[Score]) -> Table:
-    table = Table("class", "precision", "recall", "F1", "examples", box=None)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for name, *shares, support in rows:
-        table.add_row(name, *(f"{share:.4f}" for share in shares), f"{support:,}")
-    return table
+    head = ("class", "precision", "recall", "F1", "examples")
+    return table_of(
+        head,
+        [(name, *(f"{share:.4f}" for share in shares), f"{support:,}") for name, *shares, support in rows],
+    )

@@ -3,82 +3,70 @@
 from __future__ import annotations
 
 import platform
+from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
-import typer
 from rich.table import Table
+from typer import Option
 
-import fastmlp
-from fastmlp import backends
-from fastmlp.benchmarks import machine
-from fastmlp.cli.common import JSON_HELP, Dtype, emit, fail, names_of, one_of, start, widths_of
-from fastmlp.costs import plans
-from fastmlp.costs.devices import DEVICES
+from fastmlp.cli.common import count_of, emit, fail, one_of, start, table_of, widths_of
+from fastmlp.cli.options import DEVICES, AsJson, Dtype, names_of, starting_with
+
+if TYPE_CHECKING:
+    import fastmlp
 
 EXAMPLE = "Example: fastmlp info --hidden 64,64,64 --batch-size 65536 --dtype bfloat16 --device h100"
 
 #: What measures all of it, in a clone.
 MEASURE = "python -m benchmarks.gpu --out DIR"
-_NET = "The net whose cost is shown"
-_DTYPES = names_of(Dtype)
-
-
-def _completed(incomplete: str) -> list[str]:
-    return [name for name in DEVICES if name.startswith(incomplete)]
-
-
+_net = partial(Option, rich_help_panel="The net whose cost is shown")
 #: What of /proc/cpuinfo matters to matrix products.
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8")
 
 
 def info(
-    hidden: str = typer.Option(
-        "256", metavar="WIDTHS", help="Of the hidden layers; empty for none.", rich_help_panel=_NET
-    ),
-    inputs: int = typer.Option(784, metavar="N", min=1, help="Of the first layer.", rich_help_panel=_NET),
-    outputs: int = typer.Option(10, metavar="N", min=1, help="Of the last layer.", rich_help_panel=_NET),
-    widths: str = typer.Option("", hidden=True, help="The whole net's: inputs, hidden, outputs."),
-    batch_size: int = typer.Option(256, metavar="N", min=1, help="Rows of a batch.", rich_help_panel=_NET),
-    dtype: Dtype = typer.Option(
-        Dtype.float32, metavar="NAME", help=f"Of parameters and data: {_DTYPES}.", rich_help_panel=_NET
-    ),
-    device: str = typer.Option(
-        "",
-        metavar="NAME",
-        help="One of " + ", ".join(DEVICES) + "; default: the GPU here, else h200.",
-        autocompletion=_completed,
-        rich_help_panel=_NET,
-    ),
-    inference: bool = typer.Option(
-        False, "--inference", help="The forward alone, without a backward.", rich_help_panel=_NET
-    ),
-    as_json: bool = typer.Option(False, "--json", help=JSON_HELP),
+    hidden: Annotated[str, _net(metavar="WIDTHS", help="Of the hidden layers; empty for none.")] = "256",
+    inputs: Annotated[int, _net(metavar="N", min=1, help="Of the first layer.")] = 784,
+    outputs: Annotated[int, _net(metavar="N", min=1, help="Of the last layer.")] = 10,
+    widths: Annotated[str, Option(hidden=True, help="The whole net's: inputs, hidden, outputs.")] = "",
+    batch_size: Annotated[int, _net(metavar="N", min=1, help="Rows of a batch.")] = 256,
+    dtype: Annotated[
+        Dtype, _net(metavar="NAME", help=f"Of parameters and data: {names_of(Dtype)}.")
+    ] = Dtype.float32,
+    device: Annotated[
+        str,
+        _net(
+            metavar="NAME",
+            help=f"One of {', '.join(DEVICES)}; default: the GPU here, else h200.",
+            autocompletion=starting_with(DEVICES),
+        ),
+    ] = "",
+    inference: Annotated[bool, _net("--inference", help="The forward alone, without a backward.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Versions, devices, which backend would run and why; and what a net costs by each plan."""
     console = start(as_json)
+    import torch
+
+    import fastmlp
+    from fastmlp.costs import plans
+
     sizes = widths_of(widths, "--widths") if widths else [inputs, *widths_of(hidden), outputs]
     if len(sizes) < 2:
         fail(f"--widths {widths}: expected two at least, such as 784,256,10", 2)
     if device:
-        one_of(tuple(DEVICES), device, "--device")
+        one_of(DEVICES, device, "--device")
     cost = fastmlp.cost(
         sizes, batch_size, dtype=getattr(torch, dtype.value), device=device or None, training=not inference
     )
     versions, devices = _versions(), _devices()
-    table = Table(show_header=False, box=None)
-    for name, text in versions.items():
-        table.add_row(name, text)
-    for about in devices:
-        table.add_row(f"on {about['device']}", _line(about))
-        table.add_row("", f"{about['backend']}: {about['reason']}")
-        if "measure" in about:
-            table.add_row("", f"no report of it is stored: {about['measure']} makes one, docs/benchmarks.md")
-    console.print(table)
+    console.print(_table(versions, devices))
     console.print()
-    console.print(_table(sizes, cost))
+    head, *rows = cost.rows()
+    title = f"{plans.name(sizes)}: {cost.title}"
+    console.print(table_of(head, rows, title=title, title_justify="left"))
     for note in cost.notes():
         console.print(note)
     console.print(f"{cost.device.name}: {cost.device.source}", style="dim")
@@ -86,8 +74,23 @@ def info(
         emit({"versions": versions, "devices": devices, "cost": _cost(sizes, cost)})
 
 
+def _table(versions: dict[str, str], devices: list[dict[str, Any]]) -> Table:
+    """What there is, by what it is."""
+    rows = [*versions.items()]
+    for about in devices:
+        rows += [(f"on {about['device']}", _line(about)), ("", f"{about['backend']}: {about['reason']}")]
+        if "measure" in about:
+            rows.append(("", f"no report of it is stored: {about['measure']} makes one, docs/benchmarks.md"))
+    return table_of(("", "text"), rows, texts=("text",), show_header=False)
+
+
 def _versions() -> dict[str, str]:
     """Of what runs here, and what is the matter with it."""
+    import torch
+
+    import fastmlp
+    from fastmlp import backends
+
     found = {
         "fastmlp": fastmlp.__version__,
         "python": platform.python_version(),
@@ -122,6 +125,10 @@ def _versions() -> dict[str, str]:
 
 def _devices() -> list[dict[str, Any]]:
     """The CPU and every GPU, and what would run on each."""
+    import torch
+
+    from fastmlp import backends
+
     processor, sets = _processor()
     found: list[dict[str, Any]] = [
         {"device": "cpu", "name": processor, "threads": torch.get_num_threads(), "instructions": sets}
@@ -149,6 +156,8 @@ def _devices() -> list[dict[str, Any]]:
 
 def _unmeasured(gpu: str) -> bool:
     """Whether this is a clone, where reports are stored, and has none of that GPU."""
+    from fastmlp.benchmarks import machine
+
     results = Path(machine.__file__).with_name("results")
     report = results / machine.folder({"kind": "gpu", "device": gpu}) / "report.json"
     return results.is_dir() and not report.is_file()
@@ -156,13 +165,15 @@ def _unmeasured(gpu: str) -> bool:
 
 def _line(about: dict[str, Any]) -> str:
     if about["device"] == "cpu":
-        threads = f"{about['threads']} thread{'s' * (about['threads'] != 1)}"
+        threads = count_of(about["threads"], "thread")
         return f"{about['name']}, {threads}, {' '.join(about['instructions'])}"
     return f"{about['name']}, compute capability {about['capability']}, {about['memory'] / 2**30:.1f} GiB"
 
 
 def _processor() -> tuple[str, list[str]]:
     """The CPU's name, and of its instruction sets those that matter here."""
+    import torch
+
     try:
         lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
     except OSError:
@@ -171,16 +182,6 @@ def _processor() -> tuple[str, list[str]]:
     flags = {*facts.get("flags", "").split()}
     known = [name for name in _FLAGS if name in flags] or [torch.backends.cpu.get_cpu_capability().lower()]
     return facts.get("model name") or platform.processor() or platform.machine(), known
-
-
-def _table(sizes: list[int], cost: fastmlp.Cost) -> Table:
-    head, *rows = cost.rows()
-    table = Table(*head, title=f"{plans.name(sizes)}: {cost.title}", title_justify="left", box=None)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for row in rows:
-        table.add_row(*row)
-    return table
 
 
 def _cost(sizes: list[int], cost: fastmlp.Cost) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 import fastmlp
 from fastmlp import activations
 from fastmlp.activations import module_of
-from fastmlp.cli.common import Dataset, fail
-from fastmlp.cli.options import Settings
+from fastmlp.cli.common import fail
+from fastmlp.cli.options import Dataset, Settings
 from fastmlp.engine.autograd import precision
 from fastmlp.training import checkpoint, load
 

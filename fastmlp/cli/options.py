@@ -1,4 +1,7 @@
-"""What a run of ``fastmlp train`` is: every option that is recorded with it, in one place."""
+"""Options: those that several commands have, and `Settings`, all that a run of ``fastmlp train`` is.
+
+The names that an option takes stand here again, since the tables that have them import torch.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,36 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
-from typer import BadParameter, Option
+from typer import Argument, BadParameter, Option
 
-from fastmlp import activations
-from fastmlp.cli.common import DEVICE_HELP, Dataset, Dtype, names_of
+#: `fastmlp.activations.NAMES`
+ACTIVATIONS = ("none", "relu", "leaky_relu", "sigmoid", "tanh", "gelu", "gelu_tanh", "silu", "prelu")
+#: `fastmlp.costs.devices.DEVICES`
+DEVICES = ("a100", "h100", "h200", "b200", "rtx4090", "rtx5090", "mi300x", "cpu")
+#: `fastmlp.studies.STUDIES`
+STUDIES = (
+    *("width", "depth", "learning-rate", "activation", "initialization", "alignment", "versions"),
+    *("collapse", "approximation"),
+)
+
+
+class Dtype(str, Enum):
+    """What the matrix products run in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Dataset(str, Enum):
+    """The data sets by name: `fastmlp.data.NAMES`."""
+
+    fashion_mnist = "fashion-mnist"
+    mnist = "mnist"
+    kmnist = "kmnist"
+    digits = "digits"
+    diabetes = "diabetes"
+    synthetic = "synthetic"
 
 
 class Optimizer(str, Enum):
@@ -47,6 +76,48 @@ class Schedule(str, Enum):
     one_cycle = "one-cycle"
 
 
+class Sort(str, Enum):
+    """What a profile can be sorted by; see `fastmlp.profiling.rows`."""
+
+    time = "time"
+    mean = "mean"
+    launches = "launches"
+    bytes = "bytes"
+    flop = "flop"
+    loss = "loss"
+    name = "name"
+    layer = "layer"
+
+
+def names_of(kind: type[Enum]) -> str:
+    """The names that an option may have, for its help."""
+    return ", ".join(member.value for member in kind)
+
+
+def starting_with(names: tuple[str, ...]) -> Callable[[str], list[str]]:
+    """What a shell completes an option to that takes one of the ``names``."""
+    return lambda incomplete: [name for name in names if name.startswith(incomplete)]
+
+
+NET_HELP = "The file that train saved with --out."
+DATASET_HELP = "Another than that of its training."
+DATA_HELP = "Holds its files, as FashionMNIST/raw; default: as in training."
+_DEVICE_HELP = "cpu, cuda, cuda:1; default: the GPU if there is one."
+# What several commands have.
+Net = Annotated[Path, Argument(metavar="NET", help=NET_HELP, show_default=False)]
+OtherDataset = Annotated[Dataset | None, Option(metavar="NAME", help=DATASET_HELP)]
+Data = Annotated[Path | None, Option(metavar="DIR", help=DATA_HELP)]
+Device = Annotated[str, Option(metavar="NAME", help=_DEVICE_HELP)]
+BatchSize = Annotated[int, Option(metavar="N", min=1, help="Examples at a time.")]
+Products = Annotated[Dtype, Option(metavar="NAME", help="Of the matrix products.")]
+Remeasure = Annotated[
+    bool, Option("--remeasure", help="Measure again what the device reaches, and keep the best.")
+]
+AsJson = Annotated[
+    bool, Option("--json", help="One JSON object on stdout, and nothing else; messages go to stderr.")
+]
+
+
 def _number(text: str | float) -> float:
     try:
         number = float(text)
@@ -57,11 +128,6 @@ def _number(text: str | float) -> float:
     return number
 
 
-def _activations(incomplete: str) -> list[str]:
-    return [name for name in activations.NAMES if name.startswith(incomplete)]
-
-
-_ACTIVATIONS = ", ".join(activations.NAMES)
 # An option of each of the help's panels.
 _data = partial(Option, rich_help_panel="Data")
 _net = partial(Option, rich_help_panel="Net")
@@ -88,7 +154,12 @@ class Settings:
         str, _net(metavar="WIDTHS", help="Of the hidden layers, such as 512,256; empty for none.")
     ] = "256"
     activation: Annotated[
-        str, _net(metavar="NAME", autocompletion=_activations, help=f"One of {_ACTIVATIONS}.")
+        str,
+        _net(
+            metavar="NAME",
+            autocompletion=starting_with(ACTIVATIONS),
+            help=f"One of {', '.join(ACTIVATIONS)}.",
+        ),
     ] = "relu"
 
     epochs: Annotated[int, _training(metavar="N", min=0, help="Passes over the training set.")] = 10
@@ -137,7 +208,7 @@ class Settings:
     ] = 0.0
     seed: Annotated[int, _training(metavar="N", help="Of the initial weights and the batch order.")] = 0
 
-    device: Annotated[str, _runs(metavar="NAME", help=DEVICE_HELP)] = ""
+    device: Annotated[str, _runs(metavar="NAME", help=_DEVICE_HELP)] = ""
     dtype: Annotated[
         Dtype,
         _runs(metavar="NAME", help=f"Of the matrix products: {names_of(Dtype)}; parameters are float32."),
@@ -182,22 +253,21 @@ def _plain(value: Any) -> Any:
 
 
 def spread(function: Callable[..., None]) -> Callable[..., None]:
-    """``function`` with its first parameter, a `Settings`, as one option for each field."""
-    hints = get_type_hints(Settings, include_extras=True)
+    """``function`` with its first parameter, a dataclass, as one option for each field."""
+    first, *others = inspect.signature(function, eval_str=True).parameters.values()
+    kind, hints = first.annotation, get_type_hints(first.annotation, include_extras=True)
     keyword = inspect.Parameter.KEYWORD_ONLY
     own = {
         field.name: inspect.Parameter(
             field.name, keyword, default=field.default, annotation=hints[field.name]
         )
-        for field in fields(Settings)
+        for field in fields(kind)
     }
-    _, *others = inspect.signature(function, eval_str=True).parameters.values()
     parameters = [*own.values(), *(parameter.replace(kind=keyword) for parameter in others)]
 
     @functools.wraps(function)
     def command(**options: Any) -> None:
-        settings = Settings(**{name: options.pop(name) for name in own})
-        function(settings, **options)
+        function(kind(**{name: options.pop(name) for name in own}), **options)
 
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

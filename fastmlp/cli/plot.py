@@ -6,37 +6,31 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
-from torch import Tensor
+from typer import Argument, Option
 
-from fastmlp import activations as table
-from fastmlp.cli import nets, sets
-from fastmlp.cli.common import (
-    DATA_HELP,
-    DATASET_HELP,
-    DEVICE_HELP,
-    JSON_HELP,
-    NET_HELP,
+from fastmlp.cli.common import device_of, emit, fail, one_of, start, warn, writable
+from fastmlp.cli.options import (
+    ACTIVATIONS,
+    STUDIES,
+    AsJson,
+    Data,
     Dataset,
-    device_of,
-    emit,
-    fail,
-    one_of,
-    start,
-    warn,
-    writable,
+    Device,
+    Net,
+    OtherDataset,
+    Remeasure,
 )
-from fastmlp.data import DataError, Images
-from fastmlp.studies import STUDIES
-from fastmlp.training import History
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from fastmlp.data import Images
+    from fastmlp.training import History
 
 EXAMPLE = "Example: fastmlp plot activations && fastmlp plot study width --small"
-_NAMES = tuple(name.replace("_", "-") for name in STUDIES)
 
 app = typer.Typer(rich_markup_mode="markdown")
 
@@ -49,32 +43,27 @@ def plot(context: typer.Context) -> None:
 
 
 def _out(default: str) -> Any:
-    return typer.Option(metavar="FILE", help=f"Ends in .png, .svg or .pdf; default: {default}.")
-
-
-_NAMES_GIVEN = typer.Argument(
-    metavar="NAME", help=f"Of {', '.join(table.NAMES)}; default: the book's, PReLU, GELU and SiLU."
-)
-_JSON = typer.Option(False, "--json", help=JSON_HELP)
-_DEVICE = typer.Option("", metavar="NAME", help=DEVICE_HELP)
-_NET = typer.Argument(..., metavar="NET", help=NET_HELP, show_default=False)
-_DATASET = typer.Option(None, metavar="NAME", help=DATASET_HELP)
-_DATA = typer.Option(None, metavar="DIR", help=DATA_HELP)
+    return Option(metavar="FILE", help=f"Ends in .png, .svg or .pdf; default: {default}.")
 
 
 @app.command("activations", epilog="Example: fastmlp plot activations relu gelu silu --out gelu.svg")
 def activations(
-    names: Annotated[list[str] | None, _NAMES_GIVEN] = None,
-    device: str = _DEVICE,
+    names: Annotated[
+        list[str] | None,
+        Argument(
+            metavar="NAME", help=f"Of {', '.join(ACTIVATIONS)}; default: the book's, PReLU, GELU and SiLU."
+        ),
+    ] = None,
+    device: Device = "",
     out: Annotated[Path | None, _out("activations.png")] = None,
-    as_json: bool = _JSON,
+    as_json: AsJson = False,
 ) -> None:
     """Activations and their gradients, by the kernels' own forward and derivative.
 
     Where no kernel runs, by the table that they are tested against; the picture says which.
     """
     for name in names or ():
-        one_of(table.NAMES, name, "NAME")
+        one_of(ACTIVATIONS, name, "NAME")
     console, path, where = start(as_json), _target(out, "activations.png"), device_of(device)
     from fastmlp import plots
     from fastmlp.plots.activations import SHOWN, curves
@@ -94,12 +83,13 @@ def activations(
     epilog="Example: fastmlp plot curve runs/digits-1.history.json runs/digits-2.history.json --out a.svg",
 )
 def curve(
-    histories: list[Path] = typer.Argument(
-        ..., metavar="HISTORY", help="Files that train saved, by --history.", show_default=False
-    ),
-    title: str = typer.Option("", metavar="TEXT", help="Above the picture."),
+    histories: Annotated[
+        list[Path],
+        Argument(metavar="HISTORY", help="Files that train saved, by --history.", show_default=False),
+    ],
+    title: Annotated[str, Option(metavar="TEXT", help="Above the picture.")] = "",
     out: Annotated[Path | None, _out("curve.png")] = None,
-    as_json: bool = _JSON,
+    as_json: AsJson = False,
 ) -> None:
     """The training curve: loss, train and test accuracy by epoch; of several runs in one picture."""
     console, path = start(as_json), _target(out, "curve.png")
@@ -124,15 +114,15 @@ def curve(
     "predictions", epilog="Example: fastmlp plot predictions runs/fashion-mnist-1.safetensors --wrong"
 )
 def predictions(
-    net: Path = _NET,
-    wrong: bool = typer.Option(False, "--wrong", help="Only those that are wrong."),
-    rows: int = typer.Option(2, metavar="N", min=1, help="Of the grid."),
-    columns: int = typer.Option(9, metavar="N", min=1, help="Of the grid."),
-    dataset: Dataset | None = _DATASET,
-    data: Path | None = _DATA,
-    device: str = _DEVICE,
+    net: Net,
+    wrong: Annotated[bool, Option("--wrong", help="Only those that are wrong.")] = False,
+    rows: Annotated[int, Option(metavar="N", min=1, help="Of the grid.")] = 2,
+    columns: Annotated[int, Option(metavar="N", min=1, help="Of the grid.")] = 9,
+    dataset: OtherDataset = None,
+    data: Data = None,
+    device: Device = "",
     out: Annotated[Path | None, _out("predictions.png, or mistakes.png")] = None,
-    as_json: bool = _JSON,
+    as_json: AsJson = False,
 ) -> None:
     """Images of the test set with their true labels and what a net takes them for."""
     console, path = start(as_json), _target(out, "mistakes.png" if wrong else "predictions.png")
@@ -147,10 +137,10 @@ def predictions(
     _save(figure, path, console)
     if as_json:
         mistakes = (predicted != test.labels).nonzero()[:, 0]
-        listed = mistakes if wrong else torch.arange(len(predicted), device="cpu")
+        listed = mistakes.tolist() if wrong else range(len(predicted))
         examples = [
             {"example": i, "label": test.classes[test.labels[i]], "predicted": test.classes[predicted[i]]}
-            for i in listed[: rows * columns].tolist()
+            for i in listed[: rows * columns]
         ]
         emit({"picture": str(path), "examples": len(predicted), "wrong": len(mistakes), "shown": examples})
 
@@ -159,12 +149,12 @@ def predictions(
     "confusion", epilog="Example: fastmlp plot confusion runs/fashion-mnist-1.safetensors --out confusion.pdf"
 )
 def confusion(
-    net: Path = _NET,
-    dataset: Dataset | None = _DATASET,
-    data: Path | None = _DATA,
-    device: str = _DEVICE,
+    net: Net,
+    dataset: OtherDataset = None,
+    data: Data = None,
+    device: Device = "",
     out: Annotated[Path | None, _out("confusion.png")] = None,
-    as_json: bool = _JSON,
+    as_json: AsJson = False,
 ) -> None:
     """The confusion matrix of a net on the test set: a row for each true class, its share as colour."""
     console, path = start(as_json), _target(out, "confusion.png")
@@ -180,22 +170,27 @@ def confusion(
 
 @app.command("study", epilog="Example: fastmlp plot study learning-rate --out rates.svg")
 def study(
-    name: str = typer.Argument(
-        ..., metavar="NAME", help=f"One of {', '.join(_NAMES)}.", autocompletion=lambda: list(_NAMES)
-    ),
-    small: bool = typer.Option(False, "--small", help="In seconds, on 2000 examples."),
-    data: Path | None = typer.Option(
-        None, metavar="DIR", help="Holds FashionMNIST/raw; default: download, or, with --small, synthetic."
-    ),
-    device: str = _DEVICE,
+    name: Annotated[
+        str,
+        Argument(metavar="NAME", help=f"One of {', '.join(STUDIES)}.", autocompletion=lambda: list(STUDIES)),
+    ],
+    small: Annotated[bool, Option("--small", help="In seconds, on 2000 examples.")] = False,
+    data: Annotated[
+        Path | None,
+        Option(metavar="DIR", help="Holds FashionMNIST/raw; default: download, or, with --small, synthetic."),
+    ] = None,
+    device: Device = "",
     out: Annotated[Path | None, _out("NAME.png")] = None,
-    as_json: bool = _JSON,
+    as_json: AsJson = False,
 ) -> None:
     """Run one of the chapter's exercises, print its table and draw it. Without --small it takes minutes."""
     name = name.replace("_", "-")
-    one_of(_NAMES, name, "NAME")
+    one_of(STUDIES, name, "NAME")
     console, path, where = start(as_json), _target(out, f"{name}.png"), device_of(device)
-    run = STUDIES[name.replace("-", "_")]
+    from fastmlp import studies
+    from fastmlp.data import DataError
+
+    run = studies.STUDIES[name.replace("-", "_")]
     try:
         found = run(small=small, data=data, device=where, say=warn)
     except DataError as error:
@@ -206,6 +201,41 @@ def study(
     _save(found.plot(), path, console)
     if as_json:
         emit({"picture": str(path), **found.to_dict()})
+
+
+@app.command("roofline", epilog="Example: fastmlp plot roofline --out roofline.svg")
+def roofline(
+    out: Annotated[Path, Option(metavar="FILE", help="A .png, .svg or .pdf.")] = Path("roofline.png"),
+    device: Device = "",
+    remeasure: Remeasure = False,
+    as_json: AsJson = False,
+) -> None:
+    """Our kernels under what this device reaches, in float32 and bfloat16.
+
+    Every kernel of a training step of two nets, and a cross-entropy, by its operations a byte: under the
+    slope it is bound by memory, under the flat roof by the products; how far below is what is left to gain.
+    """
+    console, path, where = start(as_json), _target(out, ""), device_of(device)
+    from fastmlp import plots
+    from fastmlp.cli import roofline as measuring
+    from fastmlp.cli import workload
+    from fastmlp.costs.ceilings import ceilings_of, device_name
+
+    with workload.on(where):
+        ceilings = ceilings_of(where, again=remeasure)
+        points = [*measuring.points(where, ceilings)]
+    figure = plots.roofline(points, ceilings, note=measuring.note(where, ceilings))
+    _save(figure, path, console, f"{len(points)} kernels; ")
+    workload.say_ceilings(console, ceilings)
+    if as_json:
+        emit(
+            {
+                "picture": str(path),
+                "device": device_name(where),
+                "points": [point._asdict() for point in points],
+                "ceilings": ceilings.json(),
+            }
+        )
 
 
 def _target(out: Path | None, default: str) -> Path:
@@ -223,14 +253,14 @@ def _target(out: Path | None, default: str) -> Path:
     return path
 
 
-def _save(figure: Figure, path: Path, console: Console) -> None:
+def _save(figure: Figure, path: Path, console: Console, what: str = "") -> None:
     from fastmlp import plots
 
     try:
         plots.save(figure, path)
     except OSError as error:
         fail(f"--out {path}: {error.strerror or error}")
-    console.print(f"saved to {path}", style="bold")
+    console.print(f"{what}saved to {path}", style="bold")
 
 
 def _labels(paths: list[Path]) -> list[str]:
@@ -244,6 +274,8 @@ def _labels(paths: list[Path]) -> list[str]:
 
 
 def _history(path: Path) -> History:
+    from fastmlp.training import History
+
     try:
         return History.from_json(path.read_text())
     except OSError as error:
@@ -254,6 +286,11 @@ def _history(path: Path) -> History:
 
 def _predicted(net: Path, dataset: Dataset | None, data: Path | None, device: str) -> tuple[Images, Tensor]:
     """The test set of images, and the class of each by ``net``, on the CPU."""
+    import torch
+
+    from fastmlp.cli import nets, sets
+    from fastmlp.data import Images
+
     where = device_of(device)
     model, about = nets.opened(net, where)
     test = sets.test_of(about, dataset, data)

@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-import torch
-import typer
-from torch import Tensor
+from rich.table import Table
+from typer import Option
 
 from fastmlp import files
-from fastmlp.cli import inputs, nets, sets
 from fastmlp.cli.common import (
-    DATA_HELP,
-    DATASET_HELP,
-    DEVICE_HELP,
-    JSON_HELP,
-    NET_HELP,
-    Dataset,
-    Dtype,
     device_of,
     emit,
     fail,
     json_of,
     memory_for,
     start,
+    table_of,
     writable,
 )
-from fastmlp.cli.predictions import Examples, classified, csv_of, regressed, table_of
-from fastmlp.training import finite
+from fastmlp.cli.options import (
+    DATA_HELP,
+    DATASET_HELP,
+    AsJson,
+    BatchSize,
+    Dataset,
+    Device,
+    Dtype,
+    Net,
+    Products,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fastmlp.cli.sets import Set
 
 EXAMPLE = """Example: fastmlp predict runs/fashion-mnist-1.safetensors --index 0,5,9
 
@@ -37,51 +46,55 @@ _SET, _OWN = "Of the test set", "Of yours"
 
 
 def predict(
-    net: Path = typer.Argument(..., metavar="NET", help=NET_HELP, show_default=False),
-    index: str = typer.Option("", metavar="0,5,9", help="These examples.", rich_help_panel=_SET),
-    count: int | None = typer.Option(
-        None, metavar="N", min=1, help="The first N examples; default: 10.", rich_help_panel=_SET
-    ),
-    dataset: Dataset | None = typer.Option(None, metavar="NAME", help=DATASET_HELP, rich_help_panel=_SET),
-    data: Path | None = typer.Option(None, metavar="DIR", help=DATA_HELP, rich_help_panel=_SET),
-    image: list[Path] = typer.Option(
-        [],
-        metavar="FILE",
-        help="A picture, made grey and of the net's size; repeatable.",
-        rich_help_panel=_OWN,
-    ),
-    invert: bool = typer.Option(
-        False,
-        "--invert",
-        help="Invert the pictures: they are dark on white, the data is bright on black.",
-        rich_help_panel=_OWN,
-    ),
-    array: Path | None = typer.Option(
-        None,
-        "--input",
-        metavar="FILE",
-        help="Rows of numbers: .npy, .pt or .safetensors.",
-        rich_help_panel=_OWN,
-    ),
-    top: int = typer.Option(3, metavar="K", min=1, help="How many of the likeliest classes to show."),
-    batch_size: int = typer.Option(4096, metavar="N", min=1, help="Examples at a time."),
-    device: str = typer.Option("", metavar="NAME", help=DEVICE_HELP),
-    dtype: Dtype = typer.Option(Dtype.float32, metavar="NAME", help="Of the matrix products."),
-    out: Path | None = typer.Option(None, metavar="FILE", help="Save them, as .json or .csv."),
-    as_json: bool = typer.Option(False, "--json", help=JSON_HELP),
+    net: Net,
+    index: Annotated[str, Option(metavar="0,5,9", help="These examples.", rich_help_panel=_SET)] = "",
+    count: Annotated[
+        int | None,
+        Option(metavar="N", min=1, help="The first N examples; default: 10.", rich_help_panel=_SET),
+    ] = None,
+    dataset: Annotated[
+        Dataset | None, Option(metavar="NAME", help=DATASET_HELP, rich_help_panel=_SET)
+    ] = None,
+    data: Annotated[Path | None, Option(metavar="DIR", help=DATA_HELP, rich_help_panel=_SET)] = None,
+    image: Annotated[
+        list[Path] | None,
+        Option(
+            metavar="FILE",
+            help="A picture, made grey and of the net's size; repeatable.",
+            rich_help_panel=_OWN,
+        ),
+    ] = None,
+    invert: Annotated[
+        bool,
+        Option(
+            "--invert",
+            help="Invert the pictures: they are dark on white, the data is bright on black.",
+            rich_help_panel=_OWN,
+        ),
+    ] = False,
+    array: Annotated[
+        Path | None,
+        Option(
+            "--input",
+            metavar="FILE",
+            help="Rows of numbers: .npy, .pt or .safetensors.",
+            rich_help_panel=_OWN,
+        ),
+    ] = None,
+    top: Annotated[int, Option(metavar="K", min=1, help="How many of the likeliest classes to show.")] = 3,
+    batch_size: BatchSize = 4096,
+    device: Device = "",
+    dtype: Products = Dtype.float32,
+    out: Annotated[Path | None, Option(metavar="FILE", help="Save them, as .json or .csv.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Predict by a net that train saved: examples of its test set, pictures, or rows of numbers.
 
     Numbers are taken as in training: uint8 as pixels from 0 to 255, floats as they are.
     """
     console = start(as_json)
-    sources = {
-        "--index": bool(index),
-        "--count": count is not None,
-        "--image": bool(image),
-        "--input": array is not None,
-    }
-    given = [option for option, there in sources.items() if there]
+    sources = {"--index": index, "--count": count, "--image": image, "--input": array}
+    given = [option for option, value in sources.items() if value]
     if len(given) > 1:
         fail(f"{given[0]}, {given[1]}: expected one of them", 2)
     if invert and not image:
@@ -92,10 +105,14 @@ def predict(
         if out.suffix not in (".json", ".csv"):
             fail(f"--out {out}: expected a name that ends in .json or .csv", 2)
         writable(out, "--out")
+    import torch
+
+    from fastmlp.cli import nets, sets
+
     where = device_of(device)
     model, about = nets.opened(net, where)
     if image or array:
-        examples = _own(image, invert, array, about["widths"][0])
+        examples = _own(image or [], invert, array, about["widths"][0])
     else:
         examples = _of_test_set(index, count or 10, sets.test_of(about, dataset, data))
     with memory_for(f"--batch-size {batch_size}"):
@@ -104,7 +121,7 @@ def predict(
     classes = about["classes"]
     rows = classified(examples, outputs, classes, top) if classes else regressed(examples, outputs)
     found = {"net": str(net), "device": str(where), "dtype": dtype.value, "predictions": rows}
-    console.print(table_of(rows))
+    console.print(_table(rows))
     known = [row["right"] for row in rows if "right" in row]
     if known:
         console.print(f"{sum(known)} of {len(known)} right")
@@ -119,18 +136,19 @@ def predict(
         emit(found)
 
 
-def _check_outputs(outputs: Tensor, examples: Examples) -> None:
-    """See that something is predicted: of a NaN no class is the likeliest."""
-    if finite.has_others(outputs):
-        rows = finite.bad_rows(outputs)
-        first = examples.names[int(rows[0])]
-        fail(
-            f"the net gives no finite number for {len(rows)} of {len(outputs)} examples, "
-            f"the first of them {first}"
-        )
+class Examples(NamedTuple):
+    """What is to be predicted."""
+
+    names: list[Any]  # an index or a file
+    x: Tensor  # (N, features)
+    truth: Tensor | None  # labels (N,) or targets (N, out)
 
 
 def _own(image: list[Path], invert: bool, array: Path | None, features: int) -> Examples:
+    import torch
+
+    from fastmlp.cli import inputs
+
     try:
         if array is not None:
             rows = inputs.array(array, features)
@@ -141,7 +159,9 @@ def _own(image: list[Path], invert: bool, array: Path | None, features: int) -> 
     return Examples([str(path) for path in image], pictures, None)
 
 
-def _of_test_set(index: str, count: int, test: sets.Set) -> Examples:
+def _of_test_set(index: str, count: int, test: Set) -> Examples:
+    from fastmlp.cli import sets
+
     x, y = sets.pair(test)
     chosen = [*range(min(count, len(y)))]
     if index:
@@ -152,3 +172,86 @@ def _of_test_set(index: str, count: int, test: sets.Set) -> Examples:
         if not all(0 <= number < len(y) for number in chosen):
             fail(f"--index {index}: expected numbers from 0 to {len(y) - 1}")
     return Examples(chosen, x[chosen], y[chosen])
+
+
+def _check_outputs(outputs: Tensor, examples: Examples) -> None:
+    """See that something is predicted: of a NaN no class is the likeliest."""
+    from fastmlp.training import finite
+
+    if finite.has_others(outputs):
+        rows = finite.bad_rows(outputs)
+        first = examples.names[int(rows[0])]
+        fail(
+            f"the net gives no finite number for {len(rows)} of {len(outputs)} examples, "
+            f"the first of them {first}"
+        )
+
+
+def classified(examples: Examples, outputs: Tensor, classes: list[str], top: int) -> list[dict[str, Any]]:
+    """A row for each example: its name, label where it is known, and the ``top`` most likely classes."""
+    shares, order = outputs.softmax(1).sort(1, descending=True)
+    rows: list[dict[str, Any]] = []
+    for i, (name, share, by) in enumerate(zip(examples.names, shares.tolist(), order.tolist())):
+        row: dict[str, Any] = {"example": name}
+        if examples.truth is not None:
+            label = int(examples.truth[i])
+            row |= {"label": classes[label], "right": label == by[0]}
+        likely = [{"class": classes[c], "probability": p} for c, p in zip(by[:top], share)]
+        rows.append({**row, "predicted": classes[by[0]], "probability": share[0], "top": likely})
+    return rows
+
+
+def regressed(examples: Examples, outputs: Tensor) -> list[dict[str, Any]]:
+    """A row for each example: its name, target where it is known, and the prediction."""
+    rows: list[dict[str, Any]] = []
+    for i, (name, values) in enumerate(zip(examples.names, outputs.tolist())):
+        target = {} if examples.truth is None else {"target": examples.truth[i].tolist()}
+        rows.append({"example": name, **target, "predicted": values})
+    return rows
+
+
+def _cells(row: dict[str, Any]) -> dict[str, Any]:
+    """A row flat: a column for each number."""
+    cells: dict[str, Any] = {}
+    for name, value in row.items():
+        if name == "top":
+            for place, entry in enumerate(value, 1):
+                cells |= {f"class {place}": entry["class"], f"probability {place}": entry["probability"]}
+        elif isinstance(value, list):
+            names = [name] if len(value) == 1 else [f"{name} {place}" for place in range(len(value))]
+            cells |= dict(zip(names, value))
+        else:
+            cells[name] = value
+    return cells
+
+
+def csv_of(rows: list[dict[str, Any]]) -> str:
+    """Rows as CSV, with a header."""
+    flat = [_cells(row) for row in rows]
+    file = io.StringIO()
+    writer = csv.DictWriter(file, [*flat[0]], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return file.getvalue()
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    """Rows for a terminal, the wrong ones in red."""
+    shown = []
+    for row in rows:
+        cells = {name: value for name, value in row.items() if name not in ("top", "right")}
+        if "top" in row:
+            others = [f"{entry['class']} {entry['probability']:.1%}" for entry in row["top"][1:]]
+            cells = {**cells, "then": ", ".join(others)}
+        shown.append(_cells(cells))
+    table = table_of(
+        [*shown[0]],
+        [
+            [f"{value:.4f}" if isinstance(value, float) else str(value) for value in cells.values()]
+            for cells in shown
+        ],
+        texts=("label", "predicted", "then"),
+    )
+    for row, line in zip(rows, table.rows):
+        line.style = "red" if row.get("right") is False else None
+    return table

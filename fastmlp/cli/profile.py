@@ -2,82 +2,83 @@
 
 from __future__ import annotations
 
-import os
-from enum import Enum
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
-import typer
 from rich.console import Console
-from torch import nn
+from typer import Argument, Option
 
-import fastmlp
-from fastmlp import activations
-from fastmlp.cli import nets, workload
-from fastmlp.cli.common import (
-    DEVICE_HELP,
-    JSON_HELP,
+from fastmlp.cli.common import count_of, device_of, emit, fail, memory_for, one_of, start, warn, writable
+from fastmlp.cli.options import (
+    ACTIVATIONS,
     NET_HELP,
+    AsJson,
+    Device,
     Dtype,
-    by_option,
-    count_of,
-    device_of,
-    emit,
-    fail,
-    memory_for,
+    Engine,
+    Optimizer,
+    Remeasure,
+    Sort,
     names_of,
-    one_of,
-    start,
-    warn,
-    widths_of,
-    writable,
+    spread,
 )
-from fastmlp.cli.options import Engine, Optimizer
-from fastmlp.cli.workload import Workload, say_ceilings
-from fastmlp.costs import plans
-from fastmlp.costs.ceilings import ceilings_of, device_name
-from fastmlp.profiling.rows import SORTS, duration, percent, text
+
+if TYPE_CHECKING:
+    import fastmlp
+    from fastmlp.cli.workload import Workload
 
 EXAMPLE = "Example: fastmlp profile --hidden 512,256 --dtype bfloat16 --steps 50 --trace trace.json"
-Sort = Enum("Sort", {name: name for name in SORTS}, type=str)  # type: ignore[misc]
-_SORTS = ", ".join(SORTS)
-_DTYPES, _ENGINES, _OPTIMIZERS = names_of(Dtype), names_of(Engine), names_of(Optimizer)
 
 
+@dataclass(frozen=True)
+class Steps:
+    """What is run: steps of a net on random data."""
+
+    net: Annotated[Path | None, Argument(metavar="NET", help=NET_HELP + " Default: as --hidden says.")] = None
+    hidden: Annotated[str, Option(metavar="WIDTHS", help="Of the hidden layers of 784-...-10.")] = "256"
+    activation: Annotated[str, Option(metavar="NAME", help=f"One of {', '.join(ACTIVATIONS)}.")] = "relu"
+    batch_size: Annotated[int, Option(metavar="N", min=1, help="Examples a step.")] = 256
+    dtype: Annotated[Dtype, Option(metavar="NAME", help=f"Of the products: {names_of(Dtype)}.")] = (
+        Dtype.float32
+    )
+    engine: Annotated[Engine, Option(metavar="NAME", help=f"What runs it: {names_of(Engine)}.")] = Engine.auto
+    optimizer: Annotated[
+        Optimizer, Option(metavar="NAME", help=f"One of {names_of(Optimizer)}, with train's numbers.")
+    ] = Optimizer.sgd
+    inference: Annotated[bool, Option("--inference", help="The forward alone.")] = False
+    steps: Annotated[
+        int, Option(metavar="N", min=1, help="How many to profile: an epoch of that many batches.")
+    ] = 20
+
+
+@spread
 def profile(
-    net: Path | None = typer.Argument(None, metavar="NET", help=NET_HELP + " Default: as --hidden says."),
-    hidden: str = typer.Option("256", metavar="WIDTHS", help="Of the hidden layers of 784-...-10."),
-    activation: str = typer.Option("relu", metavar="NAME", help=f"One of {', '.join(activations.NAMES)}."),
-    batch_size: int = typer.Option(256, metavar="N", min=1, help="Examples a step."),
-    dtype: Dtype = typer.Option(Dtype.float32, metavar="NAME", help=f"Of the products: {_DTYPES}."),
-    engine: Engine = typer.Option(Engine.auto, metavar="NAME", help=f"What runs it: {_ENGINES}."),
-    optimizer: Optimizer = typer.Option(
-        Optimizer.sgd, metavar="NAME", help=f"One of {_OPTIMIZERS}, with train's numbers."
-    ),
-    inference: bool = typer.Option(False, "--inference", help="The forward alone."),
-    steps: int = typer.Option(
-        20, metavar="N", min=1, help="How many to profile: an epoch of that many batches."
-    ),
-    warmup: int = typer.Option(1, metavar="N", min=1, help="Epochs to run before: the first one compiles."),
-    device: str = typer.Option("", metavar="NAME", help=DEVICE_HELP),
-    sort: Sort = typer.Option("time", metavar="NAME", help=f"By {_SORTS}; loss is the time above the floor."),
-    limit: int = typer.Option(15, metavar="N", min=1, help="Rows to show; the others are summed."),
-    trace: Path | None = typer.Option(None, metavar="FILE", help="A trace, for ui.perfetto.dev."),
-    memory: Path | None = typer.Option(
-        None,
-        metavar="FILE",
-        help="A GPU's snapshot, for pytorch.org/memory_viz; a CPU's allocations as JSON.",
-    ),
-    remeasure: bool = typer.Option(
-        False, "--remeasure", help="Measure again what the device reaches, and keep the best."
-    ),
-    ranges: bool = typer.Option(
-        False,
-        "--ranges",
-        help="No table: only run, in the layers' ranges, for nsys, ncu or proton around it.",
-    ),
-    as_json: bool = typer.Option(False, "--json", help=JSON_HELP),
+    options: Steps,
+    warmup: Annotated[
+        int, Option(metavar="N", min=1, help="Epochs to run before: the first one compiles.")
+    ] = 1,
+    device: Device = "",
+    sort: Annotated[
+        Sort, Option(metavar="NAME", help=f"By {names_of(Sort)}; loss is the time above the floor.")
+    ] = Sort.time,
+    limit: Annotated[int, Option(metavar="N", min=1, help="Rows to show; the others are summed.")] = 15,
+    trace: Annotated[Path | None, Option(metavar="FILE", help="A trace, for ui.perfetto.dev.")] = None,
+    memory: Annotated[
+        Path | None,
+        Option(
+            metavar="FILE",
+            help="A GPU's snapshot, for pytorch.org/memory_viz; a CPU's allocations as JSON.",
+        ),
+    ] = None,
+    remeasure: Remeasure = False,
+    ranges: Annotated[
+        bool,
+        Option(
+            "--ranges", help="No table: only run, in the layers' ranges, for nsys, ncu or proton around it."
+        ),
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Where a step's time goes: every kernel beside what the device can do.
 
@@ -88,54 +89,35 @@ def profile(
     docs/profiling.md goes on from here to the trace, Nsight and proton.
     """
     console = start(as_json)
-    if not torch.cuda.is_available():
-        os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else it reports that it found no GPU
-    one_of(activations.NAMES, activation, "--activation")
+    from fastmlp.cli import workload
+    from fastmlp.costs.ceilings import ceilings_of
+    from fastmlp.profiling import profile as profiler
+
+    one_of(ACTIVATIONS, options.activation, "--activation")
     if ranges and (trace or memory or as_json):
         fail("--ranges: expected no --trace, --memory or --json, of which there is nothing then", 2)
     for path, option in ((trace, "--trace"), (memory, "--memory")):
         if path is not None:
             writable(path, option)
     where = device_of(device)
-    torch.manual_seed(0)
-    with memory_for(f"--hidden {hidden}"):
-        model, widths, classes = _model(net, hidden, activation, where)
-    kind = getattr(torch, dtype.value)
-    on_device = torch.cuda.device(where if where.type == "cuda" else -1)
-    with on_device, memory_for(f"--batch-size {batch_size}, --steps {steps}"):
-        try:
-            work = (
-                workload.inference(model, widths[0], batch_size, steps, kind)
-                if inference
-                else workload.training(model, widths, classes, batch_size, steps, kind, engine, optimizer)
-            )
-        except ValueError as error:  # an engine that cannot run here
-            fail(by_option(str(error), ("engine",)), 2)
-        prof = fastmlp.profile(
-            model,
-            trace=trace,
-            memory=memory,
-            kernels=not ranges,
-            ceilings=None if ranges else ceilings_of(where, again=remeasure),
-        )
+    with memory_for(f"--hidden {options.hidden}"):
+        net = workload.net_of(options, where)
+    with (
+        workload.on(where),
+        memory_for(f"--batch-size {options.batch_size}, --steps {options.steps}"),
+    ):
+        work = workload.steps_of(options, net)
+        ceilings = None if ranges else ceilings_of(where, again=remeasure)
+        prof = profiler(net.model, trace=trace, memory=memory, kernels=not ranges, ceilings=ceilings)
         with prof.warm_up():
             for _ in range(warmup):
                 work.run()
         if ranges:
-            _only_run(prof, work)
-            return
+            return work.run_for_another_profiler(prof)
         seconds = work.seconds()
         with prof:
             work.run()
-    found = {
-        "net": plans.name(widths),
-        "work": "inference" if inference else "training step",
-        "batch_size": batch_size,
-        "dtype": dtype.value,
-        "engine": work.engine,
-        "device": device_name(where),
-        "steps": steps,
-        "step": _step(prof, work, seconds),
+    found = _found(options, work, prof, seconds) | {
         "trace": trace and str(trace),
         "memory": memory and str(memory),
     }
@@ -145,43 +127,39 @@ def profile(
         _say(console, found, prof, sort.value, limit)
 
 
-def _model(
-    path: Path | None, hidden: str, activation: str, where: torch.device
-) -> tuple[nn.Module, list[int], bool]:
-    """The net, its widths, and whether it classifies."""
-    if path is not None:
-        net, about = nets.opened(path, where)
-        return net, about["widths"], bool(about["classes"])
-    widths = [784, *widths_of(hidden), 10]
-    return nets.build(widths, activation).to(where), widths, True
-
-
-def _only_run(prof: fastmlp.profile, work: Workload) -> None:
-    """For a profiler around this process, which may wait for ``cudaProfilerStart``."""
-    gpu = work.device.type == "cuda"
-    with prof:
-        if gpu:
-            torch.cuda.profiler.start()
-        work.run()
-        if gpu:
-            torch.cuda.synchronize()
-            torch.cuda.profiler.stop()
-
-
-def _step(prof: fastmlp.profile, work: Workload, seconds: float) -> dict[str, float]:
-    """What a step's time is made of.
+def _found(options: Steps, work: Workload, prof: fastmlp.profile, seconds: float) -> dict[str, Any]:
+    """What was run, and what a step's time is made of.
 
     A GPU's kernels take as long with the profiler as without, and the host longer: what is left of the time
     without it is the host's. On a CPU all takes longer together.
     """
+    from fastmlp.costs import plans
+    from fastmlp.costs.ceilings import device_name
+
     profiled, kernels = prof.seconds / work.steps, prof.busy / work.steps
     host = max(0.0, (seconds if work.device.type == "cuda" else profiled) - kernels)
     floor = prof.floor / work.steps
-    return {"seconds": seconds, "profiled": profiled, "kernels": kernels, "host": host, "floor": floor}
+    return {
+        "net": plans.name(work.net.widths),
+        "work": "inference" if options.inference else "training step",
+        "batch_size": options.batch_size,
+        "dtype": options.dtype.value,
+        "engine": work.engine,
+        "device": device_name(work.device),
+        "steps": work.steps,
+        "step": {
+            "seconds": seconds, "profiled": profiled, "kernels": kernels, "host": host, "floor": floor
+        },
+    }  # fmt: skip
 
 
 def _say(console: Console, found: dict[str, Any], prof: fastmlp.profile, sort: str, limit: int) -> None:
     """The table, what a step's time is made of, and where the files are opened."""
+    import torch
+
+    from fastmlp.cli.workload import say_ceilings
+    from fastmlp.profiling.rows import duration, percent, text
+
     console.print(
         f"{found['net']}, {found['work']}, batch {found['batch_size']}, {found['dtype']}, "
         f"engine {found['engine']}: {count_of(found['steps'], 'step')} on {found['device']}",
@@ -205,7 +183,10 @@ def _say(console: Console, found: dict[str, Any], prof: fastmlp.profile, sort: s
     say_ceilings(console, prof.ceilings)
     if found["trace"]:
         console.print(f"trace: {found['trace']}; open it in https://ui.perfetto.dev or chrome://tracing")
-    if found["memory"] and torch.cuda.is_available():
-        console.print(f"memory: {found['memory']}; open it in https://pytorch.org/memory_viz")
-    elif found["memory"]:
-        console.print(f"memory: {found['memory']}; JSON, every allocation with its op and layer")
+    if found["memory"]:
+        how = (
+            "open it in https://pytorch.org/memory_viz"
+            if torch.cuda.is_available()
+            else "JSON, every allocation with its op and layer"
+        )
+        console.print(f"memory: {found['memory']}; {how}")

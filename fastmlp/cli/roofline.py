@@ -1,27 +1,23 @@
-"""``fastmlp plot roofline``."""
+"""The points of `plot roofline`: kernels, measured on a device."""
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections import defaultdict
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
 import torch
-import typer
 from torch import nn
 
 import fastmlp
 from fastmlp.cli import nets, workload
-from fastmlp.cli.common import DEVICE_HELP, JSON_HELP, device_of, emit, fail, start, writable
-from fastmlp.cli.options import Engine
+from fastmlp.cli.options import Dtype, Engine
+from fastmlp.cli.profile import Steps
 from fastmlp.costs import floors, plans
-from fastmlp.costs.ceilings import Ceilings, ceilings_of, device_name
+from fastmlp.costs.ceilings import Ceilings, device_name
 from fastmlp.profiling.rows import Point
 from fastmlp.profiling.trace import Kernel
 
-EXAMPLE = "Example: fastmlp plot roofline --out roofline.svg"
 #: Widths and batch of the nets whose training steps are profiled.
 NETS = (((784, 256, 10), 256), ((784, 1024, 1024, 10), 1024))
 #: Logits whose cross-entropy is.
@@ -42,78 +38,30 @@ _KINDS = {
 }
 
 
-def roofline(
-    out: Path = typer.Option(Path("roofline.png"), metavar="FILE", help="A .png, .svg or .pdf."),
-    device: str = typer.Option("", metavar="NAME", help=DEVICE_HELP),
-    remeasure: bool = typer.Option(
-        False, "--remeasure", help="Measure again what the device reaches, and keep the best."
-    ),
-    as_json: bool = typer.Option(False, "--json", help=JSON_HELP),
-) -> None:
-    """Our kernels under what this device reaches, in float32 and bfloat16.
-
-    Every kernel of a training step of two nets, and a cross-entropy, by its operations a byte: under the
-    slope it is bound by memory, under the flat roof by the products; how far below is what is left to gain.
-    """
-    console = start(as_json)
-    draw, save = _plots(out)
-    if not torch.cuda.is_available():
-        os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else it reports that it found no GPU
-    where = device_of(device)
-    with torch.cuda.device(where if where.type == "cuda" else -1):
-        ceilings = ceilings_of(where, again=remeasure)
-        points = [
-            point for dtype in (torch.float32, torch.bfloat16) for point in measured(where, dtype, ceilings)
-        ]
-    note = (
-        f"{device_name(where)}, torch {torch.__version__}; {ceilings.said}. Layers of "
-        f"{' and '.join(f'{plans.name(widths)} (batch {batch})' for widths, batch in NETS)}; medians. "
+def note(where: torch.device, ceilings: Ceilings) -> str:
+    """What was measured, and when."""
+    run = " and ".join(f"{plans.name(widths)} (batch {batch})" for widths, batch in NETS)
+    return (
+        f"{device_name(where)}, torch {torch.__version__}; {ceilings.said}. Layers of {run}; medians. "
         f"Of a cross-entropy {_OPERATIONS} operations an element count."
     )
-    try:
-        save(draw(points, ceilings, note=note), out)
-    except OSError as error:
-        fail(f"--out {out}: {error.strerror or error}")
-    console.print(f"{len(points)} kernels; saved to {out}", style="bold")
-    workload.say_ceilings(console, ceilings)
-    if as_json:
-        emit(
-            {
-                "picture": str(out),
-                "device": device_name(where),
-                "points": [point._asdict() for point in points],
-                "ceilings": ceilings.json(),
-            }
-        )
 
 
-def _plots(out: Path) -> tuple[Any, Any]:
-    """What draws and what saves, if ``out`` can be drawn and written at all."""
-    try:
-        from fastmlp import plots
-        from fastmlp.plots.save import kind_of
-
-        kind_of(out)
-    except ImportError as error:
-        fail(str(error))
-    except ValueError:
-        fail(f"--out {out}: expected a name that ends in .png, .svg or .pdf", 2)
-    writable(out, "--out")
-    return plots.roofline, plots.save
-
-
-def measured(where: torch.device, dtype: torch.dtype, ceilings: Ceilings) -> list[Point]:
-    """The points of one dtype."""
-    found = [p for widths, batch in NETS for p in _step(where, list(widths), batch, dtype, ceilings)]
-    return [*found, _cross_entropy(where, dtype, ceilings)]
+def points(where: torch.device, ceilings: Ceilings) -> Iterator[Point]:
+    """Those of both dtypes."""
+    for dtype in (Dtype.float32, Dtype.bfloat16):
+        for widths, batch in NETS:
+            yield from _step(where, list(widths), batch, dtype, ceilings)
+        yield _cross_entropy(where, getattr(torch, dtype.value), ceilings)
 
 
 def _step(
-    where: torch.device, widths: list[int], batch: int, dtype: torch.dtype, ceilings: Ceilings
-) -> list[Point]:
+    where: torch.device, widths: list[int], batch: int, dtype: Dtype, ceilings: Ceilings
+) -> Iterator[Point]:
     """The kernels of a training step that have products."""
     net = nets.build(widths, "relu").to(where)
-    training = workload.training(net, widths, True, batch, _STEPS, dtype, Engine.fused)
+    options = Steps(batch_size=batch, dtype=dtype, engine=Engine.fused, steps=_STEPS)
+    training = workload.training(options, workload.Net(net, widths, True))
     prof = fastmlp.profile(net, ceilings=ceilings)
     training.run()
     with prof:
@@ -128,10 +76,9 @@ def _step(
         if kernel.name in _KINDS and kernel.work is not None and kernel.work.operations:
             shape = shapes.get(kernel.layer, plans.name(widths))  # an update is of all layers
             groups[_KINDS[kernel.name], shape, kernel.work.operations, kernel.dtype].append(kernel)
-    return [
-        Point(shape, kind, operations, _bytes(kernels), statistics.median(k.seconds for k in kernels), of)
-        for (kind, shape, operations, of), kernels in groups.items()
-    ]
+    for (kind, shape, operations, of), kernels in groups.items():
+        seconds = statistics.median(kernel.seconds for kernel in kernels)
+        yield Point(shape, kind, operations, _bytes(kernels), seconds, of)
 
 
 def _bytes(kernels: list[Kernel]) -> float:

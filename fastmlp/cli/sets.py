@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from fastmlp import data
-from fastmlp.cli.common import Dataset, count_of, fail, warn
+from fastmlp.cli.common import count_of, fail, warn
+from fastmlp.cli.options import Dataset
 
 _FROM_FILES = (Dataset.fashion_mnist, Dataset.mnist, Dataset.kmnist)
 

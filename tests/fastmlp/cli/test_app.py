@@ -14,10 +14,11 @@ import pytest
 from typer.testing import CliRunner
 
 import fastmlp
-from fastmlp import cli, data
-from fastmlp.cli.common import Dataset
-from fastmlp.cli.options import Engine, Schedule
+from fastmlp import activations, cli, data, studies
+from fastmlp.cli import options
+from fastmlp.costs import devices
 from fastmlp.engine.choose import ENGINES
+from fastmlp.profiling.rows import SORTS
 from fastmlp.training import checkpoint, load, schedules
 from tests.commands import assert_fails, run, run_json
 
@@ -71,9 +72,14 @@ def test_wrong_usage_is_a_line(arguments: list[str], message: str) -> None:
 
 
 def test_names_are_those_of_the_library() -> None:
-    assert tuple(name.value for name in Dataset) == data.NAMES
-    assert tuple(name.value for name in Engine) == ENGINES
-    assert tuple(name.value for name in Schedule) == schedules.NAMES
+    """Which the options spell again, since the library's tables import torch."""
+    assert tuple(name.value for name in options.Dataset) == data.NAMES
+    assert tuple(name.value for name in options.Engine) == ENGINES
+    assert tuple(name.value for name in options.Schedule) == schedules.NAMES
+    assert tuple(name.value for name in options.Sort) == tuple(SORTS)
+    assert options.ACTIVATIONS == activations.NAMES
+    assert tuple(devices.DEVICES) == options.DEVICES
+    assert tuple(name.replace("_", "-") for name in studies.STUDIES) == options.STUDIES
 
 
 @pytest.mark.parametrize(
@@ -147,10 +153,10 @@ def test_a_file_that_is_nested_too_deeply(
     assert_fails(run(*arguments), 2 if "train" in arguments else 1, message)
 
 
-def test_ctrl_c_while_it_is_imported(tmp_path: Path) -> None:
+def test_ctrl_c_while_torch_is_imported(tmp_path: Path) -> None:
     """Of the command, a line; of a program that imports fastmlp, Python's own."""
     (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
-    imported = "import sys; sys.argv = ['/bin/{}', 'train']; import fastmlp.cli"
+    imported = "import sys; sys.argv = ['/bin/{}', 'train']; import fastmlp.cli; fastmlp.cli.app()"
     for arguments, code, said in (
         (["-m", "fastmlp", "train"], 130, "error: interrupted\n"),
         (["-c", imported.format("fastmlp")], 130, "error: interrupted\n"),
@@ -236,18 +242,42 @@ def test_show_completion() -> None:
     assert "_FASTMLP_COMPLETE=complete_bash" in result.output
 
 
-def test_python_m_fastmlp() -> None:
-    """Help and completion wait for torch, and for nothing else that is large."""
+def test_help_and_completion_import_nothing_large() -> None:
+    """Not even torch, whose import takes seconds; what a command then uses of fastmlp is all there."""
     done = subprocess.run([sys.executable, "-c", _MAIN], capture_output=True, text=True, timeout=120)
-    assert done.stdout == f"fastmlp {fastmlp.__version__}\n[]\n", done.stderr
+    assert done.stdout.splitlines()[-2:] == ["[]", "[]"], done.stdout + done.stderr
+    assert f"fastmlp {fastmlp.__version__}\n" in done.stdout
+    for words in ("Usage: fastmlp [OPTIONS]", "Usage: fastmlp plot roofline", "gelu_tanh", "learning-rate"):
+        assert words in done.stdout
 
 
 _MAIN = """
-import runpy, sys
-heavy = "triton torchvision sklearn matplotlib tensorboard torch._dynamo pandas PIL".split()
-sys.argv = ["fastmlp", "--version"]
-try:
-    runpy.run_module("fastmlp", run_name="__main__")
-except SystemExit:
-    print([name for name in heavy if name in sys.modules])
+import os, runpy, sys
+
+def run(*arguments):
+    sys.argv = ["fastmlp", *arguments]
+    try:
+        runpy.run_module("fastmlp", run_name="__main__")
+    except SystemExit as end:
+        assert not end.code, arguments
+
+run("--version")
+run("--help")
+from fastmlp.cli import app, plot
+for command in app.registered_commands:
+    run(command.name, "--help")
+for command in plot.app.registered_commands:
+    run("plot", command.name, "--help")
+os.environ["_FASTMLP_COMPLETE"] = "complete_bash"
+for words in ("train --activation ge", "info --device h", "plot study l", "profile --sort "):
+    os.environ |= {"COMP_WORDS": f"fastmlp {words}", "COMP_CWORD": str(len(words.split(" ")))}
+    run()
+heavy = "torch numpy triton torchvision sklearn matplotlib tensorboard pandas PIL".split()
+print([name for name in heavy if name in sys.modules])
+
+import fastmlp
+lazy = {name: getattr(fastmlp, name) for name in fastmlp.__all__}
+del sys.modules["fastmlp"], sys.argv[0]
+import fastmlp
+print([name for name, found in lazy.items() if getattr(fastmlp, name) is not found])
 """

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fastmlp.cli.common import Dataset
 from fastmlp.cli.config import write
-from fastmlp.cli.options import Optimizer, Settings
+from fastmlp.cli.options import Dataset, Optimizer, Settings
 from tests.commands import assert_fails, run, run_json
 
 if sys.version_info >= (3, 11):

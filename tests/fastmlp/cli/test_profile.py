@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from fastmlp import cli
 from fastmlp.cli import nets, workload
-from fastmlp.cli import profile as command
+from fastmlp.costs import ceilings as measuring
 from fastmlp.costs.ceilings import Ceilings
 from fastmlp.training import save
 from tests.reached import CEILINGS
@@ -28,7 +28,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
         asked.append(again)
         return CEILINGS
 
-    monkeypatch.setattr(command, "ceilings_of", ceilings)
+    monkeypatch.setattr(measuring, "ceilings_of", ceilings)
     monkeypatch.setattr(workload, "_TIMED", 1e-3)
     return asked
 

@@ -10,12 +10,13 @@ from typer.testing import CliRunner, Result
 
 from fastmlp import cli
 from fastmlp.cli import roofline as command
+from fastmlp.costs import ceilings
 from tests.reached import CEILINGS
 
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "ceilings_of", lambda device, again: CEILINGS)
+    monkeypatch.setattr(ceilings, "ceilings_of", lambda device, again: CEILINGS)
     monkeypatch.setattr(command, "NETS", (((12, 16, 16, 4), 8),))
     monkeypatch.setattr(command, "LOGITS", (8, 5))
     monkeypatch.setattr(command, "_STEPS", 2)

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from fastmlp.cli import train as command
-from fastmlp.cli.common import Dataset
+from fastmlp.cli import trainer
 from fastmlp.cli.nets import load_net
-from fastmlp.cli.options import Settings
+from fastmlp.cli.options import Dataset, Settings
 from fastmlp.cli.runs import beside, named, vacant
 from fastmlp.training import Interrupted, load, position
 from tests.commands import assert_fails, run, run_json
@@ -64,13 +63,13 @@ def test_a_run_goes_on_over_its_own_net_alone(tmp_path: Path) -> None:
 
 
 def test_a_net_that_comes_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fit, net = command.fit, tmp_path / "net.safetensors"
+    fit, net = trainer.fit, tmp_path / "net.safetensors"
 
     def slow(*arguments: object, **options: object) -> object:
         net.write_bytes(b"another's")
         return fit(*arguments, **options)
 
-    monkeypatch.setattr(command, "fit", slow)
+    monkeypatch.setattr(trainer, "fit", slow)
     found = run_json(*BASE, "--epochs", 1, "--out", net)
     assert net.read_bytes() == b"another's"
     assert found["paths"]["net"] == str(tmp_path / "net-2.safetensors")
@@ -101,7 +100,7 @@ def test_names_count() -> None:
 
 def test_resume_finds_the_run_of_these_options(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not the newest, and not one that is done."""
-    fit = command.fit
+    fit = trainer.fit
 
     def interrupted(*arguments: object, **options: object) -> object:
         fit(*arguments, **{**options, "epochs": 1})
@@ -109,7 +108,7 @@ def test_resume_finds_the_run_of_these_options(monkeypatch: pytest.MonkeyPatch) 
 
     for seed in (0, 1):
         with monkeypatch.context() as patch:
-            patch.setattr(command, "fit", interrupted)
+            patch.setattr(trainer, "fit", interrupted)
             assert run(*BASE, "--epochs", 2, "--seed", seed).exit_code == 130
     assert not Path("runs/digits-1.safetensors").exists()
     finished = run(*BASE, "--epochs", 2, "--seed", 0)

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from fastmlp import cli, data
-from fastmlp.cli import sets
-from fastmlp.cli.common import Dataset
+from fastmlp import data
+from fastmlp.cli import sets, trainer
+from fastmlp.cli.options import Dataset
 from fastmlp.data import DataError
 from fastmlp.training import checkpoint, position
 from tests.commands import assert_fails, run, run_json
@@ -222,7 +222,7 @@ def test_compile_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def fit(*_: object, **__: object) -> None:
         raise TorchDynamoException("InvalidCxxCompiler: No working C++ compiler found\n  and more")
 
-    monkeypatch.setattr(cli.train, "fit", fit)
+    monkeypatch.setattr(trainer, "fit", fit)
     result = run("train", "--dataset", "digits", "--compile", "--device", "cpu", "--out", tmp_path / "n")
     assert_fails(result, 1, "--compile: InvalidCxxCompiler: No working C++ compiler found")
 

@@ -14,7 +14,7 @@ docs/cost.md has the formulae.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -62,6 +62,11 @@ class Launch(NamedTuple):
     bytes: int  # through memory
     cached: int  # through the cache
     programs: int = 0  # 0: as many as the device takes
+
+
+def passed(name: str, moved: int) -> Launch:
+    """A pass over so many bytes, without a product."""
+    return Launch(name, 0, moved, moved)
 
 
 @dataclass(frozen=True, repr=False)
@@ -176,13 +181,14 @@ class _Counter:
     input_grad: bool
 
     def plan(self) -> Plan:
-        backward = self.backward() if self.training else ()
-        return Plan(self.forward(), backward, self.kept() if self.training else 0, self.footprint())
+        if not self.training:
+            return Plan(tuple(self.forward()), (), 0, self.footprint())
+        return Plan(tuple(self.forward()), tuple(self.backward()), self.kept(), self.footprint())
 
-    def forward(self) -> tuple[Launch, ...]:
+    def forward(self) -> Iterator[Launch]:
         raise NotImplementedError
 
-    def backward(self) -> tuple[Launch, ...]:
+    def backward(self) -> Iterator[Launch]:
         raise NotImplementedError
 
     def kept(self) -> int:
@@ -209,42 +215,35 @@ class _Counter:
 
     def stream(self, name: str, elements: int) -> Launch:
         """A pass over so many elements."""
-        return Launch(name, 0, self.e * elements, self.e * elements)
+        return passed(name, self.e * elements)
 
 
 class _Eager(_Counter):
-    def forward(self) -> tuple[Launch, ...]:
-        found = []
+    def forward(self) -> Iterator[Launch]:
         for layer in self.layers:
-            found.append(self.product("addmm", self.m, layer.k, layer.n, layer.n * layer.bias))
+            yield self.product("addmm", self.m, layer.k, layer.n, layer.n * layer.bias)
             if layer.act != "none":
-                found.append(self.stream(layer.act, 2 * self.m * layer.n + layer.slopes))
+                yield self.stream(layer.act, 2 * self.m * layer.n + layer.slopes)
             if layer.dropout:  # reads and writes the matrix, and writes a mask of bytes
-                found.append(self.dropout("dropout", layer))
-        return tuple(found)
+                yield self.dropout("dropout", layer)
 
-    def backward(self) -> tuple[Launch, ...]:
-        found = []
+    def backward(self) -> Iterator[Launch]:
         for i, layer in reversed(list(enumerate(self.layers))):
             outputs = self.m * layer.n
             if layer.dropout:
-                found.append(self.dropout("dropout_backward", layer))
+                yield self.dropout("dropout_backward", layer)
             if layer.act != "none":  # a PReLU's slopes have a gradient an element, which is then summed
-                found.append(
-                    self.stream(f"{layer.act}_backward", (4 if layer.slopes else 3) * outputs + layer.slopes)
-                )
+                matrices = 4 if layer.slopes else 3
+                yield self.stream(f"{layer.act}_backward", matrices * outputs + layer.slopes)
             if layer.slopes:
-                found.append(self.stream("sum", outputs + layer.slopes))
+                yield self.stream("sum", outputs + layer.slopes)
             if i > 0 or self.input_grad:
-                found.append(self.product("mm", self.m, layer.n, layer.k))
+                yield self.product("mm", self.m, layer.n, layer.k)
             # cuBLAS splits a long sum over the batch too; how is not known, so: as ours, and without a trace.
             product = self.product("mm", layer.n, self.m, layer.k)
-            found.append(
-                product._replace(programs=product.programs * splits(self.m, product.programs, self.sms))
-            )
+            yield product._replace(programs=product.programs * splits(self.m, product.programs, self.sms))
             if layer.bias:
-                found.append(self.stream("sum", outputs + layer.n))
-        return tuple(found)
+                yield self.stream("sum", outputs + layer.n)
 
     def kept(self) -> int:
         """Each layer's input, and z where torch computes f' from it."""
@@ -257,34 +256,28 @@ class _Eager(_Counter):
 
     def dropout(self, name: str, layer: Dense) -> Launch:
         """A pass of torch's dropout, forward or backward."""
-        moved = self.m * layer.n * (2 * self.e + 1)
-        return Launch(name, 0, moved, moved)
+        return passed(name, self.m * layer.n * (2 * self.e + 1))
 
 
 class _Layers(_Counter):
-    def forward(self) -> tuple[Launch, ...]:
-        return tuple(
-            self.product(
-                "linear_act", self.m, layer.k, layer.n,
-                layer.n * layer.bias + layer.slopes + self.m * layer.n * (layer.keeps_z and self.training),
-            )
-            for layer in self.layers
-        )  # fmt: skip
+    def forward(self) -> Iterator[Launch]:
+        for layer in self.layers:
+            z = self.m * layer.n * (layer.keeps_z and self.training)
+            others = layer.n * layer.bias + layer.slopes + z
+            yield self.product("linear_act", self.m, layer.k, layer.n, others)
 
-    def backward(self) -> tuple[Launch, ...]:
-        found: list[Launch] = []
+    def backward(self) -> Iterator[Launch]:
         masked = False  # the gradient that comes is dZ already
         for i, layer in reversed(list(enumerate(self.layers))):
             fold = i > 0 and self.layers[i - 1].act not in ("none", "prelu")
             # What f' is computed from is Y, which is the next layer's input X, or Z, one more matrix.
             previous = fold and self.layers[i - 1].keeps_z
-            found += self._layer(layer, i > 0 or self.input_grad, not masked, fold, previous)
+            yield from self._layer(layer, i > 0 or self.input_grad, not masked, fold, previous)
             masked = fold
-        return tuple(found)
 
     def _layer(
         self, layer: Dense, need_input: bool, prologue: bool, fold: bool, previous: bool
-    ) -> list[Launch]:
+    ) -> Iterator[Launch]:
         m, k, n, e = self.m, layer.k, layer.n, self.e
         bm, bn = tile(k, n)
         gradient = m * n * (2 if prologue and layer.act != "none" else 1)  # dY and what f' is computed from
@@ -299,17 +292,12 @@ class _Layers(_Counter):
         outputs = e * layer.params + _FLOAT32 * n * bool(layer.slopes)
         workspace = parts * cdiv(n * k + 2 * n, _ALIGNMENT) * _ALIGNMENT * _FLOAT32
         out = workspace if parts > 1 else outputs
-        found = [
-            Launch(
-                "linear_backward", 2 * m * k * n * (1 + need_input), e * moved + out, e * cached + out,
-                input_tiles + weight_tiles * parts,
-            )
-        ]  # fmt: skip
+        operations, programs = 2 * m * k * n * (1 + need_input), input_tiles + weight_tiles * parts
+        yield Launch("linear_backward", operations, e * moved + out, e * cached + out, programs)
         if parts > 1:
-            found.append(Launch("sum_splits", 0, workspace + outputs, workspace + outputs))
+            yield passed("sum_splits", workspace + outputs)
         if layer.slopes == 1:
-            found.append(Launch("sum", 0, _FLOAT32 * (n + 1), _FLOAT32 * (n + 1)))
-        return found
+            yield passed("sum", _FLOAT32 * (n + 1))
 
     def kept(self) -> int:
         inputs = sum(layer.k for layer in self.layers[1:])
@@ -334,15 +322,15 @@ class _Whole(_Counter):
             name, self.m * operations, self.e * moved, self.e * (moved + (programs - 1) * weights), programs
         )
 
-    def forward(self) -> tuple[Launch, ...]:
+    def forward(self) -> Iterator[Launch]:
         last = self.layers[-1]
         left = self.saved if self.training and not self.recompute else 0
         out = last.n * (1 + (last.keeps_z and self.training))
         weights = sum(layer.params + layer.slopes for layer in self.layers)
         products = 2 * sum(layer.k * layer.n for layer in self.layers)
-        return (self.rows_launch("mlp_forward", products, self.layers[0].k + left + out, weights),)
+        yield self.rows_launch("mlp_forward", products, self.layers[0].k + left + out, weights)
 
-    def backward(self) -> tuple[Launch, ...]:
+    def backward(self) -> Iterator[Launch]:
         first, last = self.layers[0], self.layers[-1]
         above = self.layers if self.input_grad else self.layers[1:]
         operations = 2 * sum(layer.k * layer.n for layer in above)
@@ -355,9 +343,10 @@ class _Whole(_Counter):
             a_row += first.k
             weights += sum(layer.n * layer.bias for layer in hidden)
             weights += first.k * first.n * (not self.input_grad)
-        return (self.rows_launch("mlp_backward", operations, a_row, weights), *self.gradients())
+        yield self.rows_launch("mlp_backward", operations, a_row, weights)
+        yield from self.gradients()
 
-    def gradients(self) -> list[Launch]:
+    def gradients(self) -> Iterator[Launch]:
         """All dW with db in one launch, over square tiles; their sums in another."""
         size, m, e = _REDUCTION, self.m, self.e
         tiles = sum(cdiv(layer.n, size) * cdiv(layer.k, size) for layer in self.layers)
@@ -371,10 +360,9 @@ class _Whole(_Counter):
             layer.n * cdiv(layer.k, size) + layer.k * cdiv(layer.n, size) for layer in self.layers
         )
         operations = 2 * m * sum(layer.k * layer.n for layer in self.layers)
-        found = [Launch("mlp_gradients", operations, moved, cached, tiles * parts)]
+        yield Launch("mlp_gradients", operations, moved, cached, tiles * parts)
         if parts > 1:
-            found.append(Launch("sum_splits", 0, workspace + outputs, workspace + outputs))
-        return found
+            yield passed("sum_splits", workspace + outputs)
 
     def kept(self) -> int:
         out = self.layers[-1].n * self.layers[-1].keeps_z

@@ -69,13 +69,11 @@ def recognise(model: nn.Module, loss: nn.Module) -> Network | str:
     if len(stages) != 1 or not isinstance(stages[0], Layers):
         return "the model is no single chain of linear layers and known activations"
     layers = tuple(stages[0])
-    if layers[-1].act.name != "none":
-        return "the last layer has an activation"
-    if any(layer.dropout for layer in layers):
-        return "a dropout is active"
-    if any(layer.act.weight is not None for layer in layers):
-        return "a PReLU learns its slopes"
-    problem = _parameters_problem(model, layers) or _numbers_problem(layers[0], scale, shift)
+    problem = (
+        _layers_problem(layers)
+        or _parameters_problem(model, layers)
+        or _numbers_problem(layers[0], scale, shift)
+    )
     if problem:
         return problem
     class_weight = loss.weight if isinstance(loss, nn.CrossEntropyLoss) else None
@@ -96,6 +94,16 @@ def _options(loss: nn.Module) -> Loss | str:
     if loss.weight is not None and loss.weight.requires_grad:
         return "the class weights want a gradient"
     return LossOptions(loss.ignore_index, loss.reduction, loss.label_smoothing, getattr(loss, "z_loss", 0.0))
+
+
+def _layers_problem(layers: tuple[Layer, ...]) -> str | None:
+    if layers[-1].act.name != "none":
+        return "the last layer has an activation"
+    if any(layer.dropout for layer in layers):
+        return "a dropout is active"
+    if any(layer.act.weight is not None for layer in layers):
+        return "a PReLU learns its slopes"
+    return None
 
 
 def _numbers_problem(first: Layer, *numbers: Tensor | None) -> str | None:

@@ -13,7 +13,7 @@ from fastmlp import markup
 from fastmlp.activations import from_module, resolve
 from fastmlp.costs import choice, plans
 from fastmlp.costs.devices import Device, find, operand_kind
-from fastmlp.costs.plans import Dense, Launch, Plan
+from fastmlp.costs.plans import Dense, Plan, passed
 from fastmlp.functional.layer import Layer, Layers
 from fastmlp.modules.linear_act import LinearAct
 from fastmlp.modules.plan import Dequantized, untouched
@@ -245,13 +245,11 @@ class _Walk:
         elements = self.batch * self._width
         matrix = elements * self.dtype.itemsize
         mask = elements if dropped else 0  # a byte each
-        forth, back = 2 * matrix + mask, (2 if dropped else 3) * matrix + mask
-        forward = Launch("dropout" if act is None else act.name, 0, forth, forth)
-        backward = Launch(f"{forward.name}_backward", 0, back, back)
-        kept = mask or matrix
-        plan = Plan((forward,), (backward,), kept, 2 * matrix + kept)
-        if not self.training:
-            plan = Plan((forward,), (), 0, 2 * matrix)
+        forward = passed("dropout" if act is None else act.name, 2 * matrix + mask)
+        backward = passed(f"{forward.name}_backward", (2 if dropped else 3) * matrix + mask)
+        plan = Plan((forward,), (), 0, 2 * matrix)
+        if self.training:
+            plan += Plan((), (backward,), mask or matrix, mask or matrix)
         self._add({"eager": plan}, self._width)
 
     def _count(self, plan: str, layers: list[Dense]) -> Plan:
@@ -271,9 +269,7 @@ class _Walk:
             taken += [plan for plan in plans.PLANS[1:] if any(plan in found for found in self._found)]
         totals = {}
         for name in taken:
-            total = Plan((), (), 0, 0)
-            for by_plan in self._found:
-                known = [other for other in plans.PLANS[: plans.PLANS.index(name) + 1] if other in by_plan]
-                total = total + by_plan[known[-1]]
-            totals[name] = total
+            known = plans.PLANS[plans.PLANS.index(name) :: -1]
+            each = (next(by_plan[plan] for plan in known if plan in by_plan) for by_plan in self._found)
+            totals[name] = sum(each, Plan((), (), 0, 0))
         return totals

@@ -10,15 +10,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+#: The dictionaries of the hooks that a call of a module calls.
+_hooks = attrgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
 
 def hooked(module: nn.Module) -> bool:
     """Whether a call of ``module`` calls hooks, which none of its snapshots would ever know."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
+    return any(_hooks(module))
 
 
 _values: Callable[[dict[str, Tensor | None]], Iterable[Tensor | None]] = dict.values
@@ -51,11 +49,7 @@ class Snapshot:
         ]
         self._names = list(chain.from_iterable(self._owners))
         self.tensors: list[Tensor | None] = list(chain.from_iterable(map(_values, self._owners)))
-        self._hooks = [
-            hooks
-            for m in self.modules
-            for hooks in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks)
-        ]
+        self._hooks = list(chain.from_iterable(map(_hooks, self.modules)))
 
     def holds(self) -> bool:
         """Whether the same would be found in the modules now; False where it might not."""

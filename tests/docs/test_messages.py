@@ -10,7 +10,7 @@ from tests.docs.messages import ROOT, everything, literal, reasons, returned
 
 _ENGINES = ROOT / "docs" / "engines.md"
 _SOURCES = [
-    ("fastmlp/engine/network.py", "recognise", "_numbers_problem", "_parameters_problem"),
+    ("fastmlp/engine/network.py", "recognise", "_layers_problem", "_numbers_problem", "_parameters_problem"),
     ("fastmlp/engine/choose.py", "step_problem", "whole_epoch_problem"),
     ("fastmlp/engine/checks.py", "batch_problem"),
     ("fastmlp/engine/rules.py", "recognise", "_problem"),

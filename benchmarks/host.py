@@ -30,7 +30,7 @@ from fastmlp.profiling.trace import Trace
 from . import peers, tables
 from .host_cases import CASES, GROUP, LAUNCH, Call, HostCase, Side
 from .machine import describe
-from .measure import LEFT_OUT, Effort, Row, reason
+from .measure import LEFT_OUT, Effort, Row, new_row, reason
 from .peers import COMPILING, LIGER, OURS
 from .timing import Run, Timing, interleave
 
@@ -95,16 +95,8 @@ def measure(
 
     A row that cannot be measured here is skipped, with the reason. ``say`` is told whose call is made next.
     """
-    row: Row = {
-        "key": str(case),
-        "group": GROUP if device == "cuda" else f"{GROUP}, GPU stubbed",
-        "label": case.label,
-        "dtype": "float32",
-        "seconds": {},
-        "missing": {},
-        "must": case.must,
-        "stretch": case.stretch,
-    }
+    group = GROUP if device == "cuda" else f"{GROUP}, GPU stubbed"
+    row = new_row(group, case.label, "float32", key=str(case), must=case.must, stretch=case.stretch)
     unable = problem(device)
     if unable is not None:
         return row | {"skipped": unable}

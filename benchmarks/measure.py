@@ -9,19 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmlp.costs.ceilings import Ceilings
+
 from . import memory, numerics
 from .cases import Case
-from .floors import Ceilings
 from .peers import CUT, EAGER, EXACT, LIGER, OF_OURS, OURS, TORCH_CHUNKS, Factory
 from .timing import Run, interleave
 
-_MEASURED_MEMORY = (
-    OURS,
-    EAGER,
-    TORCH_CHUNKS,
-    LIGER,
-    CUT,
-)  # compiling takes more memory than what is compiled
+#: Compiling takes more memory than what is compiled.
+_MEASURED_MEMORY = (OURS, EAGER, TORCH_CHUNKS, LIGER, CUT)
 Row = dict[str, Any]
 
 
@@ -39,6 +35,11 @@ LEFT_OUT = "left out of a quick report"
 QUICK = Effort(rounds=5, seconds=0.25)
 
 
+def new_row(group: str, label: str = "", dtype: str = "", **more: Any) -> Row:
+    """A row of the report, before anything is measured."""
+    return {"group": group, "label": label, "dtype": dtype, "seconds": {}, "missing": {}, **more}
+
+
 def measure(
     case: Case,
     device: str,
@@ -51,21 +52,19 @@ def measure(
 
     What goes wrong with ours is the row's error: it is no missing peer. ``say`` is told what comes next.
     """
-    row: Row = {
-        "key": str(case),
-        "group": case.group,
-        "label": case.label,
-        "dtype": case.precision,
-        "important": case.key,
-        "floor": ceilings.floor(case.work, case.precision),
-        "work": asdict(case.work),
-        "plans": {
+    row = new_row(
+        case.group,
+        case.label,
+        case.precision,
+        key=str(case),
+        important=case.key,
+        floor=ceilings.floor(case.work, case.precision),
+        work=asdict(case.work),
+        plans={
             plan: asdict(work) | {"floor": ceilings.floor(work, case.precision)}
             for plan, work in case.plans.items()
         },
-        "seconds": {},
-        "missing": {},
-    }
+    )
     if device == "cuda":
         torch.cuda.empty_cache()  # JAX allocates from what is left
     try:

@@ -15,7 +15,7 @@ from fastmlp import files
 
 from . import machine, performance, tables, targets
 from . import report as report_of
-from .store import load
+from .store import load, write
 
 _ROOT = Path(__file__).resolve().parent.parent
 RESULTS = _ROOT / "benchmarks" / "results"
@@ -99,7 +99,7 @@ def store(report: Path, results: Path, tiles: Path = _ROOT / "kernels" / "tiles"
         raise ValueError("a rehearsal's times say nothing of this machine: it is not stored")
     found["targets"] = targets.evaluate(found)
     folder = results / machine.folder(found["machine"])
-    files.write(folder / "report.json", [json.dumps(found, indent=1).encode(), b"\n"])
+    write(folder / "report.json", found)
     report_of.finish(folder)
     for name in TUNED:
         if (report / name).exists():

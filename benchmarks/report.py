@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,23 +23,26 @@ import torch
 import typer
 from rich.console import Console
 
+from fastmlp import files
+from fastmlp.costs.ceilings import Ceilings, measure_ceilings
 from fastmlp.data import Images, load
 
 from . import accuracy, cases, epochs, host, plots, sweeps, tables, targets, whole_net
 from .cases import Case
-from .floors import Ceilings, measure_ceilings
+from .gpu.process import Process, Stand, Talk
+from .gpu.worker import Bench
 from .host_cases import CASES
 from .machine import describe
-from .measure import QUICK, Effort, Row, measure
+from .measure import QUICK, Effort, Row, measure, new_row
 from .peers import COMPILING, EAGER
 from .store import Store
 from .store import load as load_report
-from .supervisor import BROKEN, supervise
 
 _ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("tests", "cases", "epochs", "accuracy", "sweeps", "host")
 _ONLY = f"Only these parts: {', '.join(PARTS)}."
-_PATIENCE = 240.0  # seconds; the longest that one row may compile
+_STAGE = f"{__package__}.report:measured"
+_PATIENCE = 240.0  # seconds; the longest that one peer may compile
 _PIXEL = torch.zeros(1, dtype=torch.uint8)
 #: As many images as Fashion-MNIST has, before they are read.
 _UNREAD = Images(_PIXEL.expand(60_000, 28, 28), _PIXEL.long().expand(60_000), ("",), "Fashion-MNIST")
@@ -53,15 +58,13 @@ def main(
     quick: bool = typer.Option(False, help="Few rows, few rounds, nothing compiled: within a minute."),
     budget: float = typer.Option(1e9, help="Seconds after which no row is started any more."),
     resume: bool = typer.Option(False, help="Keep the rows that are there, measure the others."),
-    call: float = typer.Option(0.0, hidden=True, help="Of a measuring process: when its report was started."),
 ) -> None:
     """Measure, and write the report."""
     unknown = set(only) - set(PARTS)
     if unknown:
         raise typer.BadParameter(f"--only {', '.join(unknown)}: expected {', '.join(PARTS)}")
-    code = take(out, device, data, only, match, quick, budget, resume, call)
-    if not call:
-        finish(out)
+    code = take(out, device, data, only, match, quick, budget, resume)
+    finish(out)
     raise typer.Exit(code)
 
 
@@ -74,7 +77,6 @@ def take(
     quick: bool = False,
     budget: float = 1e9,
     resume: bool = False,
-    call: float = 0.0,
 ) -> int:
     """Measure into ``out``/report.json, with `main`'s options; the exit code, which is 1 if a row went wrong.
 
@@ -84,36 +86,34 @@ def take(
     store = Store(out, describe(device))
     if store.dropped:
         console.print(f"{out} held a report that is damaged or of another machine or commit: {store.dropped}")
-    if device == "cuda" and not call:
-        store.save()
-        call = time.time()
-        options = {"--out": out, "--device": device, "--match": match, "--budget": budget, "--call": call}
-        command = [sys.executable, "-m", f"{__package__}.report"]
-        command += [str(word) for option in options.items() for word in option]
-        command += [word for part in only for word in ("--only", part)]
-        command += ["--data", str(data)] if data else []
-        command += ["--quick"] * quick + ["--resume"] * resume
-        code = supervise(command, store, out, call, _PATIENCE)
+    store.save()
+    asked = {"only": [*only] or parts(device), "match": match, "quick": quick}
+    recorder = _Recorder(store, out, device, data, asked)
+    stand = Stand(done=[row["key"] for row in store.report["rows"]] if resume else [])
+    end = time.time() + budget
+    if device == "cuda":
+        while Talk(recorder, _STAGE, stand, _PATIENCE).hold(end - time.time()):
+            pass
+        if stand.why:
+            console.print(stand.why, markup=False)
     else:
-        call = call or time.time()
-        code = Session(store, out, device, quick, match, call, budget, resume).run(
-            only or parts(device), data
-        )
-    close(store)
-    return code
+        say = Talk(recorder, _STAGE, stand, _PATIENCE).take
+        measured(Bench(say, budget, frozenset(stand.done), device, out=out, data=data, asked=asked))
+    store.leave_out(stand.left_out)
+    store.report["targets"] = targets.evaluate(store.report)
+    store.save()
+    counted = [
+        row
+        for row in store.report["rows"]
+        if row.get("call") == recorder.call
+        or (resume and row["part"] in asked["only"] and match in row["key"])
+    ]
+    return int(bool(stand.why) or any("error" in row for row in counted))
 
 
 def parts(device: str) -> tuple[str, ...]:
     """What a report has that is asked for nothing; on a CPU the host's time would be a stubbed GPU's."""
     return tuple(part for part in PARTS if part != "host" or device == "cuda")
-
-
-def close(store: Store) -> None:
-    """Targets from what was measured."""
-    store.reload()
-    store.report.pop("now", None)
-    store.report["targets"] = targets.evaluate(store.report)
-    store.save()
 
 
 def finish(out: Path) -> None:
@@ -124,28 +124,64 @@ def finish(out: Path) -> None:
     console.print(f"written to {out}")
 
 
-class Session:
-    """One measuring process."""
+class _Recorder:
+    """Writes a report's rows down, and shows them."""
 
     def __init__(
-        self,
-        store: Store,
-        out: Path,
-        device: str,
-        quick: bool,
-        match: str,
-        call: float,
-        budget: float,
-        resume: bool,
+        self, store: Store, out: Path, device: str, data: Path | None, asked: dict[str, Any]
     ) -> None:
-        self._store, self._out, self._device, self._quick = store, out, device, quick
-        self._match, self._call, self._end, self._resume = match, call, call + budget, resume
-        self._effort = QUICK if quick else Effort()
-        self._without = COMPILING if quick else ()
-        self._failed = False
+        self._store, self._out, self._asked = store, out, asked
+        self._device, self._data, self.call = device, data, time.time()
 
-    def run(self, parts: Any, data: Path | None) -> int:
-        """Every part that is asked for; the exit code."""
+    def start(self, stage: str, stand: Stand, seconds: float) -> Process:
+        """A process that goes on with what is not done."""
+        words = {
+            "stage": stage, "seconds": seconds, "done": stand.done, "device": self._device,
+            "out": str(self._out.resolve()), "data": self._data and str(self._data.resolve()),
+            "asked": self._asked,
+        }  # fmt: skip
+        return Process(words, os.environ | {"PYTHONUNBUFFERED": "1"}, sys.stderr)
+
+    def over(self, ready: float | None, seconds: float) -> bool:
+        """Never: a row that is begun comes to its end."""
+        return False
+
+    def open(self, machine: dict[str, Any]) -> None:
+        """Which machine this is was known before."""
+
+    def put(self, stage: str, part: str, row: Row) -> int:
+        """Add a row."""
+        self._store.put(part, row | {"call": self.call})
+        console.print(tables.line(row), markup=False)
+        return 0
+
+    def tell(self, facts: dict[str, dict[str, Any]]) -> None:
+        """Add what stands beside the rows."""
+        self._store.tell(facts)
+        self._store.save()
+
+    def write(self, name: str, text: str) -> None:
+        """A whole file beside the report."""
+        files.write(self._out / name, [text.encode()])
+
+
+def measured(bench: Bench) -> None:
+    """Every part that is asked for."""
+    _Session(bench).run()
+
+
+class _Session:
+    """What measures a report: a process of its own on a GPU, on a CPU this one."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench, self._device = bench, bench.device
+        self._only, self._match, self._quick = (bench.asked[name] for name in ("only", "match", "quick"))
+        self._effort = replace(QUICK, without=COMPILING) if self._quick else Effort()
+        self._before = {row["key"]: row for row in load_report(bench.out)["rows"]}
+
+    def run(self) -> None:
+        """Part by part."""
+        parts = self._only
         if "tests" in parts and self._device == "cuda" and not self._quick:
             self._row("tests", "tests", self._tests)
         if "cases" in parts:
@@ -154,9 +190,9 @@ class Session:
             self._cases("cases", itertools.chain(cases.cases(self._device), small_nets))
         from_data = [part for part in ("epochs", "accuracy") if part in parts and self._is_asked(part)]
         if from_data:
-            train, test = load(data, console.print)
+            train, test = load(self._bench.data, console.print)
             if "epochs" in from_data:
-                self._cases("epochs", epochs.cases(train, self._device, data))
+                self._cases("epochs", epochs.cases(train, self._device, self._bench.data))
             if "accuracy" in from_data:
                 self._accuracy(train, test)
         if "sweeps" in parts:
@@ -164,8 +200,6 @@ class Session:
                 self._sweep(sweep)
         if "host" in parts:
             self._host()
-        self._store.save()
-        return int(self._failed)
 
     def _is_asked(self, part: str) -> bool:
         """Whether a row that needs data has the words that are looked for, known before there is any."""
@@ -178,65 +212,45 @@ class Session:
         """Measure a row unless it is there, or there is no time left."""
         if self._match not in key:
             return None
-        there = self._store.get(part, key)
-        if there is not None and (self._resume or there.get("call") == self._call):
-            self._failed |= "error" in there
-            return there
-        if time.time() > self._end:
-            self._store.leave_out(part, key)
+        if self._bench.has(key):
+            return self._before[key]
+        if self._bench.left() <= 0:
+            self._bench.left_out(f"{part}: {key}")
             return None
-        self._store.begin(part, key)
-        row = make() | {"key": key, "call": self._call}
-        self._store.put(part, row)
-        console.print(tables.line(row), markup=False)
-        if "error" in row:
-            self._failed = True
-            self._leave_if_broken()
-        return row
-
-    def _leave_if_broken(self) -> None:
-        """After some CUDA errors nothing works in the process any more."""
-        try:
-            if self._device == "cuda":
-                torch.cuda.synchronize()
-        except RuntimeError as error:
-            console.print(f"{error}\ngoing on in a fresh process", markup=False)
-            sys.exit(BROKEN)
+        return self._bench.row(key, make, part)
 
     @functools.cached_property
     def _ceilings(self) -> Ceilings:
         ceilings = measure_ceilings(self._device, self._quick)
-        self._store.report["ceilings"] = ceilings.json()
-        self._store.save()
+        self._bench.tell(ceilings=ceilings.json())
         return ceilings
 
-    def _cases(self, part: str, found: Iterator[Case]) -> None:
-        effort = Effort(self._effort.rounds, self._effort.seconds, self._without)
+    def _cases(self, part: str, found: Iterable[Case]) -> None:
         for case in found:
             if case.key or not self._quick:
-                self._row(part, str(case), partial(self._measure, case, effort, case.memory))
+                self._row(part, str(case), partial(self._measure, case, self._effort, case.memory))
 
     def _measure(self, case: Case, effort: Effort, with_memory: bool = False) -> Row:
-        return measure(case, self._device, self._ceilings, effort, with_memory)
+        return measure(case, self._device, self._ceilings, effort, with_memory, self._noting(case))
 
     def _sweep(self, sweep: sweeps.Sweep) -> None:
         bounds = sweeps.limits(self._device, self._quick)
-        effort = Effort(15, self._effort.seconds / 3, self._without)
         before: tuple[Case, float] | None = None
         for x, case in sweeps.points(sweep, self._device, self._quick):
             stop = sweeps.too_much(case, before, bounds)
             if stop is not None:
-                self._store.report["stops"][sweep.name] = f"{sweep.axis} {x}: {stop}"
+                self._bench.tell(stops={sweep.name: f"{sweep.axis} {x}: {stop}"})
                 break
             # Two lines may cross: the same case is a point of both.
-            row = self._row(
-                "sweeps", f"{sweep.name}: {case}", partial(self._point, sweep.name, x, case, effort)
-            )
+            key = f"{sweep.name}: {case}"
+            row = self._row("sweeps", key, partial(self._point, sweep.name, x, case))
             if row is not None and "error" not in row:
                 before = case, sweeps.slower(row["seconds"], EAGER)
 
-    def _point(self, sweep: str, x: int, case: Case, effort: Effort) -> Row:
-        return self._measure(case, effort, with_memory=True) | {"sweep": sweep, "x": x}
+    def _point(self, sweep: str, x: int, case: Case) -> Row:
+        effort = replace(self._effort, rounds=15, seconds=self._effort.seconds / 3)
+        row = self._measure(case, effort, with_memory=True)
+        return row | {"key": f"{sweep}: {case}", "sweep": sweep, "x": x}
 
     def _accuracy(self, train: Images, test: Images) -> None:
         seeds = accuracy.SEEDS[:1] if self._quick else accuracy.SEEDS
@@ -245,27 +259,31 @@ class Session:
             self._row("accuracy", f"{accuracy.GROUP}: {recipe.name}", make)
 
     def _host(self) -> None:
-        effort = Effort(self._effort.rounds, self._effort.seconds, self._without)
         for case in CASES:
             if case.must is not None or not self._quick:
-                self._row("host", str(case), partial(host.measure, case, self._device, effort))
+                make = partial(host.measure, case, self._device, self._effort, self._noting(case))
+                self._row("host", str(case), make)
+
+    def _noting(self, case: object) -> Callable[[str], None]:
+        return lambda what: self._bench.note(f"{case}: {what}")
 
     def _tests(self) -> Row:
         """The whole suite, natively on the GPU; its log is kept beside the report."""
-        row: Row = {"group": "tests", "label": "", "dtype": "", "seconds": {}, "missing": {}}
+        row = new_row("tests")
         if not (_ROOT / "tests").is_dir():
             return row | {"skipped": "the tests are in a clone of the project, and this is installed"}
-        log = self._out / "tests.log"
+        log = self._bench.out / "tests.log"
         command = [sys.executable, "-m", "pytest", "-q", "-m", "", "tests"]
-        left = min(max(1.0, self._end - time.time()), 3600)
+        until = time.time() + min(max(1.0, self._bench.left()), 3600)
         with log.open("w") as stream:
-            try:
-                done = subprocess.run(
-                    command, cwd=_ROOT, stdout=stream, stderr=subprocess.STDOUT, timeout=left
-                )
-            except subprocess.TimeoutExpired:
-                return row | {"error": f"stopped for want of time at: {_last_line(log)}"}
-        return row | ({"error": _last_line(log)} if done.returncode else {"summary": _last_line(log)})
+            tests = subprocess.Popen(command, cwd=_ROOT, stdout=stream, stderr=subprocess.STDOUT)
+            while tests.poll() is None:
+                time.sleep(1)
+                self._bench.note(_last_line(log))
+                if time.time() > until:
+                    tests.kill()
+                    return row | {"error": f"stopped for want of time at: {_last_line(log)}"}
+        return row | {"error" if tests.returncode else "summary": _last_line(log)}
 
 
 def _last_line(log: Path) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ class Store:
 
     def __init__(self, out: Path, machine: dict[str, Any]) -> None:
         out.mkdir(parents=True, exist_ok=True)
-        self._out, self._path = out, out / "report.json"
+        self._path = out / "report.json"
         self.report: dict[str, Any] = {"machine": machine, "rows": [], "stops": {}, "left_out": []}
         self.dropped: Path | None = None  # what was there: damaged, or another machine's or commit's
         if self._path.exists():
@@ -31,18 +33,9 @@ class Store:
             else:
                 self.report = before | {"machine": machine}
 
-    def reload(self) -> None:
-        """Take over what another process wrote."""
-        self.report = load(self._out)
-
     def get(self, part: str, key: str) -> Row | None:
         """The row, if there is one."""
         return next((r for r in self.report["rows"] if (r["part"], r["key"]) == (part, key)), None)
-
-    def begin(self, part: str, key: str) -> None:
-        """Say what is being measured, in case that the process does not survive it."""
-        self.report["now"] = {"part": part, "key": key}
-        self.save()
 
     def put(self, part: str, row: Row) -> None:
         """`add`, and save."""
@@ -57,19 +50,35 @@ class Store:
             (i for i, r in enumerate(rows) if (r["part"], r["key"]) == (row["part"], row["key"])), len(rows)
         )
         rows[place : place + 1] = [row]
-        self.report.pop("now", None)
 
-    def leave_out(self, part: str, key: str) -> None:
-        """Name a row that there was no time for."""
-        if self.get(part, key) is None and f"{part}: {key}" not in self.report["left_out"]:
-            self.report["left_out"].append(f"{part}: {key}")
+    def tell(self, facts: dict[str, dict[str, Any]]) -> None:
+        """Add what stands beside the rows to what is there."""
+        for name, more in facts.items():
+            self.report[name] = (self.report.get(name) or {}) | more
+
+    def leave_out(self, names: Iterable[str]) -> None:
+        """Name rows that there was no time for, as ``part: key``."""
+        self.report["left_out"] = list(dict.fromkeys([*self.report["left_out"], *names]))
 
     def save(self) -> None:
         """Write the file whole or not at all."""
         self.report["left_out"] = [
             name for name in self.report["left_out"] if self.get(*name.split(": ", 1)) is None
         ]
-        files.write(self._path, [json.dumps(self.report, indent=1).encode(), b"\n"])
+        write(self._path, self.report)
+
+
+def write(path: Path, report: dict[str, Any]) -> None:
+    """Write the file whole or not at all, in strict JSON: a number that is not finite is a string, "inf"."""
+    files.write(path, [json.dumps(_finite(report), indent=1, allow_nan=False).encode(), b"\n"])
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(member) for name, member in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(member) for member in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def load(out: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ def full(report: dict[str, Any]) -> str:
     parts = [
         machine(report["machine"]),
         "Medians (quartiles) of interleaved rounds. `×` is the peer's time over ours: above 1, fastmlp is "
-        "faster. The floor is explained in `benchmarks/floors.py`.",
+        "faster. The floor is explained in `docs/benchmarks.md`.",
         _tests(rows),
         *_stages(report),
         "## Targets",

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,12 @@ from fastmlp import files
 
 from ..measure import Row
 from ..store import Store
-from ..supervisor import failed
 from . import summary
-from .process import Log, Process
+from .process import Log, Process, Stand, Talk
 from .stages import NAMES, STAGES, START, Stage
-from .worker import BROKEN
 
 _GRACE = 5.0  # seconds for the row that is under way at a stage's end
 _LAST = 5.0  # seconds for the last words
-_WORDS = 4000  # characters of a lost process's output, or of where it hung
 
 
 @dataclass
@@ -42,19 +39,6 @@ class Options:
     toy: bool = False  # a rehearsal
     data: Path | None = None
     stages: tuple[Stage, ...] = STAGES
-
-
-@dataclass
-class Stand:
-    """How far a stage is; what the report says of it."""
-
-    state: str = summary.UNREACHED
-    seconds: float = 0.0
-    why: str = ""  # it failed beside its rows
-    note: str = ""  # what it said last
-    failed: int = 0  # rows
-    done: list[str] = field(default_factory=list)  # what need not be measured again
-    left_out: list[str] = field(default_factory=list)
 
 
 class Conductor:
@@ -157,18 +141,18 @@ class Conductor:
                 report.get("stages", {}).pop(name, None)
             report["rows"] = [row for row in report["rows"] if row.get("stage") not in options.only]
 
-    def put(self, part: str, row: Row) -> int:
+    def put(self, stage: str, part: str, row: Row) -> int:
         """Add a row; how many of its stage have failed."""
         rows = self._report()["rows"]
         if self._store is not None:
-            self._store.add(part, row)
+            self._store.add(part, row | {"stage": stage})
             self.save()
-        return sum("error" in one for one in rows if one.get("stage") == row["stage"])
+        return sum("error" in one for one in rows if one.get("stage") == stage)
 
-    def tell(self, facts: dict[str, Any]) -> None:
+    def tell(self, facts: dict[str, dict[str, Any]]) -> None:
         """Add what stands beside the rows."""
         if self._store is not None:
-            self._store.report.update(facts)
+            self._store.tell(facts)
             self.save()
 
     def save(self) -> dict[str, Any]:
@@ -201,87 +185,6 @@ class Conductor:
             print(f"cannot write {self._trouble}", file=sys.stderr, flush=True)
 
 
-class Talk:
-    """With one process of a stage."""
-
-    def __init__(self, conductor: Conductor, stage: str, stand: Stand, patience: float) -> None:
-        self._conductor, self._stage, self._stand, self._patience = conductor, stage, stand, patience
-        self._ready: float | None = None
-        self._under_way: tuple[str, str] | None = None  # part and key
-        self._rows = 0
-
-    @property
-    def measured(self) -> float:
-        """Seconds since it was ready."""
-        return 0.0 if self._ready is None else time.time() - self._ready
-
-    def hold(self, seconds: float) -> bool:
-        """Until it ends, hangs, or ``seconds`` after it was ready; whether another one should go on."""
-        process = self._conductor.start(self._stage, self._stand, seconds)
-        began = heard = time.time()
-        try:
-            while (messages := process.listen(0.5)) is not None:
-                for message in messages:
-                    heard = time.time()
-                    self._take(message)
-                silent = time.time() - heard
-                if self._conductor.over(self._ready, seconds):
-                    return self._out_of_time()
-                if silent > (START if self._ready is None else self._patience):
-                    return self._lost(f"hung: not a word for {silent:.0f} s", process.stack())
-            code = process.end()
-            if code == 0 or (code == BROKEN and self._rows):
-                return code == BROKEN
-            return self._lost(f"ended {ending(code)} after {time.time() - began:.0f} s", process.last())
-        except KeyboardInterrupt:
-            self._out_of_time()
-            raise
-        finally:
-            process.end()
-
-    def _take(self, message: dict[str, Any]) -> None:
-        """What the process says."""
-        stand, part = self._stand, message.get("part") or self._stage
-        match message:
-            case {"ready": machine}:
-                self._ready = time.time()
-                self._conductor.open(machine)
-            case {"begin": key}:
-                self._under_way, stand.note = (part, key), ""
-            case {"note": note}:
-                stand.note = note
-            case {"row": row, "done": key}:
-                self._under_way = None
-                self._keep(part, row, key)
-            case {"left_out": key}:
-                stand.left_out.append(key)
-            case {"report": facts}:
-                self._conductor.tell(facts)
-            case {"file": name, "text": text}:
-                self._conductor.write(name, text)
-
-    def _keep(self, part: str, row: Row, key: str) -> None:
-        self._rows += 1
-        if not row.get("unfinished"):
-            self._stand.done.append(key)
-        self._stand.failed = self._conductor.put(part, row | {"stage": self._stage})
-
-    def _lost(self, why: str, words: str) -> bool:
-        """The process is no more: the row under way failed, or, outside of any, the stage."""
-        if self._stand.note:
-            why += f", at: {self._stand.note}"
-        if self._under_way is None:
-            self._stand.why = f"{why}: {words.strip().splitlines()[-1]}" if words.strip() else why
-            return False
-        part, key = self._under_way
-        self._keep(part, failed(key, why) | {"output": words[-_WORDS:]}, key)
-        return True
-
-    def _out_of_time(self) -> bool:
-        self._stand.left_out.append("the rest" if self._under_way is None else self._under_way[1])
-        return False
-
-
 def _lock(out: Path) -> int:
     """Held while the process lives: two runs would write over each other's rows, and disturb their times."""
     folder = os.open(out, os.O_RDONLY)
@@ -300,14 +203,6 @@ def _stand(stored: dict[str, Any]) -> Stand:
         type(stored[name]) is type(value) for name, value in vars(stand).items()
     )
     return Stand(**stored) if fits else stand
-
-
-def ending(code: int) -> str:
-    """How a process ended."""
-    try:
-        return f"by {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
-    except ValueError:
-        return f"by signal {-code}"
 
 
 def environment(stage: str, toy: bool) -> dict[str, str]:

@@ -26,7 +26,7 @@ from fastmlp.engine.fused import FusedExecutor
 from fastmlp.kernels.launch import Launch, observe
 
 from ..cases import net
-from ..measure import Row, reason
+from ..measure import Row, new_row, reason
 from ..numerics import allowed, error
 from .ahead import Ahead
 
@@ -125,8 +125,7 @@ class _Reference:
         return f"{GROUP}, {self.label(engine)}, {self.dtype}"
 
     def row(self, engine: str) -> Row:
-        row: Row = {"group": GROUP, "label": self.label(engine), "dtype": self.dtype, "engine": engine}
-        row |= {"seconds": {}, "missing": {}}
+        row = new_row(GROUP, self.label(engine), self.dtype, engine=engine)
         try:
             return row | self._compared(engine)
         except Exception as problem:

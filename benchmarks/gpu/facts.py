@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 
-from ..floors import measure_ceilings
-from ..measure import Row
-from .headlines import rehearsed
+from ..measure import Row, new_row
+from .headlines import measured_ceilings
 from .worker import Bench
 
 _QUERY = (
@@ -26,17 +25,13 @@ _PROPERTIES = (
 
 def run(bench: Bench) -> None:
     """The stage."""
-    bench.row("the device", lambda: {**_EMPTY, "facts": device(bench.device)})
+    bench.row("the device", lambda: new_row("facts", facts=device(bench.device)))
     bench.row("ceilings", lambda: _ceilings(bench))
 
 
-_EMPTY: Row = {"group": "facts", "label": "", "dtype": "", "seconds": {}, "missing": {}}
-
-
 def _ceilings(bench: Bench) -> Row:
-    found = rehearsed() if bench.toy else measure_ceilings(bench.device, quick=True)
-    bench.tell(ceilings=found.json())
-    return dict(_EMPTY)
+    measured_ceilings(bench)
+    return new_row("facts")
 
 
 def device(kind: str) -> dict[str, Any]:

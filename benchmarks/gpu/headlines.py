@@ -31,6 +31,9 @@ _NEVER = (peers.AUTOTUNED, peers.BOOK, peers.BOOK_WORKERS)
 _FIRST = Effort(rounds=31, seconds=0.4, without=(*_SLOW, *_NEVER), verify=True)
 _SECOND = Effort(rounds=31, seconds=0.8, without=_NEVER, verify=True)
 _REHEARSED = Effort(rounds=3, seconds=0.05, without=(*_SLOW, *_NEVER), verify=True)
+_REHEARSED_CEILINGS = Ceilings(
+    {1 << 20: 1e10}, dict.fromkeys(("float32", "tf32", "bfloat16", "float16"), 1e11), 1e-6
+)
 
 
 class Headline(NamedTuple):
@@ -134,14 +137,14 @@ def _ceilings(bench: Bench) -> Ceilings:
         found = load_report(bench.out)["ceilings"]
         return Ceilings(**found | {"copy": {int(size): rate for size, rate in found["copy"].items()}})
     except (OSError, ValueError, LookupError, TypeError):
-        ceilings = rehearsed() if bench.toy else measure_ceilings(bench.device, quick=True)
-        bench.tell(ceilings=ceilings.json())
-        return ceilings
+        return measured_ceilings(bench)
 
 
-def rehearsed() -> Ceilings:
-    """What stands for them where times say nothing."""
-    return Ceilings({1 << 20: 1e10}, dict.fromkeys(("float32", "tf32", "bfloat16", "float16"), 1e11), 1e-6)
+def measured_ceilings(bench: Bench) -> Ceilings:
+    """Measured now, and told; in a rehearsal, whose times say nothing, what stands for them."""
+    ceilings = _REHEARSED_CEILINGS if bench.toy else measure_ceilings(bench.device, quick=True)
+    bench.tell(ceilings=ceilings.json())
+    return ceilings
 
 
 def _row(bench: Bench, headline: Headline, ceilings: Ceilings, effort: Effort) -> Row:
@@ -168,7 +171,7 @@ def _streams(work: cases.Work) -> tuple[int, int, int, int]:
 
 
 def _without_broken_engines(bench: Bench, row: Row) -> Row:
-    """An engine whose training went wrong has no time for an epoch."""
+    """An engine whose training went wrong in a row's dtype has no time for an epoch."""
     if row["group"] != epochs.EPOCH:
         return row
     try:
@@ -176,7 +179,9 @@ def _without_broken_engines(bench: Bench, row: Row) -> Row:
     except (OSError, ValueError):
         return row
     broken = {
-        one.get("engine", "").partition("+")[0] for one in rows if one["part"] == "engines" and "error" in one
+        one.get("engine", "").partition("+")[0]
+        for one in rows
+        if one["part"] == "engines" and "error" in one and one.get("dtype") == row["dtype"]
     }
     names = {peers.OURS_ENGINES[engine] for engine in broken & peers.OURS_ENGINES.keys()}
     if not names:

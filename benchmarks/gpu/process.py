@@ -1,4 +1,8 @@
-"""A stage's process as its conductor sees it: messages and output as they come, and its end."""
+"""A measuring process as who started it sees it: messages and output as they come, and its end.
+
+A process that aborts, hangs or breaks the CUDA context costs the row that is under way; another one goes on
+with the next.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +14,20 @@ import sys
 import time
 from collections import deque
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from selectors import EVENT_READ, DefaultSelector
-from typing import Any
+from typing import Any, Protocol
 
-_ROOT = Path(__file__).resolve().parents[2]
+from ..measure import Row, new_row
+from . import summary
+from .stages import START
+from .worker import BROKEN
+
+_ROOT = Path(__file__).parents[__package__.count(".") + 1]  # where the package is imported from
 _LOG = 12 << 20  # bytes
 _TAIL = 60  # lines
+_WORDS = 4000  # characters of a lost process's output, or of where it hung
 
 
 class Log:
@@ -39,10 +50,16 @@ class Log:
             file.write(text)
 
 
+class Writes(Protocol):
+    """Takes what a process prints."""
+
+    def write(self, text: str, /) -> object: ...
+
+
 class Process:
     """It runs ``worker`` with ``words`` and the number of the pipe that it is to write its messages to."""
 
-    def __init__(self, words: dict[str, Any], environment: dict[str, str], log: Log) -> None:
+    def __init__(self, words: dict[str, Any], environment: dict[str, str], log: Writes) -> None:
         ours, theirs = os.pipe()
         self._popen = subprocess.Popen(
             [sys.executable, "-m", f"{__package__}.worker", json.dumps(words | {"pipe": theirs})],
@@ -109,3 +126,127 @@ class Process:
         text = (self._output.read() or b"").decode(errors="replace")
         self._log.write(text)
         self._tail.extend(text.splitlines())
+
+
+@dataclass
+class Stand:
+    """How far a stage is; what the report says of it."""
+
+    state: str = summary.UNREACHED
+    seconds: float = 0.0
+    why: str = ""  # it failed beside its rows
+    note: str = ""  # what it said last
+    failed: int = 0  # rows
+    done: list[str] = field(default_factory=list)  # what need not be measured again
+    left_out: list[str] = field(default_factory=list)
+
+
+class Recorder(Protocol):
+    """Who starts the processes of a stage, and writes down what they say."""
+
+    def start(self, stage: str, stand: Stand, seconds: float) -> Process: ...
+
+    def over(self, ready: float | None, seconds: float) -> bool: ...
+
+    def open(self, machine: dict[str, Any]) -> None: ...
+
+    def put(self, stage: str, part: str, row: Row) -> int: ...
+
+    def tell(self, facts: dict[str, dict[str, Any]]) -> None: ...
+
+    def write(self, name: str, text: str) -> None: ...
+
+
+class Talk:
+    """With one process of a stage."""
+
+    def __init__(self, recorder: Recorder, stage: str, stand: Stand, patience: float) -> None:
+        self._recorder, self._stage, self._stand, self._patience = recorder, stage, stand, patience
+        self._ready: float | None = None
+        self._under_way: tuple[str, str] | None = None  # part and key
+        self._rows = 0
+
+    @property
+    def measured(self) -> float:
+        """Seconds since it was ready."""
+        return 0.0 if self._ready is None else time.time() - self._ready
+
+    def hold(self, seconds: float) -> bool:
+        """Until it ends, hangs, or ``seconds`` after it was ready; whether another one should go on."""
+        process = self._recorder.start(self._stage, self._stand, seconds)
+        began = heard = time.time()
+        try:
+            while (messages := process.listen(0.5)) is not None:
+                for message in messages:
+                    heard = time.time()
+                    self.take(message)
+                silent = time.time() - heard
+                if self._recorder.over(self._ready, seconds):
+                    return self._out_of_time()
+                if silent > (START if self._ready is None else self._patience):
+                    return self._lost(f"hung: not a word for {silent:.0f} s", process.stack())
+            code = process.end()
+            if code == 0 or (code == BROKEN and self._rows):
+                return code == BROKEN
+            return self._lost(f"ended {ending(code)} after {time.time() - began:.0f} s", process.last())
+        except KeyboardInterrupt:
+            self._out_of_time()
+            raise
+        finally:
+            process.end()
+
+    def take(self, message: dict[str, Any]) -> None:
+        """What the process says."""
+        stand, part = self._stand, message.get("part") or self._stage
+        match message:
+            case {"ready": machine}:
+                self._ready = time.time()
+                self._recorder.open(machine)
+            case {"begin": key}:
+                self._under_way, stand.note = (part, key), ""
+            case {"note": note}:
+                stand.note = note
+            case {"row": row, "done": key}:
+                self._under_way = None
+                self._keep(part, row, key)
+            case {"left_out": key}:
+                stand.left_out.append(key)
+            case {"report": facts}:
+                self._recorder.tell(facts)
+            case {"file": name, "text": text}:
+                self._recorder.write(name, text)
+
+    def _keep(self, part: str, row: Row, key: str) -> None:
+        self._rows += 1
+        if not row.get("unfinished"):
+            self._stand.done.append(key)
+        self._stand.failed = self._recorder.put(self._stage, part, row)
+
+    def _lost(self, why: str, words: str) -> bool:
+        """The process is no more: the row under way failed, or, outside of any, the stage."""
+        if self._stand.note:
+            why += f", at: {self._stand.note}"
+        if self._under_way is None:
+            self._stand.why = f"{why}: {words.strip().splitlines()[-1]}" if words.strip() else why
+            return False
+        part, key = self._under_way
+        self._keep(part, failed(key, why) | {"output": words[-_WORDS:]}, key)
+        return True
+
+    def _out_of_time(self) -> bool:
+        self._stand.left_out.append("the rest" if self._under_way is None else self._under_way[1])
+        return False
+
+
+def failed(key: str, why: str) -> Row:
+    """The row of a case that cost its process."""
+    group, _, label = key.partition(", ")
+    return new_row(group, label.rpartition(", ")[0], key.rpartition(", ")[2], key=key, error=why)
+
+
+def ending(code: int) -> str:
+    """How a process ended."""
+    try:
+        return f"by {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
+    except ValueError:
+        return f"by signal {-code}"

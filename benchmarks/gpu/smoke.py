@@ -31,7 +31,7 @@ from fastmlp.kernels.offline import cases as problems
 from fastmlp.kernels.offline import loss_cases, mlp_cases, training_cases
 from fastmlp.kernels.offline.case import NUMERICS, Case
 
-from ..measure import Row, reason
+from ..measure import Row, new_row, reason
 from ..numerics import error
 from .ahead import Ahead
 from .calls import Call, watched
@@ -99,14 +99,7 @@ def measured(bench: Bench, key: Key, case: Case, problem: str) -> bool:
 
 def judge(key: Key, case: Case, problem: str = "") -> Row:
     """The row of a case: its worst error, and what is wrong."""
-    row: Row = {
-        "group": "kernels",
-        "label": key.variant,
-        "dtype": key.dtype,
-        "family": key.family,
-        "seconds": {},
-        "missing": {},
-    }
+    row = new_row("kernels", key.variant, key.dtype, family=key.family)
     try:
         if problem:
             raise RuntimeError(problem)
@@ -247,7 +240,7 @@ def watch(bench: Bench, key: Key, share: int = 2) -> None:
     """
 
     def make() -> Row:
-        row: Row = {"group": "sanitizer", "label": str(key), "seconds": {}, "missing": {}, "said": {}}
+        row = new_row("sanitizer", str(key), said={})
         found = shutil.which("compute-sanitizer", path=f"{os.environ['PATH']}:/usr/local/cuda/bin")
         for tool in TOOLS:
             if found is None:

@@ -89,14 +89,18 @@ def _errors(rows: Sequence[Row]) -> str:
     """Those that come nearest to what is allowed, or go beyond it."""
     found = sorted((row for row in rows if row.get("worst")), key=_excess, reverse=True)
     lines = [
-        [row["key"], row["worst"]["what"], *(f"{row['worst'][name]:.2e}" for name in ("error", "allowed"))]
+        [
+            row["key"],
+            row["worst"]["what"],
+            *(f"{float(row['worst'][name]):.2e}" for name in ("error", "allowed")),
+        ]
         for row in found[:_WORST]
     ]
     return columns([("worst errors", "of", "error", "allowed"), *lines]) if lines else ""
 
 
 def _excess(row: Row) -> float:
-    return row["worst"]["error"] / max(row["worst"]["allowed"], 1e-300)
+    return float(row["worst"]["error"]) / max(float(row["worst"]["allowed"]), 1e-300)
 
 
 def _next(report: dict[str, Any], out: Path, trouble: str) -> Iterable[str]:

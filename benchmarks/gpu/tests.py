@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
-from ..measure import Row
+from ..measure import Row, new_row
 from . import pytest_plugin as plugin
 from .worker import Bench
 
@@ -40,7 +40,7 @@ def run(bench: Bench) -> None:
 
 
 def _tests(bench: Bench) -> Row:
-    row: Row = {"group": "tests", "label": "", "dtype": "", "seconds": {}, "missing": {}}
+    row = new_row("tests")
     if not (_ROOT / "tests").is_dir():
         return row | {"skipped": "the tests are in a clone of the project, and this is installed"}
     if importlib.util.find_spec("pytest") is None:

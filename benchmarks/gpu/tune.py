@@ -33,7 +33,7 @@ from fastmlp.kernels.offline.cases import MATRIX_PROBLEMS
 from fastmlp.kernels.tiles import configs, decisions
 from fastmlp.kernels.tiles.configs import Key, Tile, TmaTile
 
-from ..measure import Row, reason
+from ..measure import Row, new_row, reason
 from ..timing import Timing
 from .ahead import Ahead
 
@@ -116,13 +116,7 @@ def _rows(part: Tiles | Ways, bench: Bench) -> Iterator[_Tile | _Decision]:
 
 def _kept(row: _Tile | _Decision, ahead: Ahead, bench: Bench) -> Row:
     """The row; what it decides is in the files before it is told."""
-    made: Row = {
-        "group": row.group,
-        "label": row.label,
-        "dtype": _DTYPES[row.dtype],
-        "seconds": {},
-        "missing": {},
-    }
+    made = new_row(row.group, row.label, _DTYPES[row.dtype])
     try:
         with _precision(row.dtype):
             made |= row.measure(ahead)

@@ -40,6 +40,7 @@ class Bench:
         resumed: whether the stage goes on where an earlier run stopped.
         out: the report's folder, for a file that somebody else writes.
         data: where Fashion-MNIST is, if it is anywhere.
+        asked: what this stage alone is told.
     """
 
     def __init__(
@@ -52,9 +53,11 @@ class Bench:
         resumed: bool = False,
         out: Path = Path(),
         data: Path | None = None,
+        asked: dict[str, Any] | None = None,
     ) -> None:
         self._say, self._end, self._done = say, time.time() + seconds, done
         self.device, self.toy, self.resumed, self.out, self.data = device, toy, resumed, out, data
+        self.asked = asked or {}
 
     def left(self) -> float:
         """Seconds until the stage must be over."""
@@ -95,8 +98,8 @@ class Bench:
         """Say what the row under way is at: it is named if that hangs, and counts as a sign of life."""
         self._say({"note": what})
 
-    def tell(self, **report: Any) -> None:
-        """What goes into the report beside its rows, such as the ceilings."""
+    def tell(self, **report: dict[str, Any]) -> None:
+        """What goes into the report beside its rows, such as the ceilings; added to what is there."""
         self._say({"report": report})
 
     def keep(self, name: str, text: str) -> None:

@@ -7,11 +7,11 @@ import sys
 import time
 
 from benchmarks.gpu.worker import Bench
-from benchmarks.measure import Row
+from benchmarks.measure import Row, new_row
 
 
 def _row(**more: object) -> Row:
-    return {"group": "a stage", "label": "", "dtype": "", "seconds": {}, "missing": {}, **more}
+    return new_row("a stage", **more)
 
 
 def raises(bench: Bench) -> None:

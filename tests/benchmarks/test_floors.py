@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from benchmarks import memory
-from benchmarks.floors import Ceilings
 from benchmarks.timing import Run
 from fastmlp.backends import pages
+from fastmlp.costs.ceilings import Ceilings
 from fastmlp.costs.floors import Work
 
 _CEILINGS = Ceilings(copy={100: 50.0, 1000: 10.0}, matmul={"float32": 4.0}, launch=0.5)

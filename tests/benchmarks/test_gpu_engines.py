@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.gpu import engines
+from benchmarks import peers, store
+from benchmarks.epochs import EPOCH
+from benchmarks.gpu import engines, headlines
 from benchmarks.gpu.engines import DTYPES, EAGER, ENGINES, FUSED, PERSISTENT, Problem
 from benchmarks.gpu.worker import Bench
-from benchmarks.measure import Row
+from benchmarks.measure import Row, new_row
+from benchmarks.peers import OURS, OURS_ENGINES
 from fastmlp.engine import fused, persistent
 from fastmlp.kernels.launch import INTERPRETED, Launch
 from tests.processes import output_of
@@ -146,6 +150,18 @@ def test_batches_are_the_same_whatever_the_dtype() -> None:
     for problem in engines.PROBLEMS:
         assert problem.examples % problem.batch
     assert all(set(dtypes) == set(DTYPES) for dtypes in engines.PROBLEMS.values())
+
+
+def test_a_wrong_engine_has_no_time_in_the_dtype_where_it_is_wrong(tmp_path: Path) -> None:
+    wrong = new_row("engines", dtype="bfloat16", engine="graph+pdl", part="engines", key="x", error="off")
+    store.write(tmp_path / "report.json", {"rows": [wrong]})
+    bench = Bench(lambda message: None, 1.0, out=tmp_path)
+    names = (OURS, *OURS_ENGINES.values(), peers.EAGER)
+    for dtype, left in (("float32", set(names)), ("bfloat16", set(names) - {OURS, OURS_ENGINES["graph"]})):
+        row = new_row(EPOCH, dtype=dtype, seconds={name: {} for name in names})
+        found = headlines._without_broken_engines(bench, row)
+        assert found["seconds"].keys() == left
+        assert ("error" in found) == (left != set(names))
 
 
 _AHEAD = """

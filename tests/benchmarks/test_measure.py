@@ -9,10 +9,10 @@ import torch
 
 from benchmarks import cases, epochs, peers, whole_net
 from benchmarks.cases import Case
-from benchmarks.floors import Ceilings
 from benchmarks.measure import Effort, Row, measure
 from benchmarks.peers import EAGER, OURS, Factory, MissingPeerError
 from benchmarks.timing import Run
+from fastmlp.costs.ceilings import Ceilings
 from fastmlp.costs.floors import Work
 from fastmlp.data import synthetic
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
-from typer.testing import CliRunner
 
-from benchmarks import host, report, supervisor
-from benchmarks.floors import Ceilings
+from benchmarks import host, report
+from benchmarks.gpu import summary
+from benchmarks.gpu.process import Process
 from benchmarks.machine import describe
 from benchmarks.peers import COMPILED, EAGER, OURS
 from benchmarks.store import Store, load
+from fastmlp.costs.ceilings import Ceilings
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +27,7 @@ def _known_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
 def _run(out: Path, code: int = 0, **options: Any) -> dict[str, Any]:
     defaults: dict[str, Any] = {
         "device": "cpu", "data": None, "only": ["cases"], "match": "inference, 784-256-10, batch 1, float32",
-        "quick": True, "budget": 1e9, "resume": False, "call": 0.0,
+        "quick": True, "budget": 1e9, "resume": False,
     }  # fmt: skip
     with pytest.raises(typer.Exit) as stopped:
         report.main(out=out, **defaults | options)
@@ -42,7 +41,6 @@ def test_report_of_one_case(tmp_path: Path) -> None:
     (row,) = data["rows"]
     assert {OURS, EAGER} <= set(row["seconds"])
     assert row["missing"][COMPILED] == "left out of a quick report"
-    assert "now" not in data
     assert any(t["verdict"] == "not measured here" for t in data["targets"])
     assert "| inference | 784-256-10, batch 1 | float32 | fastmlp |" in (tmp_path / "table.md").read_text()
     for name in ("speedup.png", "speedup.svg"):
@@ -106,31 +104,39 @@ def test_host_time_is_asked_for_where_there_is_no_gpu(tmp_path: Path) -> None:
 
 def test_an_unknown_part_is_refused(tmp_path: Path) -> None:
     with pytest.raises(typer.BadParameter, match="expected tests, cases"):
-        report.main(out=tmp_path, device="cpu", only=["everything"], call=0.0)
+        report.main(out=tmp_path, device="cpu", only=["everything"])
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Its processes see no GPU; what they are told."""
+    told: list[dict[str, Any]] = []
+
+    def process(words: dict[str, Any], *where: Any) -> Process:
+        told.append(words)
+        return Process(words | {"device": "cpu"}, *where)
+
+    monkeypatch.setattr(report, "describe", lambda device: describe("cpu"))
+    monkeypatch.setattr(report, "Process", process)
+    return told
 
 
 def test_a_gpus_rows_are_measured_by_a_process_that_is_told_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, gpu: list[dict[str, Any]]
 ) -> None:
-    commands: list[list[str]] = []
-    monkeypatch.setattr(report, "describe", lambda device: describe("cpu"))
-    monkeypatch.setattr(report, "supervise", lambda command, *_: commands.append(command) or 0)
-    options = {
-        "data": tmp_path, "only": ["cases", "sweeps"], "match": "a b", "quick": True, "budget": 5.0,
-        "resume": True,
-    }  # fmt: skip
-    assert report.take(tmp_path / "out", "cuda", **options) == 0
-    ((python, _, module, *words),) = commands
-    assert (python, module) == (sys.executable, report.__name__)
-    told: dict[str, Any] = {}
-    monkeypatch.setattr(report, "take", lambda *values: told.update(zip(names, values)) or 0)
-    names = ("out", "device", "data", "only", "match", "quick", "budget", "resume", "call")
-    app = typer.Typer()
-    app.command()(report.main)
-    result = CliRunner().invoke(app, words)
-    assert result.exit_code == 0, result.output
-    assert told.pop("call") > 0
-    assert told == options | {"out": tmp_path / "out", "device": "cuda"}
+    match = "cross-entropy forward + backward, 256 x 10, float32"
+    options: dict[str, Any] = {"data": tmp_path, "only": ["cases"], "match": match, "quick": True}
+    assert report.take(tmp_path / "out", "cuda", **options, budget=500.0) == 0
+    (words,) = gpu
+    assert words["device"] == "cuda"
+    assert words["data"] == str(tmp_path)
+    assert 499 < words["seconds"] <= 500
+    assert words["asked"] == {"only": ["cases"], "match": match, "quick": True}
+    (row,) = load(tmp_path / "out")["rows"]
+    assert row["seconds"].keys() >= {OURS, EAGER}
+    assert report.take(tmp_path / "out", "cuda", **options, resume=True) == 0
+    assert gpu[1]["done"] == [row["key"]]
+    assert load(tmp_path / "out")["rows"] == [row]
 
 
 def test_another_commits_rows_are_dropped(tmp_path: Path) -> None:
@@ -152,32 +158,44 @@ def test_a_row_is_replaced_in_its_place(tmp_path: Path) -> None:
     assert len(json.loads((tmp_path / "report.json").read_text())["rows"]) == 3
 
 
-_WORKER = """
-import json, sys, time
-path = sys.argv[1] + "/report.json"
-for key in ("work, dies, float32", "work, hangs, float32", "work, runs, float32"):
-    report = json.load(open(path))
-    if any(row["key"] == key for row in report["rows"]):
-        continue
-    report["now"] = {"part": "cases", "key": key}
-    json.dump(report, open(path, "w"))
-    if "dies" in key:
-        sys.exit(-9)
-    if "hangs" in key:
-        time.sleep(60)
-    report["rows"].append({"part": "cases", "key": key})
-    json.dump(report, open(path, "w"))
-"""
+@pytest.mark.parametrize(("stage", "code"), [("aborts", 1), ("hangs", 1), ("outside", 1), ("fine", 0)])
+def test_a_row_that_kills_or_hangs_its_process_costs_only_itself(
+    stage: str, code: int, tmp_path: Path, gpu: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "_STAGE", f"tests.benchmarks.gpu_stages:{stage}")
+    monkeypatch.setattr(report, "_PATIENCE", 2.0)
+    assert report.take(tmp_path, "cuda") == code
+    found = {row["key"]: row.get("error") for row in load(tmp_path)["rows"]}
+    expected = {
+        "aborts": {
+            "before": None,
+            "aborts": "ended by SIGABRT",
+            "leaves": "ended with code 7",
+            "after": None,
+        },
+        "hangs": {"hangs": "hung: not a word for 2 s, at: launching epoch_kernel", "after": None},
+        "outside": {"before": None},
+        "fine": {"fine": None},
+    }[stage]
+    assert found.keys() == expected.keys()
+    assert all((found[key] or "").startswith(why or "") for key, why in expected.items())
+    assert len(gpu) == 1 + sum(why is not None for why in expected.values())
 
 
-def test_a_row_that_kills_or_hangs_its_process_costs_only_itself(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [float("inf"), float("nan"), -float("inf")])
+def test_a_report_is_strict_json(number: float, tmp_path: Path) -> None:
+    """What is not finite is a string there, which is a number again to whoever wants one."""
     store = Store(tmp_path, describe("cpu"))
-    store.save()
-    command = [sys.executable, "-c", _WORKER, str(tmp_path)]
-    code = supervisor.supervise(command, store, tmp_path, time.time(), patience=1.5)
-    assert code == 0
-    store.reload()
-    errors = {row["label"]: row.get("error") for row in store.report["rows"] if "label" in row}
-    assert errors["hangs"] == "nothing happened for 2 s"
-    assert errors["dies"].startswith("the process ended with code")
-    assert store.get("cases", "work, runs, float32") is not None
+    store.put(
+        "smoke",
+        {"key": "a", "worst": {"what": "dW", "error": number, "allowed": 0.5}, "losses": [number, 1.0]},
+    )
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    text = (tmp_path / "report.json").read_text()
+    (row,) = json.loads(text, parse_constant=refuse)["rows"]
+    assert row["losses"] == [str(number), 1.0]
+    assert str(float(row["worst"]["error"])) == str(number)
+    assert f"{number:.2e}" in summary.text({"rows": [row], "stages": {}}, tmp_path)

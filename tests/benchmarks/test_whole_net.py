@@ -13,10 +13,10 @@ from torch import nn
 
 from benchmarks import peers, whole_net
 from benchmarks.cases import Case
-from benchmarks.floors import Ceilings
 from benchmarks.measure import Effort, measure
 from benchmarks.peers import EAGER, OURS
 from fastmlp.costs import plans
+from fastmlp.costs.ceilings import Ceilings
 
 _CEILINGS = Ceilings({1 << 20: 1e10}, {"float32": 1e11, "bfloat16": 1e11}, 1e-6)
 _EFFORT = Effort(rounds=3, seconds=0.05, without=tuple(peers.MODES))

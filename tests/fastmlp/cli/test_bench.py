@@ -12,8 +12,8 @@ from typer.testing import CliRunner, Result
 
 from fastmlp import benchmarks, cli
 from fastmlp.benchmarks import report as measuring
-from fastmlp.benchmarks.floors import Ceilings
 from fastmlp.benchmarks.peers import EAGER, OURS
+from fastmlp.costs.ceilings import Ceilings
 from tests.benchmarks.stored import report, row, timing
 
 _SMALL = ("--device", "cpu", "--only", "cases", "--match", "inference, 784-256-10, batch 1, float32")

@@ -275,7 +275,7 @@ def _tiles(rows: Sequence[Row], found: Sequence[dict[str, Any]], kind: str) -> l
     tiles = []
     if cases:
         ratios = [targets.ratio(row, EAGER) or 1.0 for row in cases]
-        best = [tables.best_peer(row) for row in cases]
+        best = [targets.fastest_other(row["seconds"]) for row in cases]
         ahead = sum((targets.ratio(row, peer) or 0.0) >= 1 for row, peer in zip(cases, best) if peer)
         mean = math.exp(statistics.fmean(map(math.log, ratios)))
         tiles = [

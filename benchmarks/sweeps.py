@@ -57,64 +57,41 @@ def _narrow(name: str, what: str, axis: str, values: Sequence[int], case: Callab
 
 
 _BATCHES = [4**i for i in range(11)]
+_CLASSES = [10, 100, 1000, 4096, 16384, 32000, 65536, 128256, 262144]
 SWEEPS = (
     Sweep(
-        "batch",
-        "training step of 784-256-10 (SGD)",
-        "batch",
-        _BATCHES,
+        "batch", "training step of 784-256-10 (SGD)", "batch", _BATCHES,
         lambda batch, dtype: training_step(A, batch, dtype),
     ),
     Sweep(
-        "width",
-        "training step of 784-w-w-10 (SGD), batch 256",
-        "width w",
-        [16 << i for i in range(0, 11)],
+        "width", "training step of 784-w-w-10 (SGD), batch 256", "width w", [16 << i for i in range(0, 11)],
         lambda width, dtype: training_step((784, width, width, 10), 256, dtype),
     ),
     Sweep(
-        "depth",
-        "training step of 784-256-...-256-10 (SGD), batch 256",
-        "linear layers",
-        [2, 4, 8, 16, 32],
+        "depth", "training step of 784-256-...-256-10 (SGD), batch 256", "linear layers", [2, 4, 8, 16, 32],
         lambda depth, dtype: training_step((784, *[256] * (depth - 1), 10), 256, dtype),
     ),
     Sweep(
-        "classes",
-        "cross-entropy, 512 rows, forward + backward",
-        "classes",
-        [10, 100, 1000, 4096, 16384, 32000, 65536, 128256, 262144],
+        "classes", "cross-entropy, 512 rows, forward + backward", "classes", _CLASSES,
         lambda classes, dtype: cross_entropy(512, classes, dtype),
     ),
     Sweep(
-        "inference",
-        "inference of 784-256-10",
-        "batch",
-        _BATCHES,
+        "inference", "inference of 784-256-10", "batch", _BATCHES,
         lambda batch, dtype: inference(A, batch, dtype),
     ),
     *_narrow(
-        "batch",
-        "8 layers of width 64",
-        "batch",
-        [1 << power for power in (8, 10, 12, 14, 16, 18, 20, 21)],
+        "batch", "8 layers of width 64", "batch", [1 << power for power in (8, 10, 12, 14, 16, 18, 20, 21)],
         lambda batch, dtype, training: mlp((64,) * 9, batch, dtype, training),
     ),
     *_narrow(
-        "width",
-        "8 layers of one width, batch 65536",
-        "width",
-        [16, 32, 64, 128, 256],
+        "width", "8 layers of one width, batch 65536", "width", [16, 32, 64, 128, 256],
         lambda width, dtype, training: mlp((width,) * 9, 1 << 16, dtype, training),
     ),
     *_narrow(
-        "depth",
-        "layers of width 64, batch 65536",
-        "linear layers",
-        [2, 3, 4, 6, 8],
+        "depth", "layers of width 64, batch 65536", "linear layers", [2, 3, 4, 6, 8],
         lambda depth, dtype, training: mlp((64,) * (depth + 1), 1 << 16, dtype, training),
     ),
-)
+)  # fmt: skip
 
 
 def axis(name: str) -> str:
@@ -150,7 +127,6 @@ def slower(seconds: dict[str, dict[str, float]], eager: str) -> float:
 
 def points(sweep: Sweep, device: str, quick: bool) -> Iterator[tuple[int, Case]]:
     """The line's cases; first, middle and last in a quick report."""
-    all_of_them = sweep.values
-    values = (all_of_them[0], all_of_them[len(all_of_them) // 2], all_of_them[-1]) if quick else all_of_them
-    for value in values:
+    values = sweep.values
+    for value in (values[0], values[len(values) // 2], values[-1]) if quick else values:
         yield value, sweep.case(value, dtype(device))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from . import accuracy, formats, targets
 from .measure import Row
-from .peers import EAGER, OF_OURS, OURS, OURS_PLANS, PEERS
+from .peers import EAGER, OURS, OURS_PLANS, PEERS
 from .sweeps import SWEEPS
 
 HEAD = ("work", "size", "dtype", OURS, EAGER, f"vs {EAGER}", "vs the fastest other", "floor / time")
@@ -111,7 +112,7 @@ def host_meaning(rows: Sequence[Row]) -> str:
 
 def cells(row: Row) -> list[str]:
     """A row in short, under `HEAD`: ours, eager, and the fastest of the others."""
-    best = best_peer(row)
+    best = targets.fastest_other(row["seconds"])
     return [
         *_names(row),
         formats.time(row["seconds"][OURS]),
@@ -164,17 +165,10 @@ def _stages(report: dict[str, Any]) -> list[str]:
     """How the stages of `benchmarks.gpu` ended, and what failed in them."""
     if not report.get("stages"):
         return []
-    lines = [
-        [
-            name,
-            stand["state"],
-            str(len(stand["done"])),
-            str(stand["failed"]),
-            str(len(stand["left_out"])),
-            stand["why"] or "-",
-        ]
-        for name, stand in report["stages"].items()
-    ]
+    lines = []
+    for name, stand in report["stages"].items():
+        counts = len(stand["done"]), stand["failed"], len(stand["left_out"])
+        lines.append([name, stand["state"], *map(str, counts), stand["why"] or "-"])
     failed = [
         f"- {row['key']}: {row['error']}" for row in report["rows"] if row.get("stage") and row.get("error")
     ]
@@ -184,17 +178,15 @@ def _stages(report: dict[str, Any]) -> list[str]:
 
 def _targets(report: dict[str, Any]) -> str:
     found = [
-        [
-            t["kind"],
-            t["what"],
-            t["wanted"],
-            "-" if t["measured"] is None else f"{t['measured']:.2f} {t['unit']}".replace(" ×", "×"),
-            t["where"] or "-",
-            t["verdict"],
-        ]
+        [t["kind"], t["what"], t["wanted"], _number(t), t["where"] or "-", t["verdict"]]
         for t in targets.evaluate(report)
     ]
     return _table(["on a", "target", "wanted", "measured", "where", ""], found)
+
+
+def _number(target: dict[str, Any]) -> str:
+    measured = target["measured"]
+    return "-" if measured is None else f"{measured:.2f} {target['unit']}".replace(" ×", "×")
 
 
 def _verdicts(report: dict[str, Any]) -> tuple[str, list[str]]:
@@ -202,7 +194,7 @@ def _verdicts(report: dict[str, Any]) -> tuple[str, list[str]]:
     here = [t for t in targets.evaluate(report) if t["kind"] == report["machine"]["kind"]]
     measured = [t for t in here if t["measured"] is not None]
     missed = [
-        f"{t['what']} ({t['measured']:.2f} {t['unit']} {t['where']}, wanted {t['wanted']})".replace(" ×", "×")
+        f"{t['what']} ({_number(t)} {t['where']}, wanted {t['wanted']})"
         for t in measured
         if t["verdict"] == "missed"
     ]
@@ -229,14 +221,12 @@ def _cases(rows: Sequence[Row]) -> str:
     for row in rows:
         if row.get("error"):
             lines.append([*_names(row), "-", f"error: {row['error']}", "-", "-", ""])
-        for i, peer in enumerate(in_order(row["seconds"])):
-            names = _names(row) if i == 0 else ["", "", ""]
-            of_floor = share(row) if i == 0 else ""
-            held = row.get("memory", {}).get(peer)
+        names, of_floor = _names(row), share(row)
+        for peer in in_order(row["seconds"]):
+            time, held = formats.time(row["seconds"][peer]), row.get("memory", {}).get(peer)
             taken = "" if held is None else formats.size(held)
-            lines.append(
-                [*names, peer, formats.time(row["seconds"][peer]), _ratio(row, peer), of_floor, taken]
-            )
+            lines.append([*names, peer, time, _ratio(row, peer), of_floor, taken])
+            names, of_floor = ["", "", ""], ""  # said once a case
     return _table(["work", "size", "dtype", "by", "time", "×", "floor / time", "peak memory"], lines)
 
 
@@ -244,19 +234,13 @@ def _plans(rows: Sequence[Row]) -> str:
     """What each plan takes by the cost model, beside the time of the peer that runs it."""
     lines = []
     for row in rows:
-        for i, (plan, work) in enumerate(row["plans"].items()):
+        names = _names(row)
+        for plan, work in row["plans"].items():
             timing = row["seconds"].get(_BY_PLAN[plan])
-            lines.append(
-                [
-                    *(_names(row) if i == 0 else ["", "", ""]),
-                    plan,
-                    str(work["launches"]),
-                    f"{work['operations'] / 1e9:.3g}",
-                    formats.size(work["bytes"]),
-                    formats.seconds(work["floor"]),
-                    formats.time(timing) if timing else "not measured here",
-                ]
-            )
+            time = formats.time(timing) if timing else "not measured here"
+            counts = [str(work["launches"]), f"{work['operations'] / 1e9:.3g}", formats.size(work["bytes"])]
+            lines.append([*names, plan, *counts, formats.seconds(work["floor"]), time])
+            names = ["", "", ""]
     head = ["work", "size", "dtype", "plan", "launches", "GFLOP", "through memory", "floor", "time"]
     text = "Counted by the cost model (docs/cost.md), with the ceilings measured above."
     return f"## Plans of small nets\n\n{text}\n\n{_table(head, lines)}" if rows else ""
@@ -307,16 +291,10 @@ def recipes(rows: Iterable[Row]) -> list[list[str]]:
     lines = []
     for row in rows:
         for peer, runs in row.get("runs", {}).items():
+            seconds = formats.seconds(statistics.mean(run["seconds"][-1] for run in runs))
             last = [run["accuracy"][-1] for run in runs]
-            lines.append(
-                [
-                    f"{row['label']}: {row['description']}",
-                    peer,
-                    reached(runs),
-                    formats.seconds(statistics.mean(run["seconds"][-1] for run in runs)),
-                    f"{statistics.mean(last):.4f} ({min(last):.4f}-{max(last):.4f})",
-                ]
-            )
+            accuracies = f"{statistics.mean(last):.4f} ({min(last):.4f}-{max(last):.4f})"
+            lines.append([f"{row['label']}: {row['description']}", peer, reached(runs), seconds, accuracies])
     return lines
 
 
@@ -338,10 +316,7 @@ def _missing(report: dict[str, Any]) -> str:
 
 def reasons(rows: Iterable[Row]) -> list[str]:
     """``peer: why (in how many rows)``, each once."""
-    found: dict[tuple[str, str], int] = {}
-    for row in rows:
-        for peer, why in row.get("missing", {}).items():
-            found[peer, why] = found.get((peer, why), 0) + 1
+    found = Counter(missing for row in rows for missing in row.get("missing", {}).items())
     return [f"{peer}: {why} ({count} row{'s' * (count > 1)})" for (peer, why), count in sorted(found.items())]
 
 
@@ -351,12 +326,6 @@ def in_order(peers: Iterable[str]) -> list[str]:
 
 def _names(row: Row) -> list[str]:
     return [row["group"], row["label"], row["dtype"]]
-
-
-def best_peer(row: Row) -> str | None:
-    """The fastest of the others."""
-    others = {peer: timing["median"] for peer, timing in row["seconds"].items() if peer not in OF_OURS}
-    return min(others, key=lambda peer: others[peer], default=None)
 
 
 def _ratio(row: Row, peer: str) -> str:

@@ -66,8 +66,8 @@ def test_targets_are_met_missed_or_not_measured() -> None:
 
 @pytest.mark.parametrize(("value", "verdict"), [(0.996, "met"), (0.994, "missed")])
 def test_a_target_goes_by_the_digits_that_are_shown(value: float, verdict: str) -> None:
-    target = targets.Target("cpu", "x", 1.0, lambda rows: (value, ""))
-    assert target.verdict(target.value([])) == verdict
+    target = targets.Target("cpu", "x", 1.0, lambda rows: [(value, "")])
+    assert target.verdict(target.measured([])) == verdict
 
 
 def test_a_gpus_targets() -> None:

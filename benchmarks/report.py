@@ -87,7 +87,7 @@ def take(
     if store.dropped:
         console.print(f"{out} held a report that is damaged or of another machine or commit: {store.dropped}")
     store.save()
-    asked = {"only": [*only] or parts(device), "match": match, "quick": quick}
+    asked: dict[str, Any] = {"only": [*only] or parts(device), "match": match, "quick": quick}
     recorder = _Recorder(store, out, device, data, asked)
     stand = Stand(done=[row["key"] for row in store.report["rows"]] if resume else [])
     end = time.time() + budget

@@ -33,6 +33,7 @@ from .peers import (
     Factory,
     MissingPeerError,
     Wrap,
+    as_is,
 )
 from .timing import Run
 
@@ -95,11 +96,9 @@ def cases(device: str) -> Iterator[Case]:
             continue  # a CPU has no bfloat16 target but these
         for rows, classes in [(256, 10), (4096, 1000), (2048, 32000)] + half * [(4096, 128256)]:
             yield cross_entropy(rows, classes, dtype, key=True)
-        heads = (
-            [(4096, 4096, 128256), (8192, 4096, 128256)] if half else [(512, 512, 32000), (2048, 512, 32000)]
-        )
-        for sizes in heads:
-            yield linear_cross_entropy(*sizes, dtype)
+        features, classes, batches = (4096, 128256, (4096, 8192)) if half else (512, 32000, (512, 2048))
+        for batch in batches:
+            yield linear_cross_entropy(batch, features, classes, dtype)
         for shape in [(256, 784, 256), (4096, 1024, 1024)] + half * [(8192, 8192, 8192)]:
             modes = (COMPILED, AUTOTUNED) if shape[0] == 8192 else (COMPILED,)
             yield linear_relu(shape, dtype, backward=False, modes=modes, key=shape[0] == 8192)
@@ -134,9 +133,8 @@ def training_step(
 ) -> Case:
     """Forward, loss, backward and SGD; float32 parameters, products in ``dtype``."""
     work = counts.training_step(widths, batch, dtype, torch.float32, regression)
-    of_ours, of_torchs = (
-        getattr(of, "MSELoss" if regression else "CrossEntropyLoss") for of in (fastmlp, nn)
-    )
+    loss = "MSELoss" if regression else "CrossEntropyLoss"
+    of_ours, of_torchs = getattr(fastmlp, loss), getattr(nn, loss)
 
     def build(device: str) -> dict[str, Factory]:
         x = torch.rand(batch, widths[0], device=device)
@@ -149,52 +147,49 @@ def training_step(
             return net(widths).to(device)
 
         def eager(
-            wrap: Wrap, model: nn.Module, loss: nn.Module, dtype: torch.dtype = dtype
+            model: nn.Module,
+            loss: nn.Module,
+            dtype: torch.dtype = dtype,
+            wrap: Wrap = as_is,
+            batch: tuple[Tensor, Tensor] = (x, y),
         ) -> Callable[[], object]:
             step = eager_step(model, loss, torch.optim.SGD(model.parameters(), lr=_LR), dtype, wrap)
-            return lambda: step(x, y)
+            return lambda: step(*batch)
 
         def ours(model: nn.Sequential) -> Callable[[], object]:
             step = fused_step(model, of_ours(), dtype)
             return lambda: step(x, y)
 
-        def judged(kind: torch.dtype, make: Callable[[nn.Sequential], Callable[[], object]]) -> Run:
+        def in_float64(model: nn.Module) -> Callable[[], object]:
+            double = x.double(), y.double() if regression else y
+            return eager(model, of_torchs(), torch.float32, batch=double)
+
+        def judged(make: Callable[[nn.Sequential], Callable[[], object]], kind: torch.dtype) -> Run:
             trained = model().to(kind)
             before = [p.detach().clone() for p in trained.parameters()]
             return Run(
                 make(trained), result=lambda: [a.detach() - b for a, b in zip(trained.parameters(), before)]
             )
 
-        def in_float64(model: nn.Module) -> Callable[[], object]:
-            step = eager_step(
-                model,
-                of_torchs(),
-                torch.optim.SGD(model.parameters(), lr=_LR),
-                torch.float32,
-                lambda function: function,
-            )
-            a, b = x.double(), y.double() if regression else y
-            return lambda: step(a, b)
+        def modules(wrap: Wrap) -> Run:
+            return Run(eager(fastmlp.fuse(model()), of_ours(), wrap=wrap))
 
-        def modules(wrap: Wrap) -> Callable[[], object]:
-            return eager(wrap, fastmlp.fuse(model()), of_ours())
+        def of_torch(dtype: torch.dtype = dtype, wrap: Wrap = as_is) -> Callable[[], object]:
+            return eager(model(), of_torchs(), dtype, wrap)
 
-        of_torch = peers.of_torch(lambda wrap: eager(wrap, model(), of_torchs()), device, modes)
-        of_torch[EAGER] = lambda: judged(
-            torch.float32, lambda model: eager(lambda function: function, model, of_torchs())
-        )
-        found: dict[str, Factory] = {OURS: lambda: judged(torch.float32, ours)}
-        found[EXACT] = lambda: judged(torch.float64, in_float64)
+        found: dict[str, Factory] = {
+            OURS: lambda: judged(ours, torch.float32),
+            EXACT: lambda: judged(in_float64, torch.float64),
+        }
         if key:
-            found[peers.OURS_MODULES] = lambda: Run(modules(lambda function: function))
-            found[peers.OURS_COMPILED] = lambda: Run(modules(peers.in_one_graph))
+            found[peers.OURS_MODULES] = lambda: modules(as_is)
+            found[peers.OURS_COMPILED] = lambda: modules(peers.in_one_graph)
         if device == "cuda":
             found[peers.OURS_GRAPH] = lambda: Run(peers.graphed(ours(model()), device))
-        found |= of_torch
+        found |= peers.of_torch(lambda wrap: of_torch(wrap=wrap), device, modes)
+        found[EAGER] = lambda: judged(lambda model: eager(model, of_torchs()), torch.float32)
         if dtype != torch.float32:
-            found[EAGER_FLOAT32] = lambda: Run(
-                eager(lambda function: function, model(), of_torchs(), torch.float32)
-            )
+            found[EAGER_FLOAT32] = lambda: Run(of_torch(torch.float32))
         found[JAX] = lambda: peers.jax_peer(device).training_step(widths, x, y, _LR, dtype, work.operations)
         return {peer: seeded(factory) for peer, factory in found.items()}
 

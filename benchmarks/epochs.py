@@ -17,7 +17,7 @@ from fastmlp.data import Images, cache_directory
 
 from . import peers
 from .cases import A, Case, eager_step, name, net, seeded
-from .peers import EAGER_FLOAT32, JAX, MODES, OURS, Factory, MissingPeerError, Wrap
+from .peers import EAGER_FLOAT32, JAX, MODES, OURS, Factory, MissingPeerError, Wrap, as_is
 from .timing import Run
 
 EPOCH, PIPELINE = "epoch, data on the device", "epoch, from image files"
@@ -58,7 +58,7 @@ def resident(train: Images, dtype: torch.dtype, widths: Sequence[int] = A) -> Ca
         found |= peers.of_torch(make, device, tuple(MODES))
         found[peers.GRAPH] = lambda: Run(_graphed_epoch(images, labels, dtype, device, widths))
         if dtype != torch.float32:
-            found[EAGER_FLOAT32] = lambda: Run(make(lambda function: function, torch.float32))
+            found[EAGER_FLOAT32] = lambda: Run(make(as_is, torch.float32))
         found[JAX] = lambda: peers.jax_peer(device).epoch(widths, images, labels, BATCH, LR, dtype)
         return {peer: seeded(factory) for peer, factory in found.items()}
 
@@ -108,7 +108,7 @@ def _graphed_epoch(
     """The same, with one CUDA graph for the full batches and one for the short last one."""
     model = net(widths).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
-    step = eager_step(model, nn.CrossEntropyLoss(), optimizer, dtype, lambda function: function)
+    step = eager_step(model, nn.CrossEntropyLoss(), optimizer, dtype, as_is)
     total = torch.zeros((), device=device)
 
     def capture(size: int) -> tuple[Tensor, Callable[[], object]]:
@@ -165,7 +165,7 @@ def _book(files: Path | None, device: str, workers: int) -> Run:
     )
     model = nn.Sequential(nn.Flatten(), *net(A)).to(device)
     loss, optimizer = nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=LR)
-    step = eager_step(model, loss, optimizer, torch.float32, lambda function: function)
+    step = eager_step(model, loss, optimizer, torch.float32, as_is)
 
     def epoch() -> None:
         for x, y in loader:

@@ -80,35 +80,24 @@ def _step(params: Params, x: jax.Array, y: jax.Array, lr: float, dtype: Any) -> 
     return jax.tree.map(lambda p, g: p - lr * g, params, grads), value
 
 
-class _Loop:
-    """Calls ``function(params)`` again and again on what it returned."""
+def _calls(function: Callable[..., Any], *arguments: Any) -> Run:
+    """Of ``function`` on the same arguments; the first one, here, compiles."""
+    result = [function(*arguments)]
 
-    def __init__(self, function: Callable[[Params], tuple[Params, Any]], params: Params) -> None:
-        self._function, self._params = function, params
+    def call() -> None:
+        result[0] = function(*arguments)
 
-    def __call__(self) -> None:
-        self._params, self._value = self._function(self._params)
-
-    def wait(self) -> None:
-        jax.block_until_ready(self._params)
+    return Run(call, wait=lambda: jax.block_until_ready(result[0]))
 
 
-class _Call:
-    """Calls ``function`` on fixed arguments."""
+def _loop(function: Callable[[Params], tuple[Params, Any]], params: Params, steps: int = 1) -> Run:
+    """Calls of ``function`` on the parameters that it returned."""
+    state = [*function(params)]
 
-    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
-        self._function, self._arguments = function, arguments
+    def call() -> None:
+        state[:] = function(state[0])
 
-    def __call__(self) -> None:
-        self._result = self._function(*self._arguments)
-
-    def wait(self) -> None:
-        jax.block_until_ready(self._result)
-
-
-def _run(loop: _Loop | _Call, steps: int = 1) -> Run:
-    loop()  # compiles
-    return Run(loop, steps=steps, wait=loop.wait)
+    return Run(call, steps=steps, wait=lambda: jax.block_until_ready(state[0]))
 
 
 def linear_relu(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor, grad: torch.Tensor | None) -> Run:
@@ -120,23 +109,23 @@ def linear_relu(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor, grad: torch.T
         return jax.nn.relu(x @ w.T + b)
 
     if grad is None:
-        return _run(_Call(_jit(forward), *operands))
+        return _calls(_jit(forward), *operands)
     both = _jit(lambda grad, *operands: jax.vjp(forward, *operands)[1](grad))
-    return _run(_Call(both, _put(grad, device), *operands))
+    return _calls(both, _put(grad, device), *operands)
 
 
 def cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> Run:
     """Loss and gradient of the logits."""
     device = logits.device.type
     function = _jit(jax.value_and_grad(_loss))
-    return _run(_Call(function, _put(logits, device), _put(target.int(), device)))
+    return _calls(function, _put(logits, device), _put(target.int(), device))
 
 
 def inference(widths: Sequence[int], x: torch.Tensor) -> Run:
     """The forward pass, all in ``x``'s dtype."""
     device, dtype = x.device.type, _dtype(x.dtype)
     params = [(w.astype(dtype), b.astype(dtype)) for w, b in _params(widths, device)]
-    return _run(_Call(_jit(lambda p, x: _forward(p, x, dtype)), params, _put(x, device)))
+    return _calls(_jit(lambda p, x: _forward(p, x, dtype)), params, _put(x, device))
 
 
 def gradients(widths: Sequence[int], x: torch.Tensor, grad: torch.Tensor) -> Run:
@@ -144,7 +133,7 @@ def gradients(widths: Sequence[int], x: torch.Tensor, grad: torch.Tensor) -> Run
     device, dtype = x.device.type, _dtype(x.dtype)
     params = [(w.astype(dtype), b.astype(dtype)) for w, b in _params(widths, device)]
     both = _jit(lambda grad, p, x: jax.vjp(lambda p, x: _forward(p, x, dtype), p, x)[1](grad))
-    return _run(_Call(both, _put(grad, device), params, _put(x, device)))
+    return _calls(both, _put(grad, device), params, _put(x, device))
 
 
 def training_step(
@@ -159,7 +148,7 @@ def training_step(
         return lax.scan(lambda p, _: _step(p, inputs, labels, lr, kind), params, length=count)
 
     function = _jit(steps, donate_argnums=0)
-    return _run(_Loop(lambda p: function(p, inputs, labels), _params(widths, device)), count)
+    return _loop(lambda p: function(p, inputs, labels), _params(widths, device), count)
 
 
 def epoch(
@@ -197,4 +186,4 @@ def epoch(
         params, (state["key"], loss) = function(params, state["key"], x, y)
         return params, float(loss)  # the epoch's one read, as `fit`'s
 
-    return _run(_Loop(one, _params(widths, device)))
+    return _loop(one, _params(widths, device))

@@ -15,7 +15,7 @@ import torch
 
 from fastmlp.backends import pages
 
-from .timing import Run, synchronize
+from .timing import Run, finish
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -44,9 +44,7 @@ def _twice(factory: Callable[[], Run], device: str) -> None:
     run = factory()
     for _ in range(2):
         run.call()
-    if run.wait is not None:
-        run.wait()
-    synchronize(device)
+    finish(run, device)
 
 
 def _status(name: str) -> int:

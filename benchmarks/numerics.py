@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+
+from fastmlp.costs.ceilings import tf32
+
+
+def products(precision: str) -> AbstractContextManager[object]:
+    """Where float32 matrices are multiplied in TF32, if that is what ``precision`` says."""
+    return tf32() if precision == "tf32" else nullcontext()
 
 
 def error(value: Tensor, exact: Tensor) -> float:

@@ -45,12 +45,9 @@ def html(report: dict[str, Any]) -> str:
     from plotly.offline import get_plotlyjs
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_WEB),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=jinja2.FileSystemLoader(_WEB), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
-    )
+    )  # fmt: skip
     return environment.get_template("page.html").render(
         style=(_WEB / "page.css").read_text(),
         script=(_WEB / "page.js").read_text(),
@@ -97,14 +94,7 @@ def texts(report: dict[str, Any]) -> dict[str, Any]:
         "recipe_head": tables.RECIPES,
         "recipes": tables.recipes(row for row in report["rows"] if row["part"] == "accuracy"),
         "skipped": [f"{row['key']}: {row['skipped']}" for row in report["rows"] if row.get("skipped")],
-        "tests": next(
-            (
-                row.get("summary") or row.get("error") or row.get("skipped")
-                for row in report["rows"]
-                if row["part"] == "tests"
-            ),
-            None,
-        ),
+        "tests": next((tables.outcome(row) for row in report["rows"] if row["part"] == "tests"), None),
         "quick": any(LEFT_OUT in row.get("missing", {}).values() for row in report["rows"]),
         "missing": tables.reasons(report["rows"]),
         "unknown": _unknown(report["rows"]),
@@ -277,30 +267,23 @@ def _tiles(rows: Sequence[Row], found: Sequence[dict[str, Any]], kind: str) -> l
         ratios = [targets.ratio(row, EAGER) or 1.0 for row in cases]
         best = [targets.fastest_other(row["seconds"]) for row in cases]
         ahead = sum((targets.ratio(row, peer) or 0.0) >= 1 for row, peer in zip(cases, best) if peer)
-        mean = math.exp(statistics.fmean(map(math.log, ratios)))
+        mean, count = math.exp(statistics.fmean(map(math.log, ratios))), len(cases)
         tiles = [
-            {
-                "number": f"{mean:.2f}×",
-                "text": f"as fast as eager PyTorch: the geometric mean of {_cases(len(cases))}",
-            },
-            {
-                "number": f"{sum(ratio >= 1 for ratio in ratios)} of {len(cases)}",
-                "text": "cases in which fastmlp is at least as fast as eager",
-            },
-            {
-                "number": f"{ahead} of {len(cases)}",
-                "text": "cases in which it is at least as fast as every other peer that ran",
-            },
+            (
+                f"{mean:.2f}×",
+                f"as fast as eager PyTorch: the geometric mean of {count} case{'s' * (count != 1)}",
+            ),
+            (
+                f"{sum(ratio >= 1 for ratio in ratios)} of {count}",
+                "cases in which fastmlp is at least as fast as eager",
+            ),
+            (f"{ahead} of {count}", "cases in which it is at least as fast as every other peer that ran"),
         ]
     here = [t for t in found if t["kind"] == kind and t["measured"] is not None]
     if here:
         met = sum(t["verdict"] == "met" for t in here)
-        tiles.append({"number": f"{met} of {len(here)}", "text": "targets that were measured here are met"})
-    return tiles
-
-
-def _cases(count: int) -> str:
-    return f"{count} case{'s' * (count != 1)}"
+        tiles.append((f"{met} of {len(here)}", "targets that were measured here are met"))
+    return [{"number": number, "text": text} for number, text in tiles]
 
 
 def _unknown(rows: Iterable[Row]) -> list[str]:

@@ -55,6 +55,11 @@ class MissingPeerError(RuntimeError):
     """This peer cannot run here; the message says why."""
 
 
+def as_is(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function``, not compiled."""
+    return function
+
+
 def of_torch(
     make: Callable[[Wrap], Callable[[], object]], device: str, modes: Iterable[str] = (COMPILED,)
 ) -> dict[str, Factory]:
@@ -66,8 +71,8 @@ def of_torch(
         modes: names of compiled peers.
     """
     peers: dict[str, Factory] = {
-        EAGER: lambda: Run(make(lambda function: function)),
-        GRAPH: lambda: Run(graphed(make(lambda function: function), device)),
+        EAGER: lambda: Run(make(as_is)),
+        GRAPH: lambda: Run(graphed(make(as_is), device)),
     }
     for peer in modes:
         peers[peer] = partial(_compiled_run, make, peer, device)

@@ -154,11 +154,12 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _tests(rows: Iterable[Row]) -> str:
-    return "".join(
-        f"Test suite, natively: {row.get('summary') or row.get('error') or row['skipped']}."
-        for row in rows
-        if row["part"] == "tests"
-    )
+    return "".join(f"Test suite, natively: {outcome(row)}." for row in rows if row["part"] == "tests")
+
+
+def outcome(row: Row) -> str | None:
+    """How the test suite ended."""
+    return row.get("summary") or row.get("error") or row.get("skipped")
 
 
 def _stages(report: dict[str, Any]) -> list[str]:

@@ -17,7 +17,7 @@ from .host_cases import CASES, HostCase
 from .measure import reason
 from .peers import COMPILED, EAGER, JAX, LIGER, OURS, OURS_COMPILED, OURS_MODULES
 from .sweeps import LIMITS
-from .timing import synchronize
+from .timing import finish
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 _PEERS = (OURS, OURS_MODULES, EAGER, COMPILED, JAX)  # the report has them all
@@ -44,9 +44,7 @@ def test_case(benchmark: Any, case: Case, peer: str) -> None:
 
     def measured() -> None:
         run.call()
-        if run.wait is not None:
-            run.wait()
-        synchronize(DEVICE)
+        finish(run, DEVICE)
 
     benchmark.extra_info["steps in a round"] = run.steps
     benchmark.pedantic(measured, rounds=5 if case.heavy else 30, warmup_rounds=1)

@@ -68,15 +68,16 @@ def interleave(
 def _block(run: Run, calls: int, device: str) -> float:
     if run.clocked:
         return sum(run.call() for _ in range(calls)) / (calls * run.steps)
-    _finish(run, device)
+    finish(run, device)
     start = time.perf_counter()
     for _ in range(calls):
         run.call()
-    _finish(run, device)
+    finish(run, device)
     return (time.perf_counter() - start) / (calls * run.steps)
 
 
-def _finish(run: Run, device: str) -> None:
+def finish(run: Run, device: str) -> None:
+    """Wait for what its calls began."""
     if run.wait is not None:
         run.wait()
     synchronize(device)

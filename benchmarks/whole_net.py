@@ -18,7 +18,7 @@ from fastmlp.costs import choice, devices, floors, plans
 
 from . import peers
 from .cases import TABULAR, Case, net, seeded
-from .peers import EXACT, JAX, OURS, OURS_PLANS, TCNN, Factory, MissingPeerError
+from .peers import EXACT, JAX, OURS, OURS_PLANS, TCNN, Factory, MissingPeerError, as_is
 from .timing import Run
 
 FORWARD, TRAINING = "fused MLP forward", "fused MLP forward + backward"
@@ -71,10 +71,8 @@ def mlp(
             return torch.no_grad()(lambda: function(x))
 
         def exact() -> Run:
-            model, double = (
-                net(widths).to(device, dtype).double(),
-                x.detach().double().requires_grad_(training),
-            )
+            model, double = net(widths).to(device, dtype).double(), x.detach().double()
+            double.requires_grad_(training)
             return Run(run(model, list(model.parameters()), double, grad.double()))
 
         def of_torch(wrap: peers.Wrap) -> Callable[[], object]:
@@ -166,7 +164,7 @@ def dropout(shape: tuple[int, int, int], dtype: torch.dtype) -> Case:
             function, leaves = wrap(model), [x, *model.parameters()]
             return lambda: torch.autograd.grad(function(x), leaves, grad)
 
-        found: dict[str, Factory] = {OURS: lambda: Run(make(lambda function: function, fastmlp.Sequential))}
+        found: dict[str, Factory] = {OURS: lambda: Run(make(as_is, fastmlp.Sequential))}
         found |= peers.of_torch(make, device)
         return {peer: seeded(factory) for peer, factory in found.items()}
 
@@ -191,7 +189,7 @@ def quantized(shape: tuple[int, int, int], dtype: torch.dtype) -> Case:
 
         def ours() -> Callable[[], object]:
             model = fastmlp.Sequential(fastmlp.Dequantize(1 / 255), *layers())
-            return run(model, lambda: data.index_select(0, index), lambda function: function)
+            return run(model, lambda: data.index_select(0, index), as_is)
 
         def of_torch(wrap: peers.Wrap) -> Callable[[], object]:
             model = nn.Sequential(*layers())

@@ -25,6 +25,7 @@ from fastmlp.kernels.launch import INTERPRETED, dry_run, num_sms, record_launche
 from fastmlp.kernels.tiles import configs
 
 from .. import stub
+from ..measure import reason
 from .worker import end_with_parent
 
 if TYPE_CHECKING:
@@ -82,6 +83,13 @@ class Ahead:
         while (open := [task for task in tasks if not task.done()]) and time.time() < until:
             self._bench.note(f"compiling {what}: {len(open)} of {len(tasks)} left")
             concurrent.futures.wait(open, min(_BEAT, until - time.time()))
+
+
+def compiler_error(task: Future[None]) -> str:
+    """Why what a task launches does not compile, as far as that is known, or ""."""
+    error = task.exception() if task.done() else None
+    # Where a compiler crashed nobody knows over what: each kernel is then compiled where it is launched.
+    return "" if error is None or isinstance(error, BrokenProcessPool) else reason(error)
 
 
 _target: Any = None

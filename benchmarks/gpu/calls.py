@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastmlp.kernels.mlp.forward import Net
 
-from ..numerics import allowed
+from ..numerics import allowed, products
 
 #: Results by their names; None is not asked for.
 Named = dict[str, Tensor | None]
@@ -72,7 +72,7 @@ class Call:
 
     def _reference(self, arguments: tuple[Any, dict[str, Any]]) -> Named:
         args, options = arguments
-        with _precision(_precision_of(*self.before)):
+        with products(_precision_of(*self.before)):
             return self.launcher.reference(*args, **options)
 
     def allowed(self, result: Tensor, torchs: Tensor, exact: Tensor) -> float:
@@ -133,17 +133,6 @@ def poisoned() -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(was[0], warn_only=was[1])
-
-
-@contextmanager
-def _precision(precision: str) -> Iterator[None]:
-    """What torch multiplies float32 matrices in."""
-    matmul = torch.backends.cuda.matmul
-    before, matmul.fp32_precision = matmul.fp32_precision, precision
-    try:
-        yield
-    finally:
-        matmul.fp32_precision = before
 
 
 def _precision_of(args: tuple[Any, ...], options: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ is done: what is named last is what hangs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from math import inf, isnan
@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from fastmlp import backends
-from fastmlp.costs.ceilings import tf32
 from fastmlp.costs.plans import name
 from fastmlp.engine import Loop, choose, network, rules
 from fastmlp.engine.choose import Job
@@ -27,7 +26,7 @@ from fastmlp.kernels.launch import Launch, observe
 
 from ..cases import net
 from ..measure import Row, new_row, reason
-from ..numerics import allowed, error
+from ..numerics import allowed, error, products
 from .ahead import Ahead
 
 if TYPE_CHECKING:
@@ -133,7 +132,7 @@ class _Reference:
 
     def _compared(self, engine: str) -> Row:
         job = self._job()
-        with _precision(self.dtype):
+        with products(self.dtype):
             made = loop(engine, job)
         if isinstance(made, str):
             return {"skipped": made}
@@ -156,7 +155,7 @@ class _Reference:
 
     def _fresh(self, engine: str) -> tuple[Job, Loop]:
         job = self._job()
-        with _precision(self.dtype):
+        with products(self.dtype):
             made = loop(engine, job)
         assert not isinstance(made, str)
         return job, made
@@ -177,7 +176,7 @@ class _Reference:
         factors = torch.ones(-(-len(job.y) // job.batch), dtype=torch.float64)
         losses = []
         what = self.key(engine)
-        with _precision(self.dtype):
+        with products(self.dtype):
             for epoch in range(self.problem.epochs):
                 self.bench.note(f"{what}: epoch {epoch + 1}, a whole {loop.name} one")
                 with _said(self.bench, what) if watched and epoch == 0 else nullcontext():
@@ -234,10 +233,6 @@ def _said(bench: Bench, what: str) -> Iterator[None]:
         yield
 
 
-def _precision(dtype: str) -> AbstractContextManager[object]:
-    return tf32() if dtype == "tf32" else nullcontext()
-
-
 def launches(engine: str, problem: Problem, dtype: str) -> None:
     """What an engine launches, for `Ahead`: there is no GPU."""
     job = problem.job(DTYPES[dtype][0], "cpu")
@@ -245,7 +240,7 @@ def launches(engine: str, problem: Problem, dtype: str) -> None:
     rule = rules.recognise(job.optimizer, list(job.model.parameters()))
     assert not isinstance(found, str)
     assert not isinstance(rule, str)
-    with _precision(dtype):
+    with products(dtype):
         if engine == FUSED:
             FusedExecutor(found, rule, job.dtype).step(job.x, job.y, torch.arange(job.batch))
             return

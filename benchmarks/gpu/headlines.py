@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -12,13 +11,14 @@ from typing import NamedTuple
 import torch
 
 from fastmlp.costs import devices
-from fastmlp.costs.ceilings import Ceilings, measure_ceilings, tf32
+from fastmlp.costs.ceilings import Ceilings, measure_ceilings
 from fastmlp.data import DataError, Images, load
 from fastmlp.data.synthetic import synthetic
 
 from .. import cases, epochs, peers, whole_net
 from ..cases import A, Case
 from ..measure import Effort, Row, measure
+from ..numerics import products
 from ..store import load as load_report
 from .ahead import Ahead
 from .worker import Bench
@@ -55,7 +55,7 @@ def run(bench: Bench) -> None:
 def _call(place: int) -> None:
     """Ours of one row, for its compiler's sake."""
     case = list(_own_kernels())[place].case
-    with tf32() if case.tf32 else nullcontext():
+    with products(case.precision):
         case.on("cpu")[peers.OURS]().call()
 
 
@@ -149,7 +149,7 @@ def measured_ceilings(bench: Bench) -> Ceilings:
 
 def _row(bench: Bench, headline: Headline, ceilings: Ceilings, effort: Effort) -> Row:
     case = headline.case
-    with tf32() if case.tf32 else nullcontext():
+    with products(case.precision):
         row = measure(case, bench.device, ceilings, effort, say=lambda what: bench.note(f"{case}: {what}"))
         row["foretold"] = foretold(case)
     return _without_broken_engines(bench, row) | {"part": headline.part}

@@ -18,7 +18,6 @@ import tempfile
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
@@ -33,7 +32,7 @@ from fastmlp.kernels.offline.case import NUMERICS, Case
 
 from ..measure import Row, new_row, reason
 from ..numerics import error
-from .ahead import Ahead
+from .ahead import Ahead, compiler_error
 from .calls import Call, watched
 from .references import LAUNCHERS
 from .worker import Bench
@@ -72,19 +71,11 @@ def _failing(bench: Bench, keys: Sequence[Key], ahead: Ahead, tasks: dict[Key, F
         key = _key(case)
         if key in keys:
             ahead.wait([tasks[key]], str(key))
-            problem = _problem(tasks[key])
+            problem = compiler_error(tasks[key])
+            problem = f"does not compile: {problem}" if problem else ""
             if not measured(bench, key, case, problem):
                 failing.append(key)
     return failing
-
-
-def _problem(task: Future[None]) -> str:
-    """Why a case's kernels do not compile, or ""."""
-    error = task.exception() if task.done() else None
-    # Where a compiler crashed nobody knows over what: each case then compiles its own.
-    return (
-        "" if error is None or isinstance(error, BrokenProcessPool) else f"does not compile: {reason(error)}"
-    )
 
 
 def measured(bench: Bench, key: Key, case: Case, problem: str) -> bool:

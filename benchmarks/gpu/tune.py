@@ -14,8 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -25,7 +24,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from fastmlp.backends import decide
-from fastmlp.costs.ceilings import tf32
 from fastmlp.kernels import tune
 from fastmlp.kernels.launch import arch_of
 from fastmlp.kernels.offline.case import NUMERICS, Run, Shape
@@ -34,8 +32,9 @@ from fastmlp.kernels.tiles import configs, decisions
 from fastmlp.kernels.tiles.configs import Key, Tile, TmaTile
 
 from ..measure import Row, new_row, reason
+from ..numerics import products
 from ..timing import Timing
-from .ahead import Ahead
+from .ahead import Ahead, compiler_error
 
 if TYPE_CHECKING:
     from .worker import Bench
@@ -118,7 +117,7 @@ def _kept(row: _Tile | _Decision, ahead: Ahead, bench: Bench) -> Row:
     """The row; what it decides is in the files before it is told."""
     made = new_row(row.group, row.label, _DTYPES[row.dtype])
     try:
-        with _precision(row.dtype):
+        with products(row.dtype):
             made |= row.measure(ahead)
     except Exception as error:
         made |= {"error": reason(error)}
@@ -231,11 +230,7 @@ def _timing(trial: tune.Trial) -> dict[str, Any]:
 
 def _unready(task: Future[None]) -> str:
     """Why what it compiles is not to be tried."""
-    if not task.done():
-        return "not compiled in time"
-    error = task.exception()
-    # Where a compiler crashed nobody knows over what: each tile is then compiled where it is timed.
-    return "" if error is None or isinstance(error, BrokenProcessPool) else reason(error)
+    return compiler_error(task) if task.done() else "not compiled in time"
 
 
 def clock(bench: Bench) -> tune.Timer:
@@ -262,15 +257,11 @@ def tile_launches(family: str, dtype: str, shape: Shape, tile: Tile) -> None:
 
 def decision_launches(op: str, dtype: str, shape: Shape) -> None:
     """What our ways launch, for `Ahead`: each as far as it can."""
-    with _precision(dtype):
+    with products(dtype):
         run = decide.problem(op, dtype, shape, "meta")
         for way in (decisions.TMA, decisions.POINTER):
             with suppress(Exception), decisions.force(way):
                 run()
-
-
-def _precision(dtype: str) -> AbstractContextManager[object]:
-    return tf32() if dtype == "tf32" else nullcontext()
 
 
 @contextmanager

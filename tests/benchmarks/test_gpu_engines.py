@@ -181,7 +181,7 @@ for dtype in engines.DTYPES:
             ahead.compiled(engines.launches, engine, problem, dtype)
         before[engine] = {*keys}
     assert not before["graph"] & before["graph+pdl"]
-    with stub.gpu(), engines._precision(dtype):
+    with stub.gpu(), engines.products(dtype):
         for engine in (engines.FUSED, engines.PERSISTENT):
             job = problem.job(engines.DTYPES[dtype][0], "cpu")
             made = engines.loop(engine, job)

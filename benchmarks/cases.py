@@ -105,12 +105,14 @@ def cases(device: str) -> Iterator[Case]:
             yield linear_relu(shape, dtype, backward=True, key=shape[0] == 8192)
 
 
-def net(widths: Sequence[int], sequential: type[nn.Sequential] = nn.Sequential) -> nn.Sequential:
-    """The MLP of these widths with ReLU between the layers."""
+def net(
+    widths: Sequence[int], between: Callable[[], Sequence[nn.Module]] = lambda: [nn.ReLU()]
+) -> nn.Sequential:
+    """The MLP of these widths, with ReLU ``between`` the layers."""
     layers: list[nn.Module] = []
     for k, n in itertools.pairwise(widths):
-        layers += [nn.Linear(k, n), nn.ReLU()]
-    return sequential(*layers[:-1])
+        layers += [*(between() if layers else ()), nn.Linear(k, n)]
+    return nn.Sequential(*layers)
 
 
 def seeded(factory: Callable[[], Run]) -> Factory:
@@ -277,9 +279,8 @@ def cross_entropy(rows: int, classes: int, dtype: torch.dtype, key: bool = False
             return call
 
         def liger() -> Run:
-            package = peers.library("liger_kernel.transformers", "liger-kernel", device)
             # It writes the gradient over the logits: they are its own copy.
-            return Run(run(package.LigerCrossEntropyLoss(), logits.detach().clone()))
+            return Run(run(peers.liger(device).LigerCrossEntropyLoss(), logits.detach().clone()))
 
         def cut() -> Run:
             peers.library("cut_cross_entropy", "cut-cross-entropy", device)
@@ -325,8 +326,7 @@ def linear_cross_entropy(rows: int, features: int, classes: int, dtype: torch.dt
             return run(lambda x, w, y: F.linear_cross_entropy(x, w, y, options=options))
 
         def liger() -> Run:
-            package = peers.library("liger_kernel.transformers", "liger-kernel", device)
-            loss = package.LigerFusedLinearCrossEntropyLoss()
+            loss = peers.liger(device).LigerFusedLinearCrossEntropyLoss()
             return run(lambda x, w, y: loss(w, x, y))
 
         def cut() -> Run:

@@ -33,6 +33,11 @@ def count(value: int) -> str:
     return str(value)
 
 
+def precision(dtype: str) -> str:
+    """A dtype in short: fp32."""
+    return {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}.get(dtype, dtype)
+
+
 def _digits(value: float) -> str:
     """Three digits, but no power of ten."""
     return f"{value:.3g}" if value < 999.5 else f"{value:.0f}"

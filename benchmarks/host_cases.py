@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +15,7 @@ from fastmlp import functional
 from fastmlp.engine.autograd import AutogradExecutor
 
 from . import peers
-from .cases import A
+from .cases import A, net
 from .peers import EAGER, LIGER, OF_OURS, OURS, OURS_COMPILED
 
 GROUP = "host time of a call"
@@ -69,10 +68,8 @@ class Side:
         self, widths: Sequence[int], act: Callable[[], nn.Module] = nn.ReLU, dropout: float = 0.0
     ) -> nn.Module:
         """Linear layers with activations between."""
-        layers: list[nn.Module] = []
-        for k, n in itertools.pairwise(self._sizes(widths)):
-            layers += [nn.Linear(k, n), act(), *([self._dropout(dropout)] if dropout else [])]
-        return self._fused(nn.Sequential(*layers[: -2 if dropout else -1]))
+        between = lambda: [act(), *([self._dropout(dropout)] if dropout else [])]  # noqa: E731
+        return self._fused(net(self._sizes(widths), between))
 
     def block(self, width: int, hidden: int) -> nn.Module:
         """The MLP of a transformer's block, as timm has it."""
@@ -92,9 +89,9 @@ class Side:
     def _sizes(self, sizes: Sequence[int]) -> list[int]:
         return [1 if self.tiny else size for size in sizes]
 
-    def _fused(self, net: nn.Module) -> nn.Module:
-        net = net.to(self.device)
-        return fastmlp.fuse(net) if self.ours else net
+    def _fused(self, model: nn.Module) -> nn.Module:
+        model = model.to(self.device)
+        return fastmlp.fuse(model) if self.ours else model
 
 
 Build = Callable[[Side], Call]
@@ -134,8 +131,7 @@ def _forward(side: Side, net: Callable[[Side], nn.Module], features: int, grad: 
 
 def _loss(side: Side, backward: bool) -> Call:
     if side.peer == LIGER:
-        package = peers.library("liger_kernel.transformers", "liger-kernel", side.device, gpu=False)
-        loss = package.LigerCrossEntropyLoss()
+        loss = peers.liger(side.device, gpu=False).LigerCrossEntropyLoss()
     else:
         loss = side.wrap(functional.cross_entropy if side.ours else F.cross_entropy)
     logits, target = side.normal(side.batch, 10, grad=backward), side.labels(10)
@@ -159,8 +155,7 @@ def _head(side: Side, classes: int) -> Call:
     if side.ours:
         return lambda: torch.autograd.grad(functional.linear_cross_entropy(x, w, y), (x, w))
     if side.peer == LIGER:
-        package = peers.library("liger_kernel.transformers", "liger-kernel", side.device, gpu=False)
-        loss = package.LigerFusedLinearCrossEntropyLoss()
+        loss = peers.liger(side.device, gpu=False).LigerFusedLinearCrossEntropyLoss()
         return lambda: torch.autograd.grad(loss(w, x, y), (x, w))
     return lambda: torch.autograd.grad(F.cross_entropy(F.linear(x, w), y), (x, w))
 

@@ -87,7 +87,7 @@ def _calls(function: Callable[..., Any], *arguments: Any) -> Run:
     def call() -> None:
         result[0] = function(*arguments)
 
-    return Run(call, wait=lambda: jax.block_until_ready(result[0]))
+    return Run(call, wait=lambda: jax.block_until_ready(result[0]), result=lambda: result[0])
 
 
 def _loop(function: Callable[[Params], tuple[Params, Any]], params: Params, steps: int = 1) -> Run:

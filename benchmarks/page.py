@@ -21,7 +21,6 @@ from .sweeps import SWEEPS
 
 NAME = "index.html"
 _WEB = Path(__file__).resolve().parent / "web"
-_PRECISION = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 #: Of `benchmarks.gpu`: what is wrong there is among the errors.
 _NO_TIMES = ("tests", "facts", "smoke", "engines", "tune")
 _PARTS = {"cases": "cases", "epochs": "epochs", "accuracy": "time to accuracy", "sweeps": "sweeps"}
@@ -147,7 +146,7 @@ def _name(row: Row) -> str:
     group = row["group"].replace(" (SGD)", "").replace(" forward + backward", " fwd + bwd")
     group = group.replace(", data on the device", "").replace(", from image files", " from image files")
     label = row["label"].replace(", batch 256, 60000 images", "")
-    return f"{group}, {label}, {_PRECISION.get(row['dtype'], row['dtype'])}"
+    return f"{group}, {label}, {formats.precision(row['dtype'])}"
 
 
 def _sweep(name: str, report: dict[str, Any]) -> dict[str, Any] | None:

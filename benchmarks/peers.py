@@ -122,6 +122,11 @@ def library(module: str, package: str, device: str, gpu: bool = True) -> ModuleT
         raise MissingPeerError(f"cannot be imported ({error}): pip install {package}") from error
 
 
+def liger(device: str, gpu: bool = True) -> ModuleType:
+    """Liger-Kernel's modules."""
+    return library("liger_kernel.transformers", "liger-kernel", device, gpu)
+
+
 def jax_peer(device: str) -> ModuleType:
     """The module `jax_peer`, which imports JAX."""
     peer = library(f"{__package__}.jax_peer", "jax", device, gpu=False)

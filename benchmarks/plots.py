@@ -66,7 +66,9 @@ def speedup(report: dict[str, Any], out: Path) -> None:
         peer for peer in PEERS if peer not in (OURS, EAGER) and any(peer in row["seconds"] for row in rows)
     ]
     _bars(axis, rows, others)
-    names = [f"{_short(row['group'])}, {_size(row['label'])}, {_precision(row['dtype'])}" for row in rows]
+    names = [
+        f"{_short(row['group'])}, {_size(row['label'])}, {formats.precision(row['dtype'])}" for row in rows
+    ]
     axis.set_yticks(range(len(rows)), names)
     axis.set_xlabel("speed relative to eager PyTorch (the line at 1, log scale); higher is better")
     _legend(figure, axis, _where(report))
@@ -152,7 +154,7 @@ def line(report: dict[str, Any], sweep: Sweep, out: Path) -> None:
         if len(rows) > _TICKS:
             axis.tick_params(axis="x", rotation=45)
         plain(axis.yaxis)
-    title = f"{sweep.title}, {_precision(rows[0]['dtype'])}. {_where(report)}"
+    title = f"{sweep.title}, {formats.precision(rows[0]['dtype'])}. {_where(report)}"
     _legend(figure, times, title, columns=8)
     stop = report["stops"].get(sweep.name)
     _save(figure, out, f"sweep-{sweep.name}", _caption(rows) + (f"\nStopped before {stop}." if stop else ""))
@@ -250,7 +252,3 @@ def _short(group: str) -> str:
 def _size(label: str) -> str:
     """Without what goes without saying in the headline."""
     return label.removesuffix(", batch 256, 60000 images")
-
-
-def _precision(dtype: str) -> str:
-    return {"float32": "fp32", "bfloat16": "bf16"}.get(dtype, dtype)

@@ -14,13 +14,8 @@ from ..peers import COMPILED, EAGER, GRAPH, JAX, OURS
 from ..targets import ratio
 
 #: How a stage ended; `SHORT` is what there was not enough time for.
-PASSED, FAILED, SHORT, UNREACHED, INTERRUPTED = (
-    "passed",
-    "failed",
-    "out of time",
-    "not reached",
-    "interrupted",
-)
+PASSED, FAILED, SHORT = "passed", "failed", "out of time"
+UNREACHED, INTERRUPTED = "not reached", "interrupted"
 _PEERS = {EAGER: "eager", GRAPH: "graph", COMPILED: "compile", JAX: "JAX"}
 _HEAD = ("headline", "dtype", "fastmlp", "of floor", "foretold", *(f"vs {name}" for name in _PEERS.values()))
 _WORST = 5

@@ -138,7 +138,8 @@ def test_jax_has_the_same_gradients() -> None:
     x, grad = torch.randn(6, 5), torch.randn(6, 3)
     torch.manual_seed(0)
     run = jax_peer.gradients((5, 16, 3), x, grad)
-    params, of_input = run.call._result
+    assert run.result is not None
+    params, of_input = run.result()
     torch.manual_seed(0)
     net, leaf = whole_net.net((5, 16, 3)), x.clone().requires_grad_()
     expected = torch.autograd.grad(net(leaf), [leaf, *net.parameters()], grad)

@@ -16,6 +16,7 @@ bitwise repeatable.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -301,54 +302,41 @@ def linear_backward(
     gradients, and with ``scale_input`` dX. ``out`` (M, K) receives dX.
     """
     (m, n), k = grad.shape, weight.shape[1]
-    device = grad.device
     family, (behind, _), (below, _) = "linear_backward", after, before
     if x.shift is not None or (below is not None and below.drop is not None and draws(below.act.name)):
         family += "_extra"
     elif behind is not None:
         family += "_prologue"
     tile = configs.for_weight(family, weight, dtype, precision)
-    dx = torch.empty((m, k), device=device, dtype=dtype) if asked.input and out is None else out
+    empty = partial(torch.empty, device=grad.device)
+    dx = empty((m, k), dtype=dtype) if asked.input and out is None else out
     grads = None
     input_tiles = cdiv(m, tile.BLOCK_M) * cdiv(k, tile.BLOCK_N) if asked.input else 0
     weight_tiles = cdiv(n, tile.BLOCK_M) * cdiv(k, tile.BLOCK_N) if asked.params else 0
     splits, rows_per_split = 1, m
     if asked.params:
-        splits, rows_per_split = split_batch(m, weight_tiles, tile.BLOCK_K, num_sms(device.index or 0))
+        splits, rows_per_split = split_batch(m, weight_tiles, tile.BLOCK_K, num_sms(grad.device.index or 0))
         learned = behind is not None and behind.act.weight is not None
         grads = ParameterGrads(
-            torch.empty((n, k), device=device, dtype=weight.dtype),
-            None if asked.bias_dtype is None else torch.empty(n, device=device, dtype=asked.bias_dtype),
-            torch.empty(n, device=device, dtype=torch.float32) if learned else None,
+            empty((n, k), dtype=weight.dtype),
+            None if asked.bias_dtype is None else empty(n, dtype=asked.bias_dtype),
+            empty(n, dtype=torch.float32) if learned else None,
             # Always float32 and always there, so that the number of splits never changes the kernel.
-            torch.empty(
-                (splits if splits > 1 else 0, cdiv(n * k + 2 * n, 16) * 16),
-                device=device,
-                dtype=torch.float32,
-            ),
+            empty((splits if splits > 1 else 0, cdiv(n * k + 2 * n, 16) * 16), dtype=torch.float32),
             scale,
         )
     launch(
         linear_backward_kernel,
         (input_tiles + weight_tiles * splits,),
-        matrix(grad),
-        x if asked.params else None,
-        matrix(weight),
-        *after,
-        *before,
-        matrix(dx),
-        scale if scale_input else None,
-        grads,
-        splits,
-        rows_per_split,
-        m,
-        n,
-        k,
+        matrix(grad), x if asked.params else None, matrix(weight), *after, *before,
+        matrix(dx), scale if scale_input else None,
+        grads, splits, rows_per_split,
+        m, n, k,
         PDL=pdl,
         DTYPE=TL_DTYPE[dtype],
         TILE=tile.blocks(n, precision),
         **tile.options,
-    )
+    )  # fmt: skip
     if grads is None:
         return dx, None, None, None
     blocks = cdiv(n * k + 2 * n, _SUM_BLOCK)

@@ -111,18 +111,9 @@ def linear_act(
     launch(
         linear_act_kernel,
         (cdiv(m, tile.BLOCK_M) * cdiv(n, tile.BLOCK_N),),
-        x,
-        matrix(weight),
-        vector(bias),
-        act,
-        *arguments(dropout),
-        matrix(y),
-        matrix(z),
-        m,
-        n,
-        k,
+        x, matrix(weight), vector(bias), act, *arguments(dropout), matrix(y), matrix(z), m, n, k,
         PDL=pdl,
         TILE=tile.blocks(k, precision),
         **tile.options,
-    )
+    )  # fmt: skip
     return out

@@ -218,20 +218,13 @@ def _matmul(
         None if z is None else _blocks(z, *part),
         None if saved is None else _blocks(saved, *part),
         None if sums is None else _blocks(a, tile.BLOCK_M, tile.BLOCK_K),
-        sums,
-        vector(bias),
-        act,
-        None if before is None else before.act,
-        scale,
-        m,
-        n,
-        k,
+        sums, vector(bias), act, None if before is None else before.act, scale, m, n, k,
         TRANSPOSED_A=a.stride(1) != 1,
         TRANSPOSED_B=b.stride(1) != 1,
         DTYPE=TL_DTYPE[dtype],
         TILE=blocks,
         **tile.options,
-    )
+    )  # fmt: skip
 
 
 # From Triton 3.8 on the copy engine can round float32 to TF32; else the tensor cores cut the low bits off.

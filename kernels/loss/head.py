@@ -122,14 +122,6 @@ def head_kernel(
     head_tile(pid, programs, h, w, bias, before, criterion, out, M, C, K, DTYPE, TILE)
 
 
-class Gradients(NamedTuple):
-    """Where a training step's head writes: buffers that are there before it."""
-
-    partial: Tensor  # (3, programs or more) float32, contiguous: see `leave_sums`
-    dlogits: Tensor  # (M, C)
-    dz: Tensor  # (M, K)
-
-
 def targets(target: Tensor, index: Tensor | None = None) -> Source:
     """Class indices (M,), or targets (M, C), as the head reads them; with ``index`` those rows of them."""
     stride, *columns = target.stride()
@@ -173,7 +165,7 @@ def head(
     denominator = torch.empty((), device=h.device, dtype=torch.float32)
     sums = Sums(partial_sums(programs, denominator), loss, denominator)
     out = Results(sums, matrix(logits), matrix(dlogits), matrix(dz))
-    _launch(h, weight, bias, criterion, before, out, tile, dtype, precision)
+    head_step(h, weight, bias, criterion, before, out, dtype=dtype, precision=precision)
     finish(sums, programs, criterion.reduction.value)
     return loss, denominator, logits, dlogits, dz
 
@@ -184,31 +176,15 @@ def head_step(
     bias: Tensor | None,
     criterion: Criterion,
     before: Undo | None,
-    out: Gradients,
-    *,
-    dtype: torch.dtype,
-    precision: str,
-    pdl: bool,
-) -> None:
-    """`head` in a step of the training engine: one launch, whose sums the update makes the loss of."""
-    tile = configs.for_weight("head", weight, dtype, precision)
-    results = Results(Sums(out.partial), None, matrix(out.dlogits), matrix(out.dz))
-    _launch(h, weight, bias, criterion, before, results, tile, dtype, precision, pdl)
-
-
-def _launch(
-    h: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    criterion: Criterion,
-    before: Undo | None,
     out: Results,
-    tile: Tile,
+    *,
     dtype: torch.dtype,
     precision: str,
     pdl: bool = False,
 ) -> None:
+    """One launch, whose sums are still to be made the loss of: by `head`, or by a training step's update."""
     (m, k), c = h.shape, weight.shape[0]
+    tile = configs.for_weight("head", weight, dtype, precision)
     launch(
         head_kernel,
         (cdiv(m, tile.BLOCK_M),),

@@ -34,6 +34,9 @@ WIDE: Shape = (4096, 4096, 4096)
 RAGGED: Shape = (256, 10, 250)  # a classifier's last layer: nothing a multiple of 16
 SINGLE: Shape = (60000, 1, 1)  # Triton makes an argument that is 1 a constant, of which not all works
 LONG: Shape = (60000, 64, 256)  # few tiles of dW over a long batch: several programs share each
+#: Every dtype of `NUMERICS`, and one of every precision.
+EVERY = tuple(NUMERICS)
+PRECISIONS = ("bf16", "tf32", "fp32")
 # By the registers that f' takes. It needs the input of the heavy ones, so their forward keeps it.
 LIGHT = ("relu", "leaky_relu", "sigmoid", "tanh")
 HEAVY = ("prelu", "gelu", "gelu_tanh", "silu")
@@ -50,18 +53,6 @@ class Case:
     wide: bool = True  # where it is bound by memory: addresses and rows allow 16 bytes a thread
 
 
-def matrix(rows: int, cols: int, dtype: torch.dtype, device: str, transposed: bool = False) -> Tensor:
-    """Standard normal."""
-    if transposed:
-        return matrix(cols, rows, dtype, device).t()
-    return torch.empty(rows, cols, dtype=dtype, device=device).normal_()
-
-
-def vector(size: int, dtype: torch.dtype, device: str) -> Tensor:
-    """Standard normal."""
-    return torch.empty(size, dtype=dtype, device=device).normal_()
-
-
-def scalar(device: str) -> Tensor:
-    """One."""
-    return torch.ones((), device=device, dtype=torch.float32)
+def normal(device: str, dtype: torch.dtype, *sizes: int, std: float = 1.0) -> Tensor:
+    """Random numbers."""
+    return torch.empty(sizes, dtype=dtype, device=device).normal_(std=std)

@@ -35,9 +35,7 @@ from fastmlp.kernels.offline.case import (
     Numerics,
     Run,
     Shape,
-    matrix,
-    scalar,
-    vector,
+    normal,
 )
 from fastmlp.kernels.offline.loss_cases import cross_entropy_cases, head, head_cases, squared_error_cases
 from fastmlp.kernels.training.epoch import runs_on
@@ -55,7 +53,7 @@ def cases(device: str = "meta") -> Iterator[Case]:
         cross_entropy_cases,
         squared_error_cases,
         _training_cases,
-        _mlp_cases,
+        mlp_cases.mlp_cases,
     ):
         yield from family(device)
     for features in (1000, 1024):
@@ -79,11 +77,11 @@ def linear(
     """The forward of one layer."""
     m, n, k = shape
     storage, dtype, precision = numerics
-    weight = matrix(n, k, storage, device)
-    b = vector(n, storage, device) if bias else None
+    weight = normal(device, storage, n, k)
+    b = normal(device, storage, n) if bias else None
     f = _activation(act, n, storage, device)
     if by_tma:
-        plain = matrix(m, k, storage, device, transposed)
+        plain = _matrix(device, storage, m, k, transposed)
         return lambda: linear_act_tma(plain, weight, b, f, keep_z, dtype, precision)
     x = _source(m, k, storage, device, transposed, quantized)
     drop = _dropout(device, 1) if dropout else None
@@ -137,17 +135,18 @@ def backward(
     """
     m, n, k = shape
     storage, dtype, precision = numerics
-    grad = matrix(m, n, dtype, device, transposed)
-    weight = matrix(n, k, storage, device)
+    grad = _matrix(device, dtype, m, n, transposed)
+    weight = normal(device, storage, n, k)
 
     def undo(act: str, features: int, drop: bool, site: int) -> Undone:
-        saved = None if act == "none" else matrix(m, features, dtype, device)
+        saved = None if act == "none" else normal(device, dtype, m, features)
         dropout = _dropout(device, site) if drop else None
         return undone(_activation(act, features, storage, device), saved, dropout)
 
+    one = torch.ones((), device=device, dtype=torch.float32)
     options: dict[str, Any] = {
         "before": undo(previous_act, k, dropouts[1], 0),
-        "scale": Scale(scalar(device), scalar(device)) if scale else None,
+        "scale": Scale(one, one.clone()) if scale else None,
         "scale_input": scale == "all",
         "asked": Asked(needs != "params", needs != "input", storage if bias else None),
         "dtype": dtype,
@@ -156,7 +155,7 @@ def backward(
     # A first layer reads the caller's tensor, which autocast leaves in float32; others what we stored.
     kind = storage if previous_act == "none" else dtype
     if by_tma:
-        plain = matrix(m, k, kind, device)
+        plain = normal(device, kind, m, k)
         return lambda: linear_backward_tma(grad, plain, weight, **options)
     x, after = _source(m, k, kind, device, False, quantized), undo(act, n, dropouts[0], 1)
     return lambda: linear_backward(grad, x, weight, after=after, **options)
@@ -227,7 +226,7 @@ def _tma_cases(device: str) -> Iterator[Case]:
         run = backward_tma(NUMERICS[dtype], shape, act, device, **options)
         return Case("matmul_backward", variant, dtype, run)
 
-    if not has_tma(arch_of(scalar(device))):
+    if not has_tma(arch_of(torch.empty(0, device=device, dtype=torch.float32))):
         return
     for size, shape in (("narrow", NARROW), ("wide", WIDE)):
         for dtype in ("bf16", "tf32"):
@@ -261,24 +260,28 @@ MATRIX_PROBLEMS: dict[str, tuple[Callable[..., Run], int]] = {
 }
 
 
+def _matrix(device: str, dtype: torch.dtype, rows: int, cols: int, transposed: bool) -> Tensor:
+    return normal(device, dtype, cols, rows).t() if transposed else normal(device, dtype, rows, cols)
+
+
 def _dropout(device: str, site: int) -> tuple[float, Tensor, int]:
     return 0.5, torch.zeros(1, dtype=torch.int64, device=device), site
 
 
 def _activation(act: str, features: int, dtype: torch.dtype, device: str) -> Activation:
-    return activation(act, 0.01, vector(features, dtype, device) if act == "prelu" else None)
+    return activation(act, 0.01, normal(device, dtype, features) if act == "prelu" else None)
 
 
 def _source(m: int, k: int, dtype: torch.dtype, device: str, transposed: bool, quantized: str) -> Source:
     """A layer's input: a matrix, or rows of a data set by a number, or by scale and shift a feature."""
     if not quantized:
-        x = matrix(m, k, dtype, device, transposed)
+        x = _matrix(device, dtype, m, k, transposed)
         return quantization.source(x, None, 1.0, None)
     values = torch.empty(60000, k, dtype=torch.uint8, device=device).random_(256)
     index = torch.empty(m, dtype=torch.int64, device=device).random_(len(values))
     if quantized == "scale":
         return quantization.source(values, index, 1 / 255, None)
-    scale, shift = vector(k, torch.float32, device), vector(k, torch.float32, device)
+    scale, shift = normal(device, torch.float32, k), normal(device, torch.float32, k)
     return quantization.source(values, index, scale, shift)
 
 
@@ -291,8 +294,3 @@ def _training_cases(device: str) -> Iterator[Case]:
         yield Case("step", variant, dtype, problem.step, wide)
         if runs_on(arch) and kind.copies and not (kind.pdl or kind.affine):
             yield Case("epoch", variant, dtype, problem.epoch)
-
-
-def _mlp_cases(device: str) -> Iterator[Case]:
-    for variant, dtype, run in mlp_cases.problems(NUMERICS, device):
-        yield Case("mlp", variant, dtype, run)

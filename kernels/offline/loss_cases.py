@@ -24,8 +24,7 @@ from fastmlp.kernels.offline.case import (
     Numerics,
     Run,
     Shape,
-    matrix,
-    vector,
+    normal,
 )
 
 
@@ -47,12 +46,12 @@ def head(
     """The head on a hidden layer's output; the shape's N is the number of classes or outputs."""
     m, c, k = shape
     storage, dtype, precision = numerics
-    h = matrix(m, k, storage if previous_act == "none" else dtype, device)
-    weight = matrix(c, k, storage, device)
-    b = vector(c, storage, device) if bias else None
-    targets = matrix(m, c, storage, device) if loss == "mse" else _classes((m,), c, target, device)
-    weights = vector(c, storage, device) if class_weight else None
-    before = hidden(previous_act, 0.01, matrix(m, k, dtype, device) if previous_act in HEAVY else h)
+    h = normal(device, storage if previous_act == "none" else dtype, m, k)
+    weight = normal(device, storage, c, k)
+    b = normal(device, storage, c) if bias else None
+    targets = normal(device, storage, m, c) if loss == "mse" else _classes((m,), c, target, device)
+    weights = normal(device, storage, c) if class_weight else None
+    before = hidden(previous_act, 0.01, normal(device, dtype, m, k) if previous_act in HEAVY else h)
     against = criterion(loss, "mean", read_targets(targets), weights, label_smoothing=smoothing)
     wanted = keep_logits, need_grad, need_grad and need_input
     kinds: dict[str, Any] = {"dtype": dtype, "loss_dtype": storage, "precision": precision}
@@ -105,18 +104,14 @@ def cross_entropy(
 ) -> Run:
     """The loss and its gradient."""
     n, c, d = sizes
-    logits = torch.empty(sizes, dtype=dtype, device=device).normal_()
+    logits = normal(device, dtype, *sizes)
     if probabilities:
         target = torch.empty(sizes, dtype=dtype, device=device).fill_(1 / c)
     else:
         target = _classes((n, d), c, index, device)
-    weights = vector(c, dtype, device) if weight else None
+    weights = normal(device, dtype, c) if weight else None
     upstream = torch.ones((n, d) if reduction == "none" else (), dtype=dtype, device=device)
-    options: dict[str, Any] = {
-        "reduction": reduction,
-        "ignore_index": -100,
-        "label_smoothing": smoothing,
-    }
+    options: dict[str, Any] = {"reduction": reduction, "ignore_index": -100, "label_smoothing": smoothing}
 
     def run() -> None:
         _, stats = ce.forward(logits, target, weights, z_loss=0.0, **options)
@@ -128,7 +123,7 @@ def cross_entropy(
 def class_tile(dtype: torch.dtype, device: str = "meta", *, probabilities: bool = False) -> Run:
     """The gradient over the logits of a quarter of the classes, as a linear cross-entropy makes it."""
     rows, width, classes = 8192, 32064, 128256
-    logits = torch.empty(rows, width, 1, dtype=dtype, device=device).normal_()
+    logits = normal(device, dtype, rows, width, 1)
     if probabilities:
         target = torch.empty(rows, classes, 1, dtype=dtype, device=device).fill_(1 / classes)
     else:
@@ -182,8 +177,8 @@ def squared_error(
     """The loss and its gradient."""
     rows, cols = shape
     step = 2 if strided else 1
-    x, t = (matrix(rows, step * cols, dtype, device)[:, ::step] for _ in range(2))
-    w = matrix(*shape, dtype, device) if weight else None
+    x, t = (normal(device, dtype, rows, step * cols)[:, ::step] for _ in range(2))
+    w = normal(device, dtype, *shape) if weight else None
     upstream = torch.ones(shape if reduction == "none" else (), dtype=dtype, device=device)
 
     def run() -> None:

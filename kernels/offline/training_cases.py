@@ -15,6 +15,7 @@ from fastmlp.kernels.common.arguments import Source
 from fastmlp.kernels.common.quantized import source
 from fastmlp.kernels.launch import cdiv, num_sms
 from fastmlp.kernels.loss.head import targets
+from fastmlp.kernels.offline.case import HEAVY, NUMERICS, Numerics, Shape, normal
 from fastmlp.kernels.tiles import configs
 from fastmlp.kernels.training.epoch import epoch
 from fastmlp.kernels.training.network import ALIGNMENT, LayerMemory, Table, table
@@ -98,14 +99,12 @@ def problem(
     kind: Kind, compute: torch.dtype, precision: str, *, device: str = "meta", examples: int
 ) -> Problem:
     """A problem whose products run in ``compute``."""
-
-    def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=device).normal_(std=0.05)
+    random = partial(normal, device, torch.float32, std=0.05)
 
     def padded(features: int) -> Tensor:
-        return random(kind.batch, cdiv(features, ALIGNMENT) * ALIGNMENT, dtype=compute)[:, :features]
+        size = cdiv(features, ALIGNMENT) * ALIGNMENT
+        return normal(device, compute, kind.batch, size, std=0.05)[:, :features]
 
-    keep_z = kind.act in ("gelu", "gelu_tanh", "silu")
     layers: list[LayerMemory] = []
     inputs, outputs = kind.widths[0], kind.widths[-1]
     for i, (k, n) in enumerate(itertools.pairwise(kind.widths)):
@@ -120,7 +119,7 @@ def problem(
                 weight.to(compute) if kind.copies else weight,
                 layers[-1].y if layers else None,
                 y,
-                padded(n) if keep_z and hidden else y,
+                padded(n) if kind.act in HEAVY and hidden else y,
                 padded(n),
                 (None, None, None, None) if kind.rule == "sgd" else states,
                 act=kind.act if hidden else "none",
@@ -132,16 +131,9 @@ def problem(
     )
     labels = torch.empty(examples, dtype=torch.int64, device=device).random_(outputs)
     order = torch.arange(examples, device=device).flip(0)
-    task = Task(
-        kind.loss,
-        kind.reduction,
-        kind.rule,
-        compute,
-        precision,
-        kind.pdl,
-        class_weight=random(outputs).abs() if kind.class_weight else None,
-        label_smoothing=kind.smoothing,
-    )
+    class_weight = random(outputs).abs() if kind.class_weight else None
+    numbers = kind.reduction, kind.rule, compute, precision, kind.pdl, class_weight
+    task = Task(kind.loss, *numbers, label_smoothing=kind.smoothing)
     return Problem(
         kind,
         task,
@@ -183,13 +175,11 @@ class Timed:
 _TIMED_STEPS = 40  # of an epoch
 
 
-def timed(part: str, numerics: Any, shape: tuple[int, int, int], device: str = "cuda") -> Timed:
+def timed(part: str, numerics: Numerics, shape: Shape, device: str = "cuda") -> Timed:
     """What the tuner times of a net with one hidden layer: ``part`` is "update" or "epoch"."""
-    m, n, k = shape
-    kind = Kind((k, n, 10), batch=m)
-    return Timed(
-        problem(kind, numerics.compute, numerics.precision, device=device, examples=_TIMED_STEPS * m), part
-    )
+    (m, n, k), (_, compute, precision) = shape, numerics
+    net = problem(Kind((k, n, 10), batch=m), compute, precision, device=device, examples=_TIMED_STEPS * m)
+    return Timed(net, part)
 
 
 BOOK = (784, 256, 10)
@@ -198,23 +188,16 @@ _RAGGED = (50, 37, 23, 7)  # nothing a multiple of 16
 _FOURS = (100, 36, 20, 7)  # but rows of float32 weights are multiples of 16 bytes
 
 
-_DTYPES = {
-    "bf16": (torch.bfloat16, "ieee"),
-    "fp16": (torch.float16, "ieee"),
-    "tf32": (torch.float32, "tf32"),
-    "fp32": (torch.float32, "ieee"),
-}
-
-
 def problems(device: str = "meta") -> Iterator[tuple[str, str, Problem]]:
     """Variant, dtype and problem: the book's network in every dtype, and every branch of the kernels once."""
 
     def of(variant: str, kind: Kind, *dtypes: str) -> Iterator[tuple[str, str, Problem]]:
         for dtype in dtypes:
             examples = 4 * kind.batch + 96  # the last step is smaller
-            yield variant, dtype, problem(kind, *_DTYPES[dtype], device=device, examples=examples)
+            _, compute, precision = NUMERICS[dtype]
+            yield variant, dtype, problem(kind, compute, precision, device=device, examples=examples)
 
-    for dtype in _DTYPES:
+    for dtype in ("bf16", "fp16", "tf32", "fp32"):
         yield from of("book sgd", Kind(BOOK), dtype)
         yield from of("deep sgd", Kind(DEEP, 1024), dtype)
         yield from of("book mse", Kind(BOOK, loss="mse"), dtype)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -121,10 +121,10 @@ def _read_table(text: str) -> dict[Key, Tile]:
 def _parse_cell(family: str, cell: str) -> Tile:
     blocks, warps, stages, *epilogue = cell.split("/")
     m, n, k = map(int, blocks.split("x"))
-    tile = Tile(m, n, k, group_m(family), int(warps), int(stages))
+    sizes = m, n, k, group_m(family), int(warps), int(stages)
     if not epilogue:
-        return tile
-    return TmaTile(*astuple(tile), int(epilogue[0].rstrip("s")), epilogue[0].endswith("s"))
+        return Tile(*sizes)
+    return TmaTile(*sizes, int(epilogue[0].rstrip("s")), epilogue[0].endswith("s"))
 
 
 TABLE = _read_table(Path(__file__).with_name("tiles.txt").read_text())

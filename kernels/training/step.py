@@ -7,7 +7,8 @@ from torch import Tensor
 from fastmlp.kernels.common.arguments import Source, activation, matrix
 from fastmlp.kernels.linear.backward import Asked, linear_backward, undone
 from fastmlp.kernels.linear.forward import linear_act
-from fastmlp.kernels.loss.head import Gradients, head_step, hidden
+from fastmlp.kernels.loss.head import Results, head_step, hidden
+from fastmlp.kernels.loss.softmax import Sums
 from fastmlp.kernels.tiles.configs import Tile
 from fastmlp.kernels.training.network import Table
 from fastmlp.kernels.training.task import Task
@@ -46,7 +47,7 @@ def train_step(
         last.bias,
         task.criterion(y),
         hidden(below.act, below.slope, below.saved),
-        Gradients(into.partial, last.dz, below.dz),
+        Results(Sums(into.partial), None, matrix(last.dz), matrix(below.dz)),
         dtype=dtype,
         precision=precision,
         pdl=pdl,

@@ -193,7 +193,7 @@ from benchmarks import stub
 from benchmarks.gpu import smoke
 from benchmarks.gpu.ahead import Ahead
 from benchmarks.gpu.worker import Bench
-from fastmlp.kernels import training_cases
+from fastmlp.kernels.offline import training_cases
 from fastmlp.kernels.offline.case import NARROW, NUMERICS, Case
 from fastmlp.kernels.offline.loss_cases import squared_error
 

@@ -20,8 +20,8 @@ MOST = {FORWARD: 150, STEP: 400, ENGINE: 250}
 #: choice of tiles, plan and backend, the recognition of layers.
 _SPECIALIZED = ("triton/runtime/jit.py", "triton/compiler/")
 _CHOSEN = (
-    "fastmlp/kernels/configs.py",
-    "fastmlp/kernels/decisions.py",
+    "fastmlp/kernels/tiles/configs.py",
+    "fastmlp/kernels/tiles/decisions.py",
     "fastmlp/costs/choice.py",
     "fastmlp/costs/plans.py",
     "fastmlp/modules/plan.py:plan",

@@ -320,8 +320,8 @@ import fastmlp.kernels
 from triton import JITFunction
 from fastmlp.kernels.compile import tasks
 kernels = set()
-for module in pkgutil.iter_modules(fastmlp.kernels.__path__):
-    for name, value in vars(importlib.import_module(f"fastmlp.kernels.{module.name}")).items():
+for module in pkgutil.walk_packages(fastmlp.kernels.__path__, "fastmlp.kernels."):
+    for name, value in vars(importlib.import_module(module.name)).items():
         if name.endswith("_kernel") and isinstance(value, JITFunction):
             kernels.add(name)
 print(json.dumps([sorted(kernels), sorted({row.kernel for row, _ in tasks("sm_90")})]))

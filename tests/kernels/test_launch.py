@@ -101,9 +101,10 @@ triton.jit = specializing_jit  # before the kernels are imported
 import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
-from fastmlp.kernels import cases, configs, launch, loss_cases
+from fastmlp.kernels import launch
 from fastmlp.kernels.compile import specializations, warmup
 from fastmlp.kernels.launch import dry_run, record_launches
+from fastmlp.kernels.offline import cases, loss_cases
 
 SM_90 = GPUTarget("cuda", 90, 32)
 """

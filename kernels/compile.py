@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -193,9 +193,9 @@ def compile_task(arch: str, index: int) -> Row:
     row, one = tasks(arch)[index]
     try:
         with dry_run(ARCHITECTURES[arch].target):
-            return Row(**{**vars(row), "resources": read(warmup(one))})
+            return replace(row, resources=read(warmup(one)))
     except Exception as error:
-        return Row(**{**vars(row), "error": " ".join(f"{type(error).__name__}: {error}".split())[-300:]})
+        return replace(row, error=" ".join(f"{type(error).__name__}: {error}".split())[-300:])
 
 
 def compile_all(todo: Sequence[tuple[str, int]], jobs: int) -> Iterator[Row]:
@@ -212,15 +212,13 @@ def compile_all(todo: Sequence[tuple[str, int]], jobs: int) -> Iterator[Row]:
             except BrokenProcessPool:
                 if jobs == 1:
                     arch, index = todo[done]
-                    yield Row(**{**vars(tasks(arch)[index][0]), "error": "the compiler crashed"})
+                    yield replace(tasks(arch)[index][0], error="the compiler crashed")
                     done += 1
         jobs, todo = 1, todo[done:]
 
 
-HEADER = (
-    *("kernel", "case", "dtype", "tile", "regs", "spill", "shared", "%", "loads", "stores"),
-    *("tensor cores", ""),
-)  # loads and stores of global memory: bytes a thread x how many
+# Loads and stores of global memory: bytes a thread x how many.
+HEADER = (*"kernel case dtype tile regs spill shared % loads stores".split(), "tensor cores", "")
 
 
 def align(lines: Sequence[Sequence[str]]) -> str:
@@ -249,16 +247,9 @@ def _cells(row: Row) -> tuple[str, ...]:
     if used.warp_specialized:
         cores.append("specialized warps")
     percent = round(100 * used.shared / ARCHITECTURES[row.arch].shared_limit)
-    return (
-        *name,
-        *(str(n) for n in (used.registers, used.local, used.shared, percent)),
-        *(
-            " ".join(f"{width}x{n}" for width, n in (moves or {}).items())
-            for moves in (used.loads, used.stores)
-        ),
-        ", ".join(cores),
-        mark,
-    )
+    sizes = map(str, (used.registers, used.local, used.shared, percent))
+    moves = (" ".join(f"{w}x{n}" for w, n in (each or {}).items()) for each in (used.loads, used.stores))
+    return *name, *sizes, *moves, ", ".join(cores), mark
 
 
 def summary(arch: str, rows: Sequence[Row]) -> str:

@@ -289,9 +289,8 @@ def has_dependent_launch(arch: str) -> bool:
     return arch.startswith("sm_") and int("".join(c for c in arch if c.isdigit())) >= 90
 
 
-def has_tma(arch: str) -> bool:
-    """Whether ``arch`` has the tensor memory accelerator: sm_90 and later."""
-    return has_dependent_launch(arch)
+#: Whether ``arch`` has the tensor memory accelerator: sm_90 and later, too.
+has_tma = has_dependent_launch
 
 
 @cache

@@ -13,12 +13,15 @@ import itertools
 import math
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from triton.testing import do_bench
 
 from fastmlp.kernels.compile import align
 from fastmlp.kernels.launch import INTERPRETED, arch_of
@@ -143,20 +146,14 @@ def problems(
 ) -> dict[Key, list[Problem]]:
     """What to time, by the key of the table that it decides; on typical shapes if none are given."""
     found: dict[Key, list[Problem]] = {}
-    todo = (
-        (family, dtype, shape)
-        for family in families
-        for dtype in dtypes
-        for shape in shapes or _SHAPES.get(family, SHAPES)
-    )
-    for family, dtype, shape in todo:
-        make, products = MATRIX_PROBLEMS[family]
-        numerics, (m, n, k) = NUMERICS[dtype], shape
+    for family, dtype in itertools.product(families, dtypes):
+        (make, products), numerics = MATRIX_PROBLEMS[family], NUMERICS[dtype]
         precision = configs.precision_class(numerics.compute, numerics.precision)
         if not configs.exists(family, arch, precision):
             continue
-        problem = Problem(make(numerics, shape, device=device), 2.0 * m * n * k * products)
-        found.setdefault((family, arch, precision, configs.bucket(n, k, family)), []).append(problem)
+        for m, n, k in shapes or _SHAPES.get(family, SHAPES):
+            problem = Problem(make(numerics, (m, n, k), device=device), 2.0 * m * n * k * products)
+            found.setdefault((family, arch, precision, configs.bucket(n, k, family)), []).append(problem)
     return found
 
 
@@ -184,7 +181,7 @@ def measure(
             trial.skipped = f"{type(error).__name__}: {error}".split("\n")[0]
             continue
         reference = reference or results
-        if not _alike(results, reference):
+        if not all(alike(*pair) for pair in zip(results, reference)):
             trial.skipped = "another result than the first tile's"
     usable = [trial for trial in trials if not trial.skipped]
     for turn in range(rounds):
@@ -200,10 +197,6 @@ def measure(
 def tensors_of(result: Any) -> list[Tensor]:
     """The tensors among what a call returned."""
     return [t for t in result or () if isinstance(t, Tensor)]
-
-
-def _alike(results: list[list[Tensor]], reference: list[list[Tensor]]) -> bool:
-    return all(alike(*pair) for pair in zip(results, reference))
 
 
 def alike(result: list[Tensor], reference: list[Tensor]) -> bool:
@@ -244,23 +237,13 @@ def report(key: Key, trials: Sequence[Trial], todo: Sequence[Problem]) -> str:
     lines = [("tile", "warps", "stages", "ms", "TFLOP/s", "speed against the table's", "")]
     for trial in usable:
         tile = trial.tile
-        lines.append(
-            (
-                f"{tile.BLOCK_M}x{tile.BLOCK_N}x{tile.BLOCK_K}",
-                str(tile.num_warps),
-                str(tile.num_stages),
-                f"{trial.ms:.4f}",
-                f"{flops / trial.ms / 1e9:.1f}",
-                f"{table.ms / trial.ms:.2f}" if table else "",
-                "table" if trial is table else "",
-            )
-        )
-    skipped = [trial for trial in trials if trial.skipped]
-    reasons = sorted({trial.skipped for trial in skipped})
-    text = f"{' '.join(key)}\n{align(lines)}\n"
-    return text + "".join(
-        f"skipped {sum(t.skipped == reason for t in skipped)}: {reason[:200]}\n" for reason in reasons
-    )
+        blocks = f"{tile.BLOCK_M}x{tile.BLOCK_N}x{tile.BLOCK_K}"
+        speed = f"{table.ms / trial.ms:.2f}" if table else "", "table" if trial is table else ""
+        rate = f"{trial.ms:.4f}", f"{flops / trial.ms / 1e9:.1f}"
+        lines.append((blocks, str(tile.num_warps), str(tile.num_stages), *rate, *speed))
+    reasons = sorted(Counter(trial.skipped for trial in trials if trial.skipped).items())
+    skipped = [f"skipped {count}: {reason[:200]}\n" for reason, count in reasons]
+    return f"{' '.join(key)}\n{align(lines)}\n{''.join(skipped)}"
 
 
 def parse_shape(text: str) -> Shape:
@@ -274,12 +257,6 @@ def parse_shape(text: str) -> Shape:
     return m, n, k
 
 
-def _benchmark(run: Run) -> float:
-    from triton.testing import do_bench
-
-    return do_bench(run, warmup=10, rep=40, return_mode="median")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Tune and print; 2 where there is no GPU to measure on."""
     parser = argparse.ArgumentParser("fastmlp.kernels.tune", description=(__doc__ or "").split("\n")[0])
@@ -287,12 +264,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--family", nargs="+", choices=families, default=families)
     parser.add_argument("--dtype", nargs="+", choices=list(NUMERICS), default=["bf16", "tf32", "fp32"])
     parser.add_argument(
-        "--shape",
-        nargs="+",
-        type=parse_shape,
-        metavar="M,N,K",
+        "--shape", nargs="+", type=parse_shape, metavar="M,N,K",
         help="rows, output and input features of a layer",
-    )
+    )  # fmt: skip
     arguments = parser.parse_args(argv)
     if "head" in arguments.family and any(n > MAX_CLASSES for _, n, _ in arguments.shape or ()):
         parser.error(f"--shape: a head has at most {MAX_CLASSES} output features; leave it out of --family")
@@ -302,7 +276,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("torch sees no GPU, and tiles are measured: run this on the machine that will train")
     arch = arch_of(torch.empty(0, device="cuda", dtype=torch.float32))
     todo = problems(arguments.family, arguments.dtype, arguments.shape, arch, "cuda")
-    for key, trials in tune(todo, _benchmark):
+    for key, trials in tune(todo, partial(do_bench, warmup=10, rep=40, return_mode="median")):
         print(report(key, trials, todo[key]), flush=True)
     print(f"winners are in {configs.cache_file()}")
     return 0

@@ -22,6 +22,7 @@ from shutil import copyfile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from triton.testing import do_bench
 
 from fastmlp.backends import decide
 from fastmlp.kernels import tune
@@ -241,12 +242,7 @@ def clock(bench: Bench) -> tune.Timer:
         run()
         return 1e3 * (time.perf_counter() - began)
 
-    def benchmark(run: Run) -> float:
-        from triton.testing import do_bench
-
-        return do_bench(run, warmup=4, rep=12, return_mode="median")
-
-    return once if bench.toy else benchmark
+    return once if bench.toy else partial(do_bench, warmup=4, rep=12, return_mode="median")
 
 
 def tile_launches(family: str, dtype: str, shape: Shape, tile: Tile) -> None:

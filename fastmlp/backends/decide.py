@@ -14,10 +14,12 @@ import shlex
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import triton
+from triton.testing import do_bench
 
 from fastmlp.activations import TABLE, Act
 from fastmlp.backends.base import NOTHING, Undo
@@ -123,12 +125,6 @@ def decide(
         yield decisions.explain(machine, op, dtype, *shape) + notes
 
 
-def _benchmark(run: Run) -> float:
-    from triton.testing import do_bench
-
-    return do_bench(run, warmup=5, rep=20, return_mode="median")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; 2 where there is no GPU to measure on."""
     parser = argparse.ArgumentParser("fastmlp.backends.decide", description=(__doc__ or "").split("\n")[0])
@@ -146,12 +142,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = shlex.join(
         ["python", "-m", "fastmlp.backends.decide", *(sys.argv[1:] if argv is None else argv)]
     )
+    timer = partial(do_bench, warmup=5, rep=20, return_mode="median")
     for dtype in arguments.dtype:
         before = torch.backends.cuda.matmul.fp32_precision
         torch.backends.cuda.matmul.fp32_precision = "tf32" if dtype == "tf32" else "ieee"
         try:
             todo = [(op, dtype, shape) for op in arguments.op for shape in arguments.shape]
-            for line in decide(todo, _benchmark, decisions.machine(), command=command):
+            for line in decide(todo, timer, decisions.machine(), command=command):
                 print(line, flush=True)
         finally:
             torch.backends.cuda.matmul.fp32_precision = before

@@ -80,10 +80,8 @@ def undrop(
     ``rows`` and the BLOCK_N columns from ``first_col`` are the elements'; with TRANSPOSED the tiles are
     (columns, rows).
     """
-    if not draws(ACT):
-        return product(
-            grad.to(tl.float32), dropout.keep
-        )  # where it was dropped the output is 0, and so is f'
+    if not draws(ACT):  # where it was dropped the output is 0, and so is f'
+        return product(grad.to(tl.float32), dropout.keep)
     else:
         mask = keep_mask(dropout.seed, site, dropout.p, rows, first_col, BLOCK_N)
         if TRANSPOSED:

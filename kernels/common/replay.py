@@ -99,9 +99,7 @@ class _Recorder(TorchDispatchMode):
         self._views: dict[int, tuple[str, int, Any, tuple[Any, ...], dict[str, Any]]] = {}
         self._held: list[Any] = []  # an id is a tensor's as long as that lives
         self._lines: list[tuple[str, list[str]]] = []  # each with the names that it reads
-        self._constants: dict[str, Any] = {
-            "relaunch": door.launch, "descriptor": _descriptor
-        }  # fmt: skip
+        self._constants: dict[str, Any] = {"relaunch": door.launch, "descriptor": _descriptor}
         self._fresh: set[str | None] = set()  # allocated here
         self._count = itertools.count()
         self._reads: list[str] = []
@@ -132,10 +130,8 @@ class _Recorder(TorchDispatchMode):
         if any("stream" in line for line, _ in self._lines):
             lines.append("    stream = get_stream(device)")
             active = door.driver.active
-            self._constants |= {
-                "get_stream": active.get_current_stream,
-                "device": active.get_current_device(),
-            }
+            self._constants["get_stream"] = active.get_current_stream
+            self._constants["device"] = active.get_current_device()
         last = {name: i for i, (_, names) in enumerate(self._lines) for name in names}
         for i, (line, names) in enumerate(self._lines):
             lines.append(f"    {line}")
@@ -191,13 +187,8 @@ class _Recorder(TorchDispatchMode):
             return
         if func.is_view and isinstance(result, Tensor) and isinstance(args[0], Tensor):
             root, offset = self._place(args[0])
-            self._views[id(result)] = (
-                root,
-                offset + result.data_ptr() - args[0].data_ptr(),
-                func,
-                args,
-                kwargs,
-            )
+            further = result.data_ptr() - args[0].data_ptr()
+            self._views[id(result)] = root, offset + further, func, args, kwargs
             self._held.append(result)
             return
         self._do(func, args, kwargs, result)
@@ -280,17 +271,8 @@ class _Recorder(TorchDispatchMode):
 
 
 #: What stays as it was, and holds no tensor.
-_PLAIN = (
-    int,
-    float,
-    str,
-    torch.dtype,
-    torch.device,
-    torch.layout,
-    torch.memory_format,
-    tl.constexpr,
-    tl.dtype,
-)
+_TORCHS = torch.dtype, torch.device, torch.layout, torch.memory_format
+_PLAIN = (int, float, str, *_TORCHS, tl.constexpr, tl.dtype)
 
 
 def _descriptor(like: TensorDescriptor, base: Tensor | None) -> TensorDescriptor:

@@ -268,9 +268,7 @@ class Gradients(NamedTuple):
 
     input: Tensor | None  # (M, K)
     params: Tensor | None  # flat: dW and then db of each layer, from `places` on
-    slopes: (
-        Tensor | None
-    )  # flat, float32: of each hidden layer, (N,) from `saved_offsets` on; None if no PReLU
+    slopes: Tensor | None  # PReLU's, flat, float32: of each hidden layer, (N,) from `saved_offsets` on
 
     def layers(self, widths: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
         """Each layer's dW (N, K) and db (N,): views."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from fastmlp.kernels.common.arguments import Source, activation, matrix
@@ -24,8 +26,8 @@ def train_step(
     ``net`` was made for. The net's buffers hold M rows at least, ``into`` the sums of the head's programs.
     """
     m = len(x.matrix.ptr if x.index is None else x.index)
-    layers, dtype, precision, pdl = net.batch(m), task.dtype, task.precision, task.pdl
-    source = x
+    layers, source = net.batch(m), x
+    how: dict[str, Any] = {"dtype": task.dtype, "precision": task.precision, "pdl": task.pdl}
     for layer in layers[:-1]:
         assert layer.y is not None
         linear_act(
@@ -34,10 +36,8 @@ def train_step(
             layer.bias,
             activation(layer.act, layer.slope),
             layer.keeps_z,
-            dtype,
-            precision,
             out=(layer.y, layer.saved if layer.keeps_z else None),
-            pdl=pdl,
+            **how,
         )
         source = Source(matrix(layer.y))
     last, below = layers[-1], layers[-2]
@@ -48,9 +48,7 @@ def train_step(
         task.criterion(y),
         hidden(below.act, below.slope, below.saved),
         Results(Sums(into.partial), None, matrix(last.dz), matrix(below.dz)),
-        dtype=dtype,
-        precision=precision,
-        pdl=pdl,
+        **how,
     )
     for layer, below in reversed(list(zip(layers[1:-1], layers))):
         assert layer.x is not None
@@ -60,9 +58,7 @@ def train_step(
             layer.copy,
             before=undone(activation(below.act, below.slope), below.saved),
             asked=Asked(params=False),
-            dtype=dtype,
-            precision=precision,
             out=below.dz,
-            pdl=pdl,
+            **how,
         )
     update(net, task, x, m, hypers, into, task.programs(net, m), tile)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import statistics
-import time
+import timeit
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -225,11 +225,10 @@ def _key(names: list[str], found: Network, job: Job) -> str:
 def _time(loop: Loop, examples: int, batch: int) -> float:
     """Seconds an epoch: the median of five, after one that compiles."""
     factors = torch.ones(-(-examples // batch), dtype=torch.float64, device="cpu")
-    loop.epoch(factors)
-    times = []
-    for _ in range(5):
+
+    def epoch() -> None:
         torch.cuda.synchronize()
-        start = time.perf_counter()
         loop.epoch(factors)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+
+    epoch()
+    return statistics.median(timeit.repeat(epoch, number=1, repeat=5))

@@ -13,7 +13,7 @@ from fastmlp.backends import readable
 from fastmlp.backends.base import Loss, LossOptions, SquaredError
 from fastmlp.functional.layer import Layer, Layers
 from fastmlp.modules import MLP, CrossEntropyLoss, MSELoss, Sequential
-from fastmlp.modules.plan import FORWARDS, Dequantized, is_flatten, plan, untouched
+from fastmlp.modules.stages import FORWARDS, Dequantized, is_flatten, stages_of, untouched
 
 
 class Network(NamedTuple):
@@ -57,7 +57,7 @@ def recognise(model: nn.Module, loss: nn.Module) -> Network | str:
         return "the model has hooks or a forward of its own"
     if type(model) not in (nn.Sequential, Sequential, MLP) and not _is_torchvision_mlp(model):
         return f"{type(model).__name__} is no Sequential or MLP"
-    stages = plan(model, (nn.Sequential, Sequential))  # type: ignore[arg-type]
+    stages = stages_of(model, (nn.Sequential, Sequential))  # type: ignore[arg-type]
     flatten = getattr(model, "flatten", False) is True  # fastmlp.MLP's argument
     if stages and is_flatten(stages[0]):
         flatten, stages = True, stages[1:]

@@ -16,9 +16,8 @@ from fastmlp.costs.devices import Device, find, operand_kind
 from fastmlp.costs.plans import Dense, Plan, passed
 from fastmlp.functional.layer import Layer, Layers
 from fastmlp.modules.linear_act import LinearAct
-from fastmlp.modules.plan import Dequantized, untouched
-from fastmlp.modules.plan import plan as stages_of
 from fastmlp.modules.sequential import Sequential
+from fastmlp.modules.stages import Dequantized, stages_of, untouched
 
 _FREE = (nn.Identity, nn.Flatten, nn.Unflatten)  # views
 _SAME_SHAPE = (nn.BatchNorm1d, nn.LayerNorm)  # not counted, but what follows them can be

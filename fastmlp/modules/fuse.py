@@ -14,8 +14,8 @@ from fastmlp.costs import plans
 from fastmlp.functional.layer import Layers
 from fastmlp.modules.linear_act import LinearAct
 from fastmlp.modules.mlp import MLP
-from fastmlp.modules.plan import Dequantized, layer_of, plan, untouched
 from fastmlp.modules.sequential import Sequential
+from fastmlp.modules.stages import Dequantized, layer_of, stages_of, untouched
 from fastmlp.modules.timm_mlp import TimmMlp
 
 M = TypeVar("M", bound=nn.Module)
@@ -124,7 +124,7 @@ def _what(child: nn.Module) -> str:
         plans.name(plans.widths_of(stage.dense))
         for stage in (
             found.layers if isinstance(found, Dequantized) else found
-            for found in plan(_run_by(child), _OPENED)
+            for found in stages_of(_run_by(child), _OPENED)
         )
         if isinstance(stage, Layers)
     ]

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from fastmlp.activations import by_name, from_module, resolve
 from fastmlp.functional.linear import linear_act
 from fastmlp.functional.traced import is_stand_in
-from fastmlp.modules.plan import untouched
+from fastmlp.modules.stages import untouched
 
 
 class LinearAct(nn.Linear):

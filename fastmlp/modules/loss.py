@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from fastmlp.functional.loss import cross_entropy
 from fastmlp.functional.mse import mse_loss
-from fastmlp.modules.plan import written
+from fastmlp.modules.stages import written
 
 
 @written

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fastmlp.modules.loss import CrossEntropyLoss, MSELoss
-from fastmlp.modules.plan import FORWARDS, written
 from fastmlp.modules.sequential import Sequential, closed, run
+from fastmlp.modules.stages import FORWARDS, written
 
 
 @written

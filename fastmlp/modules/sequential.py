@@ -17,18 +17,18 @@ from fastmlp.functional.linear import again, chain
 from fastmlp.functional.quantized import INTEGERS
 from fastmlp.modules.dequantize import Dequantize
 from fastmlp.modules.loss import CrossEntropyLoss, MSELoss
-from fastmlp.modules.plan import (
+from fastmlp.modules.snapshot import Snapshot, hooked
+from fastmlp.modules.stages import (
     FORWARDS,
     Dequantized,
     Stage,
     is_identity,
     layer_of,
     opened,
-    plan,
+    stages_of,
     untouched,
     written,
 )
-from fastmlp.modules.snapshot import Snapshot, hooked
 
 
 class _Memory(NamedTuple):
@@ -39,8 +39,8 @@ class _Memory(NamedTuple):
     stages: list[Stage]
 
 
-class Planned(nn.Module):
-    """A module that runs a `plan` of its children, and remembers it for as long as it is the same."""
+class Staged(nn.Module):
+    """A module that runs its children as stages, and remembers them for as long as they are the same."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is remembered: a copy or a pickle finds it anew."""
@@ -59,11 +59,11 @@ class Planned(nn.Module):
         return memory.stages
 
     def _stages(self) -> list[Stage]:
-        """What runs, see `plan`."""
+        """What runs, see `stages_of`."""
         stages = self._remembered()
         if stages is not None:
             return stages
-        found = plan(self._children_in_order(), _OPENED)
+        found = stages_of(self._children_in_order(), _OPENED)
         below = [m for child in self._children_in_order() for m in opened(child, _OPENED)]
         if not torch.compiler.is_compiling() and not any(map(hooked, below)):
             self.__dict__["_memory"] = _Memory([*self._modules.items()], Snapshot(below), found)
@@ -71,7 +71,7 @@ class Planned(nn.Module):
 
 
 @written
-class Sequential(Planned, nn.Sequential):
+class Sequential(Staged, nn.Sequential):
     """An ``nn.Sequential`` in which each run of ``nn.Linear`` and activation is one fused chain.
 
     It holds the very modules it is given: ``state_dict``, ``apply``, indexing, slicing, hooks,
@@ -79,7 +79,7 @@ class Sequential(Planned, nn.Sequential):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Run the children in order; see `plan` for what is fused."""
+        """Run the children in order; see `stages_of` for what is fused."""
         if torch.jit.is_scripting():  # torch's own loop
             for module in self:
                 input = module(input)
@@ -148,7 +148,7 @@ def closed(
     return value, output
 
 
-def run(owner: Planned, input: Tensor) -> Tensor:
+def run(owner: Staged, input: Tensor) -> Tensor:
     """The output of the children of ``owner``, one after another."""
     children = owner._children_in_order()
     if off_gpu(input):
@@ -175,7 +175,7 @@ def _one_by_one(children: Iterable[nn.Module], input: Tensor) -> Tensor:
 
 
 def _infer(children: Iterable[nn.Module], input: Tensor) -> Tensor:
-    """The children on a CPU without autograd. No plan is made: at batch 1 it would cost what it saves."""
+    """The children on a CPU without autograd; at batch 1 finding stages would cost what it saves."""
     fresh = False  # whether the input is a linear layer's result, which nobody else holds
     for child in profiler_ranges.each(children, _weight_of):
         if type(child) is nn.Linear and isinstance(input, Tensor) and untouched(child):

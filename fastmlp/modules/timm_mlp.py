@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from fastmlp.modules.sequential import Planned, run
+from fastmlp.modules.sequential import Staged, run
 
 
-class TimmMlp(Planned):
+class TimmMlp(Staged):
     """What `fuse` makes of the MLP blocks of timm's transformers and mixers, whose children it has.
 
     It is made by `fuse` alone. Source: ``timm.layers.Mlp``.

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmlp import profiler_ranges as ranges
-from fastmlp.modules.plan import CALLS
+from fastmlp.modules.stages import CALLS
 from fastmlp.profiling.trace import LAYER, Launched
 
 if TYPE_CHECKING:

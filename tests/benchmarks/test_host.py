@@ -24,7 +24,7 @@ _CHOSEN = (
     "fastmlp/kernels/tiles/decisions.py",
     "fastmlp/costs/choice.py",
     "fastmlp/costs/plans.py",
-    "fastmlp/modules/plan.py:plan",
+    "fastmlp/modules/stages.py:stages_of",
     "fastmlp/backends/__init__.py:choose",
     "dataclasses.py",
 )

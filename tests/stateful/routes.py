@@ -21,7 +21,7 @@ from fastmlp.backends import route
 from fastmlp.kernels import launch
 from fastmlp.kernels.common.arguments import Blocks
 from fastmlp.kernels.launch import Launch, record_launches
-from fastmlp.modules.sequential import Planned
+from fastmlp.modules.sequential import Staged
 from tests.guard import tensors_of
 from tests.interpreter import interpreted
 from tests.stateful import ambient, losses, modules, nets
@@ -251,7 +251,7 @@ class Routes(RuleBasedStateMachine):
         """The same is launched where nothing is remembered."""
         nothing_kept = (
             mock.patch.object(route.Routes, "find", return_value=(None, None)),
-            mock.patch.object(Planned, "_remembered", return_value=None),
+            mock.patch.object(Staged, "_remembered", return_value=None),
             mock.patch.object(launch, "_dry", True),
         )
         with nothing_kept[0], nothing_kept[1], nothing_kept[2], record_launches() as anew:

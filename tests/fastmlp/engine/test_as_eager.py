@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import fastmlp
 from fastmlp import backends
 from fastmlp.engine import checks
-from fastmlp.modules import plan
+from fastmlp.modules import stages
 from tests.numerics import error
 
 CLASSES = 4
@@ -187,10 +187,10 @@ def test_what_was_patched_before_is_not_taken_for_torchs() -> None:
     Linear.forward = times(nn.Linear.forward, 2)  # type: ignore[method-assign]
     Linear.__module__ = nn.Linear.__module__
     try:
-        assert plan.written(Linear) is Linear
-        assert not plan.untouched(Linear(2, 2))
+        assert stages.written(Linear) is Linear
+        assert not stages.untouched(Linear(2, 2))
     finally:
-        plan.FORWARDS.pop(Linear)
+        stages.FORWARDS.pop(Linear)
 
 
 @pytest.mark.parametrize("scheduled", [False, True])

@@ -10,7 +10,7 @@ import fastmlp
 from fastmlp import backends
 from fastmlp.functional.layer import Layers
 from fastmlp.kernels.launch import record_launches
-from fastmlp.modules.plan import Dequantized, plan
+from fastmlp.modules.stages import Dequantized, stages_of
 from tests.numerics import assert_as_good_as_torch
 
 NUMBERS = [(1 / 255, None), (1 / 255, -0.5), (torch.rand(20) + 0.5, None), (0.01, torch.randn(20))]
@@ -73,7 +73,7 @@ def test_bad_arguments() -> None:
 
 
 def stages(*children: nn.Module) -> list[type]:
-    return [type(stage) for stage in plan(children, (nn.Sequential,))]
+    return [type(stage) for stage in stages_of(children, (nn.Sequential,))]
 
 
 def test_what_is_folded() -> None:

@@ -11,12 +11,12 @@ from torch.nn.utils import parametrizations
 
 import fastmlp
 from fastmlp.functional.layer import Layers
-from fastmlp.modules.plan import plan
+from fastmlp.modules.stages import stages_of
 
 
 def names(*children: nn.Module) -> list[str]:
     """Each stage: the activations of a chain with their dropouts, or the module's type."""
-    stages = plan(children, (nn.Sequential, fastmlp.Sequential))
+    stages = stages_of(children, (nn.Sequential, fastmlp.Sequential))
     return [
         "+".join(f"{layer.act.name} {layer.dropout or ''}".strip() for layer in stage)
         if isinstance(stage, Layers)

@@ -41,7 +41,7 @@ class Dequantized(NamedTuple):
 Stage = Layers | Dequantized | nn.Module
 
 
-def plan(children: Iterable[nn.Module], opened: tuple[type[nn.Sequential], ...]) -> list[Stage]:
+def stages_of(children: Iterable[nn.Module], opened: tuple[type[nn.Sequential], ...]) -> list[Stage]:
     """The stages of ``children``, found anew at every forward, since children can change at any time.
 
     Only an untouched child of exactly torch's type is fused. One with a hook, a parametrization, a
@@ -157,7 +157,7 @@ def _flat(children: Iterable[nn.Module], opened: tuple[type[nn.Sequential], ...]
 
 
 def opened(child: nn.Module, kinds: tuple[type[nn.Sequential], ...]) -> Iterator[nn.Module]:
-    """The modules that `plan` looks at for ``child``: itself, and the children of one of the ``kinds``."""
+    """What `stages_of` looks at for ``child``: itself, and the children of one of the ``kinds``."""
     yield child
     if type(child) in kinds:
         for below in child._modules.values():

@@ -39,12 +39,12 @@ def deep(items: Iterable[pytest.Item]) -> list[pytest.Item]:
 def chosen(cases: Sequence[Case], few: int | None = None) -> set[int]:
     """The places of the cases that are kept."""
     many, parameters = len(cases), len(cases[0])
-    if few is not None and parameters == 1:
-        few = min(few, many)
-        return {place * many // few for place in range(few)}
-    if few is not None:
-        return set(cover(cases, 1)[:few])
-    return set(cover(cases, min(2, parameters - 1)) if parameters > 1 else range(many))
+    if parameters == 1:
+        few = many if few is None else min(few, many)
+        return {(2 * place + 1) * many // (2 * few) for place in range(few)}
+    if few is None:
+        return set(cover(cases, min(2, parameters - 1)))
+    return set([*dict.fromkeys([*cover(cases, 1), *cover(cases, 2)])][:few])
 
 
 def cover(cases: Sequence[Case], strength: int) -> list[int]:

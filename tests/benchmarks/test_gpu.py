@@ -77,6 +77,7 @@ def test_whatever_a_stage_does_the_next_one_starts(
     assert len(list(tmp_path.iterdir())) <= 8
 
 
+@pytest.mark.deep
 def test_time_runs_out_and_resume_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of a stage that was cut, only what is missing is measured; a damaged report is put aside first."""
     (tmp_path / "report.json").write_text('{"machine": {"device"')
@@ -120,6 +121,7 @@ def _lives(process: int) -> bool:
     return True
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_killed_at_any_moment_and_resumed(tmp_path: Path, how: signal.Signals) -> None:
     """Killed, it takes its stage's process along; interrupted, it still says how far it came."""
@@ -162,6 +164,7 @@ def test_a_full_disk_is_said_and_the_screen_has_everything(
     assert "4 rows, 2 failed" in out
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "damage",
     [
@@ -199,6 +202,7 @@ def test_the_log_is_bounded_over_all_runs(tmp_path: Path, monkeypatch: pytest.Mo
     assert 0 < (tmp_path / "log.txt").stat().st_size <= 100
 
 
+@pytest.mark.deep
 def test_a_copy_that_lost_its_links(tmp_path: Path) -> None:
     """A zip has no links: what they point to is found all the same."""
     for name in ("fastmlp", "kernels", "benchmarks"):
@@ -220,6 +224,7 @@ def test_a_copy_that_lost_its_links(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.deep
 def test_another_commits_report_is_put_aside(tmp_path: Path) -> None:
     other = describe("cpu") | {"commit": "other", "rehearsal": True}
     old = {"machine": other, "rows": [row("cases", "a", "b")], "stops": {}, "left_out": [], "stages": {}}
@@ -358,6 +363,7 @@ assert not {{"matplotlib", "typer"}} & set(sys.modules)
 """
 
 
+@pytest.mark.deep
 def test_a_bare_machine_has_all_it_needs() -> None:
     """No extra of ours is imported: the lent machine has torch, Triton, pytest, xdist and hypothesis."""
     lacking = {

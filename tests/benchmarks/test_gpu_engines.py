@@ -192,6 +192,7 @@ for dtype in engines.DTYPES:
 """
 
 
+@pytest.mark.deep
 def test_what_is_compiled_ahead_is_what_is_launched() -> None:
     said = output_of(_AHEAD, without=["TRITON_INTERPRET", "FASTMLP_BACKEND"]).splitlines()
     expected = [f"{name} {dtype} {n} True" for dtype in DTYPES for name, n in ((FUSED, 5), (PERSISTENT, 1))]

@@ -104,6 +104,7 @@ def broken(monkeypatch: pytest.MonkeyPatch, change: Callable[[torch.Tensor], tor
     )
 
 
+@pytest.mark.deep
 @pytest.mark.usefixtures("sanitizer")
 def test_a_wrong_result_is_a_failed_row_and_is_watched_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(smoke, "PATIENCE", 120.0)
@@ -226,6 +227,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.deep
 def test_launches_find_what_was_compiled_ahead(tmp_path: Path) -> None:
     """By other processes, for tensors without memory; what it takes is nothing else."""
     script = tmp_path / "ahead.py"

@@ -56,6 +56,7 @@ def _run(
     return row, said
 
 
+@pytest.mark.deep
 def test_every_outcome_is_kept_whatever_a_test_does(suite: Path) -> None:
     row, said = _run(suite)
     outcomes = {
@@ -116,6 +117,7 @@ def test_a_gpu_that_breaks_for_good_does_not_fill_the_disk() -> None:
     assert len(list(ElementTree.fromstring(written))) == 2001
 
 
+@pytest.mark.deep
 def test_time_runs_out_and_what_is_known_is_not_asked_again(suite: Path) -> None:
     known = {"tests/kernels/test_first.py::test_hangs": {"outcome": "failed", "text": "hung", "took": 90.0}}
     (suite / "tests.json").write_text(json.dumps(known))

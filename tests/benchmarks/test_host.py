@@ -58,6 +58,7 @@ def _counted() -> tuple[dict[str, dict[str, int]], dict[str, Any]]:
     )
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("label", MOST)
 def test_a_call_calls_little(label: str) -> None:
     entered = _counted()[0][label]
@@ -86,6 +87,7 @@ def test_a_row_has_times_and_launches() -> None:
     )
 
 
+@pytest.mark.deep
 def test_interpreted_kernels_are_no_host_time() -> None:
     code = "from benchmarks import host; print(host.measure(host.CASES[0], 'cpu')['skipped'])"
     assert output_of(code, TRITON_INTERPRET="1") == "TRITON_INTERPRET is set: kernels are not compiled\n"

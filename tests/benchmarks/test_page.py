@@ -267,6 +267,7 @@ def test_a_phone_in_the_dark(browser: Any, stored: Path) -> None:
     assert max(map(int, colour.removeprefix("rgb(").rstrip(")").split(","))) < 60
 
 
+@pytest.mark.deep
 def test_names_are_text(browser: Any, tmp_path: Path) -> None:
     """What a report's names hold is shown, not run."""
     hostile = copy.deepcopy(report())

@@ -75,6 +75,7 @@ def test_a_failing_case_is_recorded_and_the_run_goes_on(
     assert "error: fastmlp: RuntimeError: broken" in (tmp_path / "table.md").read_text()
 
 
+@pytest.mark.deep
 def test_sweeps_stop_and_accuracy_needs_the_real_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -79,6 +79,7 @@ def with_parameters(net: nn.Module, loss: nn.Module) -> tuple[Callable[..., Tens
     return function, list(net.parameters())
 
 
+@pytest.mark.few(4)
 @pytest.mark.feature(
     GROUP, "torch.compile, fullgraph, of a chain with each activation and its gradients", dtype="float32"
 )
@@ -96,6 +97,7 @@ def test_chains(activation: nn.Module, plan: str, backend: str, device: str) -> 
     check(function, *(leaf(*shape, device=device) for shape in shapes))
 
 
+@pytest.mark.few(2)
 @pytest.mark.feature(GROUP, "torch.compile, fullgraph, of an MLP and CrossEntropyLoss")
 def test_a_training_step(backend: str, dtype: torch.dtype, device: str) -> None:
     net = fastmlp.MLP(12, [8, 3]).to(device, dtype)
@@ -116,6 +118,7 @@ def test_a_training_step(backend: str, dtype: torch.dtype, device: str) -> None:
     assert counter.frame_count == 1
 
 
+@pytest.mark.deep
 @pytest.mark.feature(GROUP, "torch.compile by Inductor", dtype="float32")
 @needs_compiler
 def test_inductor(backend: str, device: str) -> None:
@@ -133,6 +136,7 @@ def test_inductor(backend: str, device: str) -> None:
     assert counter.frame_count == 1
 
 
+@pytest.mark.few(3)
 @pytest.mark.feature(GROUP, "one graph for every batch size", dtype="float32")
 @pytest.mark.parametrize("dynamic", [True, None])
 @pytest.mark.parametrize("widths", [[8, 3], [260, 3]], ids=["whole", "layers"])
@@ -173,6 +177,7 @@ LOSSES: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.few(4)
 @pytest.mark.feature(GROUP, "cross_entropy with each argument", dtype="float32")
 @pytest.mark.parametrize("arguments", LOSSES, ids=str)
 def test_cross_entropy(arguments: dict[str, Any], backend: str, device: str) -> None:
@@ -186,6 +191,7 @@ def test_cross_entropy(arguments: dict[str, Any], backend: str, device: str) -> 
     check(lambda logits, target: FF.cross_entropy(logits * 1, target, weight, **arguments), logits, target)
 
 
+@pytest.mark.few(3)
 @pytest.mark.feature(GROUP, "linear_cross_entropy")
 @pytest.mark.parametrize(("reduction", "workspace"), [("mean", 3000), ("mean", None), ("none", 3000)])
 def test_linear_cross_entropy(
@@ -211,6 +217,7 @@ def test_linear_cross_entropy(
     assert counter.frame_count == graphs
 
 
+@pytest.mark.few(1)
 @pytest.mark.feature(GROUP, "under autocast", dtype="float32")
 def test_autocast(backend: str, device: str) -> None:
     net = fastmlp.MLP(12, [300, 3]).to(device)
@@ -223,6 +230,7 @@ def test_autocast(backend: str, device: str) -> None:
     check(cast, torch.randn(6, 12, device=device), torch.randint(3, (6,), device=device), *params)
 
 
+@pytest.mark.few(1)
 @pytest.mark.feature(GROUP, "frozen layers, and an input that wants a gradient", dtype="float32")
 @pytest.mark.parametrize("width", [8, 300])
 def test_frozen(width: int, backend: str, device: str) -> None:
@@ -243,6 +251,7 @@ def test_inference(backend: str, mode: Any, device: str) -> None:
         assert counter.frame_count == 1
 
 
+@pytest.mark.few(1)
 @pytest.mark.feature(
     GROUP, "the modules: LinearAct, Dequantize, LinearCrossEntropyLoss, z_loss", dtype="float32"
 )
@@ -266,6 +275,7 @@ def test_modules(backend: str, device: str) -> None:
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.few(1)
 @pytest.mark.feature(GROUP, "torch.func inside of a compiled function", dtype="float32")
 def test_transforms_inside(backend: str, device: str) -> None:
     net = fastmlp.MLP(4, [5, 3], activation_layer=nn.Tanh).to(device)
@@ -298,6 +308,7 @@ def test_double_backward(plan: str, backend: str, device: str) -> None:
         torch.testing.assert_close(mine, eager, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.few(1)
 @pytest.mark.feature(GROUP, "fuse, a compiled submodule, and TF32 changed afterwards", dtype="float32")
 def test_surroundings(backend: str, device: str) -> None:
     """Every setting that a graph depends on is guarded."""

@@ -117,11 +117,13 @@ def engines(backend: str, device: str) -> list[str]:
     return ["auto", "eager", "fused", "persistent", "step"]
 
 
+@pytest.mark.few(2)
 @pytest.mark.feature("Determinism", "one seed, the same bits: forward, gradients, dropout")
 def test_gradients_twice(backend: str, dtype: torch.dtype, device: str) -> None:
     same(lambda: gradients(device, dtype))
 
 
+@pytest.mark.few(1)
 @pytest.mark.feature("Determinism", "one seed, the same bits: training by every engine", dtype="float32")
 def test_training_twice(backend: str, device: str) -> None:
     for engine in engines(backend, device):
@@ -129,6 +131,7 @@ def test_training_twice(backend: str, device: str) -> None:
     same(lambda: trained("step", device, torch.bfloat16))
 
 
+@pytest.mark.few(2)
 @pytest.mark.feature("Determinism", "torch.use_deterministic_algorithms: forward to double backward")
 def test_switch(backend: str, dtype: torch.dtype, device: str, request: pytest.FixtureRequest) -> None:
     """No error, no warning, the same numbers: nothing that is never written is ever read."""
@@ -139,6 +142,7 @@ def test_switch(backend: str, dtype: torch.dtype, device: str, request: pytest.F
             assert torch.equal(a, b), f"result {i}"
 
 
+@pytest.mark.few(1)
 @pytest.mark.feature(
     "Determinism", "torch.use_deterministic_algorithms: training by every engine", dtype="float32"
 )
@@ -170,6 +174,7 @@ def test_the_list_of_ops_sees_one(device: str) -> None:
     assert ops.names & UNSAFE
 
 
+@pytest.mark.deep
 @pytest.mark.feature("Determinism", "one seed, the same bits: whatever the default engine", backend="auto")
 def test_default_twice(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU its own ways: the loss of many classes, oneDNN, the engine; by one thread and by two."""

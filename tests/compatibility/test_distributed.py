@@ -67,16 +67,19 @@ def check(results: list[cases.Result], backend: str, whole: bool = False) -> Non
         assert_as_good_as_torch(ours, theirs, exact, f"tensor {i}")
 
 
+@pytest.mark.few(2)
 @feature("DDP: parameters as by one process with the whole batch")
 def test_ddp(run: Run, backend: str, dtype: torch.dtype) -> None:
     check(run(cases.ddp, backend, cases.mixed, dtype), backend)
 
 
+@pytest.mark.few(1)
 @feature("DDP: parameters as by one process with the whole batch", "float32")
 def test_ddp_of_a_whole_net(run: Run, backend: str) -> None:
     check(run(cases.ddp, backend, cases.mlp), backend)
 
 
+@pytest.mark.deep
 @feature("DDP under autocast")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_ddp_under_autocast(run: Run, backend: str, dtype: torch.dtype) -> None:
@@ -87,6 +90,7 @@ def _option(name: str, **options: Any) -> Any:
     return pytest.param(options, marks=feature(f"DDP: {name}", "float32"))
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     "options",
     [
@@ -104,6 +108,7 @@ def test_options_of_ddp(run: Run, backend: str, options: dict[str, Any]) -> None
     check(run(cases.ddp, backend, cases.mixed, **options), backend)
 
 
+@pytest.mark.few(1)
 @feature("DDP: buffers of the first process for all", "float32")
 @pytest.mark.parametrize("broadcast", [True, False])
 def test_buffers_of_ddp(run: Run, backend: str, broadcast: bool) -> None:
@@ -120,11 +125,13 @@ def test_buffers_of_ddp(run: Run, backend: str, broadcast: bool) -> None:
     assert all(map(torch.equal, results[0][0][:parameters], results[1][0][:parameters]))
 
 
+@pytest.mark.deep
 @feature("DDP: uneven batches under Join", "float32")
 def test_join(run: Run, backend: str) -> None:
     check(run(cases.joined, backend), backend)
 
 
+@pytest.mark.few(1)
 @feature("DDP: each parameter is averaged once a step", "float32")
 @pytest.mark.parametrize("options", [{}, {"find_unused_parameters": True}], ids=str)
 def test_every_parameter_is_averaged_once(run: Run, backend: str, options: dict[str, Any]) -> None:
@@ -162,6 +169,7 @@ def _shards(name: str, where: str, dtype: str = "float32", **options: Any) -> An
     return pytest.param(where, options, marks=feature(f"FSDP2{name}", dtype))
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("where", "options"),
     [
@@ -185,6 +193,7 @@ def test_fsdp(run: Run, backend: str, where: str, options: dict[str, Any]) -> No
     )
 
 
+@pytest.mark.few(1)
 @feature("FSDP2: the whole state goes into an nn.Sequential", "float32")
 @needs_gpus
 def test_state_of_fsdp(run: Run, backend: str) -> None:
@@ -199,12 +208,14 @@ def test_state_of_fsdp(run: Run, backend: str) -> None:
         assert torch.equal(again(x), plain(x))
 
 
+@pytest.mark.few(1)
 @feature("tensor parallelism (ColwiseParallel, RowwiseParallel)", "float32")
 @needs_gpus
 def test_tensor_parallelism(run: Run, backend: str) -> None:
     check(run(cases.tensor_parallel, backend), backend)
 
 
+@pytest.mark.few(1)
 @feature("TrainStep of a net in DDP or FSDP2", "float32")
 @pytest.mark.parametrize(
     "how", ["ddp", pytest.param("root", marks=needs_gpus), pytest.param("both", marks=needs_gpus)]
@@ -215,6 +226,7 @@ def test_train_step(run: Run, backend: str, how: str) -> None:
     assert all(engine.startswith("eager") for _, engine in results)
 
 
+@pytest.mark.few(1)
 @feature("TrainStep of the net inside of a DDP: averages nothing, as torch", "float32")
 def test_the_bare_net(run: Run, backend: str) -> None:
     results = run(cases.bare, backend)
@@ -261,6 +273,7 @@ def fits(
     assert all(map(torch.equal, results[0][0], results[1][0]))
 
 
+@pytest.mark.few(2)
 @feature("fit of a net in DDP or FSDP2: as in one process", "float32")
 @pytest.mark.parametrize(
     "how", ["ddp", pytest.param("root", marks=needs_gpus), pytest.param("both", marks=needs_gpus)]
@@ -270,6 +283,7 @@ def test_fit(run: Run, backend: str, device: str, how: str) -> None:
     fits(run, backend, device, how, fastmlp.CrossEntropyLoss(), 13, batch_size=6, lr=0.3)
 
 
+@pytest.mark.few(2)
 @pytest.mark.feature(GROUP, "fit: losses that count rows otherwise", backend="torch", dtype="float32")
 @pytest.mark.parametrize(
     ("loss", "count", "batch", "lr"),
@@ -288,6 +302,7 @@ def test_fit_with_losses(run: Run, device: str, loss: nn.Module, count: int, bat
     fits(run, "torch", device, "ddp", loss, count, batch_size=batch, lr=lr)
 
 
+@pytest.mark.few(1)
 @pytest.mark.feature(GROUP, "fit: losses that count rows otherwise", backend="torch", dtype="float32")
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_fit_on_probabilities(run: Run, device: str, reduction: str) -> None:
@@ -389,6 +404,7 @@ def test_the_documents_example(run: Run) -> None:
         assert names == [*cases.torchs(fastmlp.MLP(784, [64, 10])).state_dict()]
 
 
+@pytest.mark.deep
 def test_the_pair_notices_a_failure(run: Run) -> None:
     """Last: it takes a new pair to go on."""
     with pytest.raises(AssertionError, match=r"rank 1: (?s:.*)ZeroDivisionError: on purpose"):

@@ -83,6 +83,7 @@ def derivatives(function: Callable[..., Tensor], tensors: Sequence[Tensor]) -> l
     return [value, *first, *torch.autograd.grad(penalty, tensors, materialize_grads=True)]
 
 
+@pytest.mark.few(22)
 @rows(list(ACTIVATIONS), "double backward")
 def test_activation(name: str, backend: str, dtype: torch.dtype, device: str) -> None:
     """A chain, layer by layer and as a whole net."""
@@ -351,6 +352,7 @@ def named_in(tensor: Tensor) -> set[str]:
     return found
 
 
+@pytest.mark.few(5)
 @rows(list(ACTIVATIONS), "gradcheck and gradgradcheck of the nodes", **BY_TORCH)
 @pytest.mark.usefixtures("nodes")
 def test_gradgradcheck(name: str, device: str) -> None:
@@ -378,6 +380,7 @@ def test_gradgradcheck(name: str, device: str) -> None:
         check(function, tensors)
 
 
+@pytest.mark.few(4)
 @rows(list(LOSSES), "gradcheck and gradgradcheck of the losses", **BY_TORCH)
 @pytest.mark.usefixtures("nodes")
 def test_gradgradcheck_of_losses(name: str, device: str) -> None:

@@ -38,6 +38,7 @@ def images(batch: int, device: str, dtype: torch.dtype = torch.float32) -> Tenso
     return torch.randn(batch, 3, 4, device=device, dtype=dtype)
 
 
+@pytest.mark.few(3)
 @pytest.mark.feature(GROUP, "torch.export with a dynamic batch, saved and loaded", kernels=False)
 @pytest.mark.parametrize("strict", [False, True])
 def test_export(strict: bool, backend: str, dtype: torch.dtype, device: str) -> None:
@@ -68,6 +69,7 @@ class Step(nn.Module):
         return self.loss(self.net(x), y)
 
 
+@pytest.mark.few(1)
 @pytest.mark.feature(GROUP, "torch.export of a training step's loss", dtype="float32", kernels=False)
 @pytest.mark.parametrize("dim", [_BATCH, Dim.AUTO], ids=str)
 def test_export_of_a_loss(dim: Any, backend: str, device: str) -> None:
@@ -97,6 +99,7 @@ assert "fastmlp" not in sys.modules
 """
 
 
+@pytest.mark.deep
 @pytest.mark.feature(
     GROUP, "AOTInductor, loaded by a process without fastmlp", dtype="float32", kernels=False
 )
@@ -112,6 +115,7 @@ def test_aot_inductor(device: str, tmp_path: Path) -> None:
     output_of(_RUNS_ALONE, package, str(tmp_path / "x.pt"), str(tmp_path / "y.pt"), timeout=600)
 
 
+@pytest.mark.few(1)
 @pytest.mark.feature(GROUP, "ONNX with a dynamic batch, run by onnxruntime", dtype="float32", kernels=False)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_onnx(backend: str, device: str, tmp_path: Path) -> None:

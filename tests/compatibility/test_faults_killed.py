@@ -20,6 +20,7 @@ KILLS = {"eager": 50, "fused": 20}
 SEED = 20  # of the moments; a failure's report has them all
 
 
+@pytest.mark.deep
 @pytest.mark.feature(
     "Faults",
     "killed 50 times by SIGKILL, resumed to the bits of an unbroken run",

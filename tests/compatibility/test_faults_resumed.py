@@ -96,6 +96,7 @@ def resumes(kind: str, dtype: str, device: str, path: Path) -> None:
     assert all(torch.equal(state[name], tensor) for name, tensor in run.net.state_dict().items())
 
 
+@pytest.mark.few(1)
 @pytest.mark.feature("Faults", "interrupted and resumed: the bits of an unbroken run, step by step")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_resumed_step_by_step(backend: str, dtype: str, device: str, tmp_path: Path) -> None:
@@ -105,6 +106,7 @@ def test_resumed_step_by_step(backend: str, dtype: str, device: str, tmp_path: P
         resumes("fused", dtype, device, tmp_path / "fused")
 
 
+@pytest.mark.few(1)
 @pytest.mark.feature("Faults", "interrupted and resumed: the same, epochs as a whole", backend="triton")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("engine", ["persistent", "graph"])
@@ -146,6 +148,7 @@ def test_signals(device: str, tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+@pytest.mark.deep
 @pytest.mark.feature(
     "Faults",
     "Ctrl-C in fastmlp train: saved, exit 130; --resume ends with the same file",

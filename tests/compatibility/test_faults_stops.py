@@ -116,6 +116,7 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert train(*base, "--resume", "--lr", "0.05").exit_code == 0  # that is the run's lr from now on
 
 
+@pytest.mark.few(2)
 @pytest.mark.feature(
     "Faults", "out of memory: says the batch size, state intact", backend="torch", dtype="float32"
 )
@@ -173,6 +174,7 @@ def test_out_of_memory_in_the_update(device: str) -> None:
         run(model, device, optimizer=Hungry(model.to(device).parameters(), lr=0.1), engine="eager")
 
 
+@pytest.mark.deep
 @pytest.mark.feature(
     "Faults",
     "out of memory: a real one, under a limit of the address space",

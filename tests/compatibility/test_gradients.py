@@ -159,6 +159,7 @@ def test_complex(backend: str, device: str) -> None:
         linear_act(x, net[0].weight.real)
 
 
+@pytest.mark.few(2)
 @pytest.mark.feature(GROUP, "memory: a graph holds nothing when it is gone")
 def test_no_cycles(backend: str, dtype: torch.dtype, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """No node refers to itself: the input is freed without the garbage collector."""

@@ -258,6 +258,7 @@ def test_whole(plan: str, act: str, dtype: torch.dtype, device: str) -> None:
     check(run, {"mlp_forward_kernel", "mlp_backward_kernel", "mlp_gradients_kernel"})
 
 
+@pytest.mark.few(2)
 @pytest.mark.feature("Fuzzing", "guarded launches: training step", backend="triton")
 @pytest.mark.parametrize("name", ["sgd", "nesterov", "groups"])
 def test_step(name: str, dtype: torch.dtype, device: str) -> None:

@@ -37,6 +37,7 @@ VISION: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.few(6)
 @pytest.mark.feature(GROUP, "state_dict both ways, and results: torchvision.ops.MLP")
 @pytest.mark.parametrize("config", VISION, ids=lambda c: "-".join(c) or "plain")
 def test_torchvision(config: dict[str, Any], backend: str, dtype: torch.dtype, device: str) -> None:
@@ -65,6 +66,7 @@ TIMM: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.few(4)
 @pytest.mark.feature(GROUP, "state_dict both ways, and results: timm.layers.Mlp")
 @pytest.mark.parametrize("config", TIMM, ids=lambda c: "-".join(c) or "plain")
 def test_timm(config: dict[str, Any], backend: str, dtype: torch.dtype, device: str) -> None:

@@ -188,6 +188,7 @@ def _one_step(net: nn.Module, done: Any, backend: str) -> None:
     done.set()
 
 
+@pytest.mark.deep
 @pytest.mark.feature(GROUP, "share_memory: another process trains, this one sees it", dtype="float32")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_share_memory(backend: str) -> None:

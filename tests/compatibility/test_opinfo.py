@@ -106,6 +106,7 @@ def marked(cases: dict[str, Case], text: str, **of: str) -> list[Any]:
 backends = pytest.mark.parametrize("backend", ["torch", "triton", "auto"], indirect=True)
 
 
+@pytest.mark.few(16)
 @backends
 @pytest.mark.parametrize("case", marked(FLOATING, "OpInfo: {}"))
 def test_floating(case: Case, backend: str, dtype: torch.dtype, device: str) -> None:
@@ -117,6 +118,7 @@ def test_floating(case: Case, backend: str, dtype: torch.dtype, device: str) -> 
                 check(case.ours, case.torchs, (s.input, *s.args), s.kwargs, backend, describe(s))
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("case", marked(OTHERS, "OpInfo: integers and complex numbers"))
 def test_other_dtypes(case: Case, backend: str, device: str) -> None:
     """What is no floating dtype goes to torch's own op, which takes or refuses it."""

@@ -46,6 +46,7 @@ def layers(
     return params, present, [name, name, "none"], [slope, slope, 0.0], dtype
 
 
+@pytest.mark.few(2)
 @pytest.mark.feature(GROUP, "opcheck of the op: chain", backend="triton")
 @pytest.mark.parametrize(("name", "dtype"), KINDS, ids=str)
 def test_chain(name: str, dtype: torch.dtype, device: str) -> None:
@@ -61,6 +62,7 @@ def test_chain(name: str, dtype: torch.dtype, device: str) -> None:
         opcheck(ops.chain_backward, (grad, x, *described, kept, seed, [0.3, 0.0, 0.0], needs))
 
 
+@pytest.mark.few(2)
 @pytest.mark.feature(GROUP, "opcheck of the op: whole_net", backend="triton")
 @pytest.mark.parametrize(("name", "dtype"), KINDS, ids=str)
 @pytest.mark.parametrize("recompute", [False, True])

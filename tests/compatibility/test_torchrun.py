@@ -27,6 +27,7 @@ def environment(**more: object) -> dict[str, str]:
     return os.environ | own | {name: str(value) for name, value in more.items()}
 
 
+@pytest.mark.deep
 @pytest.mark.feature(
     GROUP,
     "torchrun -m fastmlp train: as in one process, logged and saved once",
@@ -85,6 +86,7 @@ cli.app(sys.argv[1:])
 """
 
 
+@pytest.mark.deep
 @pytest.mark.feature(
     GROUP,
     "torchrun -m fastmlp train: where one process fails, all do",

@@ -48,6 +48,7 @@ def pages(site: Path) -> dict[Path, Page]:
     return {path: Page(path) for path in sorted(site.rglob("*.html"))}
 
 
+@pytest.mark.deep
 def test_every_link_leads_somewhere(site: Path, pages: dict[Path, Page]) -> None:
     broken, count = [], 0
     for path, page in pages.items():

@@ -116,6 +116,7 @@ def test_lightning_trains_as_with_torch(
     assert float(found[2]) == pytest.approx(float(torchs[2]), abs=0.011)  # one of the 100
 
 
+@pytest.mark.deep
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     script = tmp_path / "small.py"
     script.write_text(

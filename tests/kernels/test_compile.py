@@ -159,6 +159,7 @@ def run_report(
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.deep
 def test_report(tmp_path: Path) -> None:
     file = tmp_path / "report.json"
     words = ["linear narrow relu bf16", "linear narrow relu fp32", "matmul wide relu bf16", "10 classes bf16"]
@@ -196,6 +197,7 @@ def test_report(tmp_path: Path) -> None:
     assert "v_mfma" in kernels[7]["resources"]["tensor_cores"]
 
 
+@pytest.mark.deep
 def test_bad_tiles_fail(tmp_path: Path) -> None:
     """What a launcher would look up is what is compiled: a tuner's bad tiles are found out.
 
@@ -218,6 +220,7 @@ def test_bad_tiles_fail(tmp_path: Path) -> None:
     assert f"tiles of {tmp_path}" in done.stdout
 
 
+@pytest.mark.deep
 def test_torn_sums_are_found(tmp_path: Path) -> None:
     """A sum of squares, one to a lane, in what Triton makes of it for both vendors; and as we write it."""
     script = tmp_path / "sums.py"
@@ -244,6 +247,7 @@ if __name__ == "__main__":
     assert done.stdout.strip() == str([(True, 0)] * 2), done.stderr
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     ("arch", "words"),
     [
@@ -261,6 +265,7 @@ def test_what_spilled_with_one_triton(arch: str, words: list[str]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.deep
 def test_a_compiler_that_crashes_is_one_row(tmp_path: Path) -> None:
     script = tmp_path / "crash.py"
     script.write_text("""
@@ -306,12 +311,14 @@ def test_wrong_arguments(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.deep
 def test_the_interpreter_is_refused() -> None:
     done = run_report("--arch", "sm_90", interpret=True)
     assert done.returncode == 2
     assert "TRITON_INTERPRET is set" in done.stderr
 
 
+@pytest.mark.deep
 def test_every_kernel_has_a_case() -> None:
     """A kernel that nobody compiles is a kernel that breaks unseen."""
     code = """

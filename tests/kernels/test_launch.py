@@ -119,6 +119,7 @@ def natively(code: str, specialized: Sequence[str] = ()) -> dict[str, Any]:
     return json.loads(output_of(whole, timeout=600, without=["TRITON_INTERPRET"]).splitlines()[-1])
 
 
+@pytest.mark.deep
 def test_dry_run_launches_nothing_and_restores_the_driver() -> None:
     told = natively("""
 before, x = driver._active, torch.empty(3, device="meta")
@@ -209,6 +210,7 @@ def test_a_new_batch_size_never_recompiles() -> None:
     assert not again, f"compiled again for another batch size: {again}"
 
 
+@pytest.mark.deep
 def test_the_count_sees_an_argument_that_is_specialized() -> None:
     """The test above can fail: with ``M`` specialized on, every kernel that is given it compiles again."""
     counts = natively(COUNT, specialized=["M"])

@@ -66,6 +66,7 @@ def run_tuner(family: str, device: str, dtypes: tuple[str, ...] = ("bf16",)) -> 
 
 
 # An epoch has a program for every multiprocessor, too many for the interpreter.
+@pytest.mark.few(5)
 @pytest.mark.parametrize("family", [name for name in MATRIX_PROBLEMS if name != "epoch"])
 def test_the_winner_is_written_and_looked_up(family: str, device: str) -> None:
     table = configs.TABLE[family, "sm_90", "half", "narrow"]
@@ -204,6 +205,7 @@ def test_bad_arguments(capsys: pytest.CaptureFixture[str]) -> None:
         assert said in capsys.readouterr().err
 
 
+@pytest.mark.deep
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to tune")
 def test_no_gpu_is_said() -> None:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}

@@ -60,6 +60,7 @@ print(json.dumps(rows))
     return found
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_sixteen_bytes_a_thread(arch: str) -> None:
     """As many such loads and stores as a block takes; what is narrower is a row's numbers, or a tail."""

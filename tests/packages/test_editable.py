@@ -17,6 +17,7 @@ print(fastmlp.__file__)
 """
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("how", ["script", "command", "module"])
 def test_a_program_beside_a_clone_named_fastmlp(editable: Path, how: str) -> None:
     """The clone's folder, as a package without code, must not come before what is installed."""
@@ -35,6 +36,7 @@ def test_nothing_but_fastmlp_can_be_imported(editable: Path, tmp_path: Path) -> 
     assert run([editable, "-c", code], tmp_path).stdout.strip() == "[]"
 
 
+@pytest.mark.deep
 def test_a_clone_needs_no_install(editable: Path, tmp_path: Path) -> None:
     clone = editable.parents[2] / "fastmlp"
     done = run([editable, "-c", PROGRAM], tmp_path, PYTHONPATH=str(clone))

@@ -57,6 +57,7 @@ def substance(prose: str) -> list[list[str]]:
     return [sorted(re.findall(pattern, prose)) for pattern in _SHARED]  # a language has its own order
 
 
+@pytest.mark.deep
 @pytest.mark.slow
 @pytest.mark.parametrize("name", run.NAMES)
 def test_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,7 @@ def with_grad(x: Tensor, layers: list[Layer], dtype: torch.dtype | None = None) 
     return leaf(x), fresh  # type: ignore[return-value]
 
 
+@pytest.mark.few(20)
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("seed", range(60))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -104,6 +105,7 @@ def test_second_backward_and_accumulation(device: str) -> None:
         torch.testing.assert_close(tensor.grad, 2 * once)
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", NAMES)
 def test_double_backward(name: str, device: str) -> None:
     """A gradient penalty through the chain is as good as the one through torch's ops."""

@@ -67,6 +67,7 @@ def by_torch(x: Tensor, layers: list[Layer], dtype: torch.dtype) -> Tensor:
     return reference_chain(TorchBackend(), x, chain.params, chain.acts, dtype, drops)
 
 
+@pytest.mark.few(8)
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("seed", range(16))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)

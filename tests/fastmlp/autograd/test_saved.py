@@ -210,6 +210,7 @@ def test_of_frozen_layers_nothing_is_kept(device: str) -> None:
     agree(grads(y, tensors(x, layers)), grads(aten_chain(x, layers), tensors(x, layers)))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("shape", [(6, 5), (2, 3, 5), (5,)], ids=str)
 def test_a_compiled_output_that_is_written_over(shape: tuple[int, ...], plan: str, device: str) -> None:

@@ -160,6 +160,7 @@ def test_leading_dimensions_and_an_empty_batch(device: str) -> None:
         torch.testing.assert_close(dx, torch.autograd.grad(expected.sum(), x)[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.deep
 def test_a_sequential_of_eight_layers_runs_whole_by_itself(device: str) -> None:
     """One launch forward, at most three backward; torch's numbers."""
     layers = [m for i in range(7) for m in (nn.Linear(64 if i else 24, 64), nn.ReLU())]

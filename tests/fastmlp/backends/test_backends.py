@@ -41,6 +41,7 @@ def test_blocks_that_overlap_as_those_of_threads_do() -> None:
     assert backends.requested() == "auto"
 
 
+@pytest.mark.deep
 def test_environment_forces() -> None:
     code = "import torch; from fastmlp.backends import choose; print(choose(torch.ones(1)).reason)"
     assert "asked for" in run(code, FASTMLP_BACKEND="torch").stdout
@@ -63,6 +64,7 @@ def run(code: str, **env: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.deep
 def test_triton_on_a_cpu_needs_the_interpreter() -> None:
     code = "import torch; from fastmlp.backends import choose; choose(torch.ones(1))"
     result = run(code, FASTMLP_BACKEND="triton")

@@ -116,6 +116,7 @@ def test_bad_arguments(capsys: pytest.CaptureFixture[str]) -> None:
         assert said in capsys.readouterr().err
 
 
+@pytest.mark.deep
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure on")
 def test_no_gpu_is_said() -> None:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}

@@ -104,6 +104,7 @@ def test_a_triton_that_is_too_old_is_said(monkeypatch: pytest.MonkeyPatch) -> No
     assert ": Triton 3.1.0 is older than 3.5, so GPUs run torch's own ops" in versions["triton"]
 
 
+@pytest.mark.deep
 def test_a_triton_that_is_missing_is_said() -> None:
     """In a process that never had it."""
     code = 'import sys; sys.modules["triton"] = None; from fastmlp.cli import app; app(["info", "--json"])'

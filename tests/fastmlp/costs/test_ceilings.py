@@ -74,6 +74,7 @@ def test_a_directory_that_cannot_be_written(
     assert ceilings_of(CPU) == SLOW
 
 
+@pytest.mark.deep
 def test_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_COPIES", (1 << 16, 1 << 18, 1 << 20))
     found = measure_ceilings("cpu", quick=True)

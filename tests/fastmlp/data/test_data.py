@@ -30,6 +30,7 @@ def test_synthetic_is_the_same_for_the_same_seed() -> None:
     assert 40 < train.images.float().std() < 80
 
 
+@pytest.mark.deep
 def test_synthetic_is_the_same_on_every_machine() -> None:
     """A process without vector units draws the same bits."""
     program = """

@@ -75,6 +75,7 @@ def compare(ours: Run, rng: random.Random, dtype: torch.dtype, device: str) -> N
     assert engine.sums[1] == 0
 
 
+@pytest.mark.few(2)
 @pytest.mark.usefixtures("poisoned", "triton")
 @pytest.mark.parametrize(
     ("name", "dtype"),

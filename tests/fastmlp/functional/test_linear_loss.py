@@ -149,6 +149,7 @@ def test_random_problem(dtype: torch.dtype, backend: str, block: int, device: st
             draw(seed, dtype, device, few).check(f"seed {seed}")
 
 
+@pytest.mark.few(3)
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -187,6 +188,7 @@ def test_signature_is_torchs_and_one_keyword() -> None:
         assert found == [(p.name, p.default, p.kind) for p in theirs]
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("needs", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 1, 1)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -209,6 +211,7 @@ def test_only_some_need_gradients(
             torch.testing.assert_close(got, wanted)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -307,6 +310,7 @@ def test_autocast(backend: str, dtypes: tuple[str, str], cast: torch.dtype, devi
         assert_as_good_as_torch(a.to(cast), b.to(cast), c, f"{tuple(a.shape)}", roundings=2)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_loss_scaling_of_half_precision(backend: str, device: str) -> None:
     """A gradient of 1/N² passes float16 when the loss is scaled, as in torch; and does without."""
@@ -379,6 +383,7 @@ def test_without_gradients(backend: str, device: str) -> None:
 # Memory.
 
 
+@pytest.mark.few(1)
 @pytest.mark.skipif(torch.cuda.is_available(), reason="counts a CPU's allocations")
 @pytest.mark.parametrize(
     ("backend", "dtype", "kwargs"),

@@ -83,6 +83,7 @@ def test_curve_in_every_dtype(dtype: torch.dtype, backend: str, engine: str, dev
             assert abs(ours / theirs - 1) < (0.01 if dtype == torch.float32 else 0.03)
 
 
+@pytest.mark.deep
 def test_the_book_on_the_synthetic_set(device: str) -> None:
     """The embedded set is hard enough to show that training works: 80 to 95 % after ten epochs."""
     history = fit(book_net(fastmlp.Sequential), *synthetic(), device=device, dtype=torch.bfloat16)
@@ -91,6 +92,7 @@ def test_the_book_on_the_synthetic_set(device: str) -> None:
     assert 0.80 < tested[-1] < 0.95  # type: ignore[operator]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("backend", "engine"),
     [("torch", "eager"), ("auto", "auto"), ("triton", "fused"), ("triton", "persistent")],

@@ -180,6 +180,7 @@ def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", ["cpu", "eager"])
 @pytest.mark.usefixtures("no_fsync")
 def test_any_part_is_another(kind: str, tmp_path: Path) -> None:

@@ -331,6 +331,7 @@ def test_bad_batches(device: str) -> None:
         fit(model, Stream(x, y), engine="graph")
 
 
+@pytest.mark.deep
 def test_a_file_larger_than_memory(tmp_path: Path) -> None:
     """A sparse file of 256 MiB, of which 16 MiB may be mapped: the process grows by that and some batches."""
     printed = output_of(_LARGE, str(tmp_path / "x.npy"), timeout=300, OMP_NUM_THREADS="1")

@@ -34,6 +34,7 @@ def signs(p: float, seed: int, site: int, device: str, rows: int = 512, features
     return (mask.double() - (1 - p)) / (p * (1 - p)) ** 0.5
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("p", [0.01, 0.1, 0.5, 0.9])
 def test_the_drop_rate_is_p(p: float, device: str) -> None:
     """Overall, in every row and in every column: within 5 standard deviations (6 where there are many)."""
@@ -43,6 +44,7 @@ def test_the_drop_rate_is_p(p: float, device: str) -> None:
         assert (s.mean(dim) * s.shape[dim] ** 0.5).abs().max() < 6
 
 
+@pytest.mark.deep
 def test_nothing_is_correlated(device: str) -> None:
     """With the next elements along rows and columns, within and across the fours; layers; seeds."""
     s = signs(0.3, 7, 0, device)
@@ -121,6 +123,7 @@ def test_backward(name: str, dtype: torch.dtype, seed: int, device: str) -> None
     )
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("tile", [Tile(16, 32, 16, 2, 4, 1), Tile(32, 16, 32, 1, 4, 1)], ids=str)
 def test_the_mask_does_not_depend_on_the_tile(
     tile: Tile, device: str, monkeypatch: pytest.MonkeyPatch

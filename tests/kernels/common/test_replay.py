@@ -198,6 +198,7 @@ print("the same")
 """
 
 
+@pytest.mark.deep
 @pytest.mark.skipif(not launch.INTERPRETED, reason="a GPU's own tests launch what is compiled")
 def test_compiled_kernels_are_launched_as_by_triton() -> None:
     """With every specialization: the recorded launch passes what Triton's own ``run`` did."""

@@ -187,6 +187,7 @@ def test_what_the_backward_takes(device: str) -> None:
     assert "gradient: rows or memory" in misfit(grad, *cut)
 
 
+@pytest.mark.deep
 def test_architectures_and_compilations() -> None:
     """Who has the kernel; and that a new batch size compiles nothing, nor do new widths."""
     told = natively("""

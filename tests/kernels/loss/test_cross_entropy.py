@@ -137,6 +137,7 @@ def upstream(problem: Problem, seed: int) -> Tensor | None:
     return [random_grad, random_grad.t().contiguous().t(), random_grad[:1, :1].expand(rows)][seed % 3]
 
 
+@pytest.mark.few(4)
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("block", range(8))
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -147,6 +148,7 @@ def test_random_problem(dtype: torch.dtype, block: int, device: str) -> None:
         check(problem, upstream(problem, seed), f"seed {seed}")
 
 
+@pytest.mark.few(4)
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("seed", range(12))
 def test_random_online_problem(seed: int, device: str) -> None:
@@ -189,6 +191,7 @@ def test_rows_of_every_alignment(
     check(Problem(x, x.float().softmax(1).to(dtype), torch.rand(classes, device=device).to(dtype), "none"))
 
 
+@pytest.mark.deep
 @pytest.mark.usefixtures("poisoned")
 def test_the_largest_vocabulary(device: str) -> None:
     x = torch.randn(2, 262_144, 1, device=device)
@@ -308,6 +311,7 @@ def test_runs_are_bitwise_repeatable(device: str) -> None:
     assert torch.equal(dx, dx_again)
 
 
+@pytest.mark.deep
 def test_a_new_batch_size_compiles_nothing(device: str) -> None:
     """Constants, and what Triton specializes an integer on, are alike for every number of rows."""
     for classes in (10, 1000):

@@ -40,6 +40,7 @@ def check(h: Tensor, w: Tensor, b: Tensor | None, t: Tensor, cw: Tensor | None, 
     return ours
 
 
+@pytest.mark.few(24)
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("seed", range(9))
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "prelu"])

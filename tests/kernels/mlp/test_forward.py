@@ -94,6 +94,7 @@ def check(x: Tensor, net: Net, acts: list[Act], recompute: bool, what: str) -> N
         assert_as_good_as_torch(a, b, c, f"gradient {i} {what}", roundings=roundings)
 
 
+@pytest.mark.few(12)
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("name", NAMES)
@@ -105,6 +106,7 @@ def test_random_network(name: str, dtype: torch.dtype, seed: int, device: str) -
     check(x, net, acts, rng.random() < 0.4, f"{name} {net.widths} {net.out_act} seed {seed}")
 
 
+@pytest.mark.few(3)
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize(
     "widths",
@@ -118,6 +120,7 @@ def test_widths_and_depths(widths: tuple[int, ...], device: str) -> None:
     check(x[:40], net, acts, len(widths) % 2 == 0, str(widths))
 
 
+@pytest.mark.deep
 def test_an_eight_layer_net_is_one_launch_and_at_most_three(device: str) -> None:
     """Width 64: 1 forward; 2 backward, and 3 where a long batch is split."""
     x, net, _ = draw(random.Random(0), "relu", torch.float32, device, [16, *[64] * 7, 4])
@@ -133,6 +136,7 @@ def test_an_eight_layer_net_is_one_launch_and_at_most_three(device: str) -> None
         assert len(launches) == backward, [one.name for one in launches]
 
 
+@pytest.mark.few(1)
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("name", ["gelu", "prelu"])
 def test_a_long_batch_is_split_in_a_fixed_order(name: str, device: str) -> None:

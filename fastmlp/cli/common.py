@@ -141,10 +141,10 @@ def what_failed(error: BaseException) -> str | None:
     """A line for what no command has foreseen but the machine or a file is to blame for; None for a fault."""
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}" if error.filename is not None else str(error)
-    from fastmlp.training import memory
+    from fastmlp.training.errors import first_line, is_out_of_memory
 
-    first = memory.said(error)
-    if memory.is_out_of_memory(error) or (isinstance(error, _TOO_LARGE) and "verflow" in first):
+    first = first_line(error)
+    if is_out_of_memory(error) or (isinstance(error, _TOO_LARGE) and "verflow" in first):
         return f"out of memory: {first}"
     return None
 

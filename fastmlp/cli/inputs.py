@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmlp.training import arrays, finite
+from fastmlp.training import arrays, nonfinite
 
 
 class InputError(Exception):
@@ -78,9 +78,9 @@ def array(path: Path, features: int) -> Tensor:
     rows = found.reshape(len(found), features)
     if rows.dtype == torch.uint8:
         return rows
-    if finite.has_others(rows, torch.float32):
-        bad = finite.bad_rows(rows, torch.float32)
-        raise InputError(finite.message(str(path), "features", rows, bad))
+    bad = nonfinite.bad_rows(rows, torch.float32)
+    if len(bad):
+        raise InputError(nonfinite.message(nonfinite.Origin(str(path)), "features", rows, bad))
     return rows.float()
 
 

@@ -176,10 +176,10 @@ def _of_test_set(index: str, count: int, test: Set) -> Examples:
 
 def _check_outputs(outputs: Tensor, examples: Examples) -> None:
     """See that something is predicted: of a NaN no class is the likeliest."""
-    from fastmlp.training import finite
+    from fastmlp.training import nonfinite
 
-    if finite.has_others(outputs):
-        rows = finite.bad_rows(outputs)
+    rows = nonfinite.bad_rows(outputs)
+    if len(rows):
         first = examples.names[int(rows[0])]
         fail(
             f"the net gives no finite number for {len(rows)} of {len(outputs)} examples, "

@@ -10,7 +10,7 @@ from pathlib import Path
 from fastmlp.cli.common import by_option, errors, fail, what_failed
 from fastmlp.cli.options import Settings
 from fastmlp.training import Interrupted, TrainingError, distributed
-from fastmlp.training.memory import is_out_of_memory
+from fastmlp.training.errors import is_out_of_memory
 
 
 @contextmanager

@@ -1,21 +1,28 @@
-"""What `fit` and `evaluate` are given besides data: numbers, a loss, an optimizer."""
+"""What `fit` and `evaluate` are given besides net and data: numbers, a loss, an optimizer."""
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastmlp import functional
-from fastmlp.engine.checks import require_called
+from fastmlp.engine.checks import require_called, require_optimizer
+from fastmlp.engine.choose import DTYPES
 from fastmlp.modules import CrossEntropyLoss, MSELoss
+from fastmlp.training.history import Epoch
+from fastmlp.training.schedules import Schedule
 
 #: A loss: a module or a function of (outputs, targets).
 Loss = nn.Module | Callable[[Tensor, Tensor], Tensor]
+
+_LEAST_SEED = -(1 << 63)  # of torch's
 
 #: What a function is the default of. As a module it is known to engines, and by what targets it takes.
 _MODULES: dict[Any, type[nn.Module]] = {
@@ -66,46 +73,14 @@ def loss_of(loss: Loss | None) -> nn.Module:
 
 
 def require_net(net: object) -> None:
-    """See that it is a module.
-
-    Raises:
-        ValueError: it is something else, such as a module's class.
-    """
+    """Raise a ValueError for what is no module, such as a module's class."""
     if not isinstance(net, nn.Module):
         got = f"the class {net.__name__}" if isinstance(net, type) else repr(net)
         raise ValueError(f"net: expected a module, such as fastmlp.MLP(784, [256, 10]), got {got}")
 
 
-def require_rate(lr: Any) -> None:
-    """See that it is a learning rate.
-
-    Raises:
-        ValueError: it is no finite number, or a negative one.
-    """
-    try:
-        number = math.nan if isinstance(lr, (str, bytes, bool)) else float(lr)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not 0 <= number < math.inf:
-        raise ValueError(f"lr: expected a finite number of at least 0, got {lr!r}")
-
-
-def require_callback(value: object, name: str) -> None:
-    """See that it is a function, or None.
-
-    Raises:
-        ValueError: it is something else.
-    """
-    if value is not None and not callable(value):
-        raise ValueError(f"{name}: expected a function, got {value!r}")
-
-
 def whole(value: Any, name: str, least: int) -> int:
-    """``value`` as a plain int.
-
-    Raises:
-        ValueError: it is no whole number, or less than ``least``.
-    """
+    """``value`` as a plain int; or a ValueError if it is no whole number, or less than ``least``."""
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -115,3 +90,71 @@ def whole(value: Any, name: str, least: int) -> int:
     if number < least:
         raise ValueError(f"{name}: expected at least {least}, got {number}")
     return number
+
+
+class Options(NamedTuple):
+    """What `fit` is told besides net and data; see there."""
+
+    epochs: int
+    batch_size: int | None
+    lr: float
+    loss: Any  # `Loss` or None; a module once it is `checked`
+    optimizer: torch.optim.Optimizer | None
+    schedule: Schedule
+    seed: int
+    device: torch.device | str | None
+    dtype: torch.dtype
+    engine: str
+    on_batch: Callable[[int], None] | None
+    on_epoch: Callable[[Epoch], None] | None
+    checkpoint: Path | str | None
+    every: int
+    every_steps: int
+    resume: bool
+    changed: Collection[str]
+    clip_norm: float | None
+    patience: int | None
+    min_delta: float
+
+    def checked(self) -> Options:
+        """The same with plain ints, and the loss as a module.
+
+        Raises:
+            ValueError: one is none that `fit` takes, or does not go with another.
+        """
+        least = {"epochs": 0, "seed": _LEAST_SEED, "every": 0, "every_steps": 0}
+        least |= {name: 1 for name in ("batch_size", "patience") if getattr(self, name) is not None}
+        numbers: dict[str, Any] = {
+            name: whole(getattr(self, name), name, number) for name, number in least.items()
+        }
+        for name in ("on_batch", "on_epoch"):
+            if getattr(self, name) is not None and not callable(getattr(self, name)):
+                raise ValueError(f"{name}: expected a function, got {getattr(self, name)!r}")
+        if self.optimizer is None:
+            _require_rate(self.lr)
+        else:
+            require_optimizer(self.optimizer)
+        if self.dtype not in DTYPES:  # autocast would warn and go on in float32
+            raise ValueError(f"dtype: expected one of {', '.join(map(str, DTYPES))}, got {self.dtype}")
+        self._check_pairs()
+        return self._replace(loss=loss_of(self.loss), **numbers)
+
+    def _check_pairs(self) -> None:
+        """See that what makes no sense without another is not there without it."""
+        if not 0 <= self.min_delta < math.inf:
+            raise ValueError(f"min_delta: expected at least 0, got {self.min_delta}")
+        if self.min_delta and self.patience is None:
+            raise ValueError(f"min_delta: expected 0 without patience, got {self.min_delta}")
+        if self.resume and self.checkpoint is None:
+            raise ValueError(f"resume: expected False without a checkpoint, got {self.resume!r}")
+        if self.changed and not self.resume:
+            raise ValueError(f"changed: expected nothing without resume, got {self.changed!r}")
+
+
+def _require_rate(lr: Any) -> None:
+    try:
+        number = math.nan if isinstance(lr, (str, bytes, bool)) else float(lr)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise ValueError(f"lr: expected a finite number of at least 0, got {lr!r}")

@@ -1,4 +1,4 @@
-"""Tensors of what else holds numbers: NumPy's arrays, tables of pandas and polars, lists."""
+"""Tensors of what others give: NumPy's arrays, tables of pandas and polars, lists, batches of a data set."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+#: Features, with labels or targets.
+Pair = tuple[Tensor, Tensor]
+
 #: What to do where no tensor can be made.
 _REMEDIES = {
-    "targets": "names, y = numpy.unique(y, return_inverse=True) numbers classes from 0",
     "features": "rows of one length and of one kind of number, as after astype('float32'), make one",
+    "targets": "names, y = numpy.unique(y, return_inverse=True) numbers classes from 0",
 }
 
 _COPY = 1 << 30  # bytes of a mapped file that are copied to memory, to bring them into order
@@ -49,7 +52,9 @@ def tensor_of(value: Any, name: str, what: str) -> Tensor:
         raise ValueError(f"{name}: expected dense {what}, got a {type(value).__name__}; toarray() makes such")
     if isinstance(value, (list, tuple)):
         return _of_list(value, name, what)
-    array = value if is_array(value) else _array_of(value)
+    array = value
+    if not is_array(value):
+        array = value.to_numpy() if hasattr(value, "to_numpy") else value.__array__()
     if getattr(array, "mask", False) is not False and array.mask.any():
         raise ValueError(
             f"{name}: expected {what} all there, got a masked array; filled(number) makes it whole"
@@ -95,9 +100,54 @@ def _refusal(got: str, name: str, what: str) -> ValueError:
     return ValueError(f"{name}: expected {what} that are numbers, got {got}; {_REMEDIES[what]}")
 
 
-def _array_of(value: Any) -> Any:
-    return value.to_numpy() if hasattr(value, "to_numpy") else value.__array__()
-
-
 def _is_sparse(value: object) -> bool:
     return type(value).__module__.startswith("scipy.sparse") and hasattr(value, "toarray")
+
+
+def tensors_of(pair: tuple[Any, Any], name: str) -> Pair:
+    """Both parts as `tensor_of` makes them: as many rows of each, whole targets as int64; or a ValueError."""
+    x, y = (tensor_of(part, name, what) for part, what in zip(pair, _REMEDIES))
+    return _matched(x, y, name)
+
+
+def batch_of(batch: Any, name: str) -> Pair:
+    """A batch that a data set or a loader of the user's made, as `tensors_of`; or a ValueError."""
+    x, y = pair_of(batch, name, "batches")
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+        raise ValueError(
+            f"{name}: expected batches of two tensors (features, targets), got {kind_of(x)} and {kind_of(y)}"
+        )
+    return _matched(x.detach(), y.detach(), name)
+
+
+def pair_of(item: Any, name: str, what: str) -> tuple[Any, Any]:
+    """``item`` if it is a pair; or a ValueError with what would make it one."""
+    if isinstance(item, (tuple, list)) and len(item) == 2:
+        return item[0], item[1]
+    raise ValueError(
+        f"{name}: expected {what} (features, target), got {kind_of(item)}; wrap the data set in one that "
+        "gives pairs, or give a DataLoader with such a collate_fn"
+    )
+
+
+def kind_of(item: Any) -> str:
+    """What ``item`` is, for messages."""
+    if isinstance(item, dict):
+        return f"a dict of {', '.join(map(str, item))}"
+    if isinstance(item, (tuple, list)):
+        return f"a {type(item).__name__} of {len(item)}"
+    if type(item).__module__.split(".")[0] == "PIL":
+        return "a PIL image"
+    name = type(item).__name__
+    return f"{'an' if name[0] in 'aeiouAEIO' or name == 'ndarray' else 'a'} {name}"
+
+
+def _matched(x: Tensor, y: Tensor, name: str) -> Pair:
+    """The two, whole targets as int64, where there is one for each row of the features."""
+    y = y if y.is_floating_point() or y.is_complex() else y.to(torch.int64)
+    if x.dim() == 0 or len(x) == 0:
+        raise ValueError(f"{name}: expected at least one example, got {tuple(x.shape)}")
+    if y.dim() == 0 or len(y) != len(x):
+        expected = f"targets ({len(x)}, ...)" if y.is_floating_point() else f"labels ({len(x)},) torch.int64"
+        raise ValueError(f"{name}: expected {expected}, got {tuple(y.shape)} {y.dtype}")
+    return x, y

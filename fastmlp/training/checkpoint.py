@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fastmlp import files
-from fastmlp.training import contents
-from fastmlp.training.identity import short
+from fastmlp.training.identity import is_scalar, short
 
 _ZEROS = "0" * 64
 _CHECKSUM = re.compile(rb'"fastmlp":"\{\\"sha256\\": \\"([0-9a-f]{64})\\"')
@@ -50,12 +51,14 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> tuple[dict[str
         FileNotFoundError: there is none.
         ValueError: the file is no checkpoint, or truncated, or not as it was written.
     """
-    tensors, content = read(path)
+    state, content = read(path)
     if "state" in content:
-        with contents.expected(path):
-            tensors = contents.state_of(content["state"], tensors)["net"]
-    state = {name: t.to(device) if isinstance(t, Tensor) else t for name, t in tensors.items()}
-    return state, content["metadata"]
+        with of_a_run(path):
+            tree = unflatten(content["state"], state)
+            require(isinstance(tree, dict) and is_named(tree.get("net")), "state", tree)
+            state = tree["net"]
+    moved = {name: t.to(device) if isinstance(t, Tensor) else t for name, t in state.items()}
+    return moved, content["metadata"]
 
 
 def load_into(net: nn.Module, path: Path | str) -> dict[str, Any]:
@@ -95,6 +98,16 @@ def put(module: nn.Module, state: dict[str, Tensor]) -> None:
     full = module.state_dict()
     full.update(state)  # which keeps the versions of the modules that stand beside it
     module.load_state_dict(full)
+
+
+def _fits(value: Any, own: Any) -> bool:
+    return isinstance(value, Tensor) if is_lazy(own) else _kind(value) == _kind(own)
+
+
+def _kind(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
 
 
 def write(path: Path | str, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
@@ -176,11 +189,84 @@ def _checksum(data: bytes) -> tuple[int, int, str]:
     return start, stop, digest.hexdigest()
 
 
-def _fits(value: Any, own: Any) -> bool:
-    return isinstance(value, Tensor) if is_lazy(own) else _kind(value) == _kind(own)
+def flatten(tree: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """``tree``, nested containers, as what JSON can hold; each tensor put into ``tensors`` under its path.
+
+    Raises:
+        TypeError: something else than tensors, numbers, strings, None, and dicts, lists and tuples of them.
+    """
+    prefix = f"{name}." if name else ""
+    if isinstance(tree, Tensor):
+        while name in tensors:  # {"a": {"b": 0}, "a.b": 0}
+            name += "'"
+        tensors[name] = tree
+        return {"tensor": name}
+    if isinstance(tree, dict):
+        return {"dict": [[key, flatten(value, f"{prefix}{key}", tensors)] for key, value in tree.items()]}
+    if isinstance(tree, (list, tuple)):
+        kind = "tuple" if isinstance(tree, tuple) else "list"
+        return {kind: [flatten(value, f"{prefix}{i}", tensors) for i, value in enumerate(tree)]}
+    if is_scalar(tree):
+        return tree
+    raise TypeError(f"{name}: a {type(tree).__name__}; a checkpoint holds tensors, numbers and strings")
 
 
-def _kind(value: Any) -> str:
-    if not isinstance(value, Tensor):
-        return f"a {type(value).__name__}"
-    return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+def unflatten(tree: Any, tensors: dict[str, Tensor]) -> Any:
+    """What `flatten` was given.
+
+    Raises:
+        ValueError: these are nothing that `flatten` gives.
+    """
+    left = dict(tensors)
+    found = _unflatten(tree, left)
+    if left:
+        raise ValueError(f"its state has no place for {next(iter(left))!r}")
+    return found
+
+
+def _unflatten(tree: Any, tensors: dict[str, Tensor]) -> Any:
+    """`unflatten`, which takes each tensor out of ``tensors``: two places would be written as one."""
+    if is_scalar(tree):
+        return tree
+    kind, content = next(iter(tree.items())) if isinstance(tree, dict) and len(tree) == 1 else ("", None)
+    if kind == "tensor" and isinstance(content, str):
+        if content not in tensors:
+            raise ValueError(f"there is no tensor {content!r}, or it stands in two places")
+        return tensors.pop(content)
+    if kind == "dict" and isinstance(content, list):
+        found: dict[Any, Any] = {}
+        for pair in content:
+            new = isinstance(pair, list) and len(pair) == 2 and is_scalar(pair[0]) and pair[0] not in found
+            if not new:
+                raise ValueError("its state has an entry that is no pair of a new key and a value")
+            found[pair[0]] = _unflatten(pair[1], tensors)
+        return found
+    if kind in ("list", "tuple") and isinstance(content, list):
+        values = [_unflatten(value, tensors) for value in content]
+        return tuple(values) if kind == "tuple" else values
+    raise ValueError("its state has a part that is neither a value, a tensor, a dict, a list nor a tuple")
+
+
+@contextmanager
+def of_a_run(path: Path | str) -> Iterator[None]:
+    """Say of ``path`` what is found wrong with the run that it should hold."""
+    try:
+        yield
+    except ValueError as error:
+        problem = str(error)
+    except RecursionError:
+        problem = "it is nested too deeply"
+    else:
+        return
+    raise ValueError(f"{path}: expected a training checkpoint as fit writes it, but {problem}")
+
+
+def require(fine: bool, name: str, value: object) -> None:
+    """Refuse ``value`` unless it is fine; `of_a_run` says of which file it is."""
+    if not fine:
+        raise ValueError(f"{name} is {short(value)}")
+
+
+def is_named(value: object) -> bool:
+    """Whether ``value`` is a dictionary whose keys are names."""
+    return isinstance(value, dict) and all(isinstance(name, str) for name in value)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 from torch import Tensor
 
 from fastmlp.engine import Loop
-from fastmlp.training import memory
+from fastmlp.training import errors
+from fastmlp.training.arguments import Options
+from fastmlp.training.checkpointer import Checkpointer
 from fastmlp.training.clipping import Clip, NotFiniteError
-from fastmlp.training.evaluate import score
-from fastmlp.training.history import Epoch, History, TrainingError, stale
+from fastmlp.training.data_parallel import Ranks
+from fastmlp.training.errors import TrainingError
+from fastmlp.training.evaluate import Score, score
+from fastmlp.training.history import Epoch, History, stale
 from fastmlp.training.identity import Run
-from fastmlp.training.resume import Keeper
-from fastmlp.training.shares import Ranks
 from fastmlp.training.sources import Source
 from fastmlp.training.stream import StreamLoop
 
@@ -25,117 +26,125 @@ class Job(NamedTuple):
     """What there is to do, once it is known what runs it."""
 
     run: Run
+    options: Options
     loop: Loop
     train: Source
     test: Source | None
-    epochs: int
-    steps: int | None  # an epoch, where that is known
-    factors: Tensor  # (epochs * steps,) of the learning rates; (0,) where it is not
+    factors: Tensor  # (epochs * steps,) of the learning rates; (0,) where the steps are not known
     ranks: Ranks | None
-    keeper: Keeper | None
+    checkpointer: Checkpointer | None
     clip: Clip | None
-    patience: int | None
-    min_delta: float
-    on_batch: Callable[[int], None] | None
-    on_epoch: Callable[[Epoch], None] | None
+    history: History
+
+    @property
+    def steps(self) -> int | None:
+        """An epoch's, where that is known."""
+        return self.train.steps(self.run.batch)
+
+    def saved(self) -> str:
+        """What there is to go on from, to end a message with."""
+        return f"; {self.checkpointer.saved()}" if self.checkpointer is not None else ""
 
 
-def run(job: Job, history: History) -> None:
-    """Those that ``history`` does not have yet, until the last one or until it gets no better.
+def train(job: Job) -> None:
+    """The epochs that ``job``'s history does not have yet, until the last one or until it gets no better.
 
     Raises:
         TrainingError, OutOfMemoryError, Interrupted: as `fit`.
     """
+    history, options = job.history, job.options
     start = time.perf_counter() - history.seconds
-    history.stopped = _stale(job, history)  # a run that is resumed may have been at its end
-    while len(history.epochs) < job.epochs and not history.stopped:
+    history.stopped = _stale(job)  # a run that is resumed may have been at its end
+    while len(history.epochs) < options.epochs and not history.stopped:
         epoch = _epoch(job, len(history.epochs) + 1)
         history.epochs.append(epoch)
         history.seconds = time.perf_counter() - start
-        history.stopped = _stale(job, history)
-        if job.on_epoch is not None:
-            job.on_epoch(epoch)
-        if job.keeper is not None:
-            job.keeper.after_epoch(last=len(history.epochs) == job.epochs or history.stopped != "")
+        history.stopped = _stale(job)
+        if options.on_epoch is not None:
+            options.on_epoch(epoch)
+        if job.checkpointer is not None:
+            job.checkpointer.after_epoch(last=len(history.epochs) == options.epochs or history.stopped != "")
     history.seconds = time.perf_counter() - start
 
 
-def _stale(job: Job, history: History) -> str:
-    if job.patience is None or len(history.epochs) >= job.epochs:
+def _stale(job: Job) -> str:
+    options, epochs = job.options, job.history.epochs
+    if options.patience is None or len(epochs) >= options.epochs:
         return ""
-    return stale(history.epochs, job.patience, job.min_delta)
-
-
-def _all_ignored(job: Job) -> int | None:
-    """The label that all examples have and the loss' mean leaves out, if so; of data known as a whole."""
-    ignored, y = getattr(job.run.loss, "ignore_index", None), getattr(job.train, "y", None)
-    if (
-        ignored is None
-        or y is None
-        or y.is_floating_point()
-        or getattr(job.run.loss, "reduction", "") != "mean"
-    ):
-        return None
-    return ignored if bool((y == ignored).all()) else None
+    return stale(epochs, options.patience, options.min_delta)
 
 
 def _epoch(job: Job, number: int) -> Epoch:
-    model, loss, batch, dtype = job.run.model, job.run.loss, job.run.batch, job.run.dtype
-    loop, keeper = job.loop, job.keeper
-    model.train()
-    began = time.perf_counter() - (keeper.spent() if keeper is not None else 0.0)
-    steps = job.steps or 0
-    factors = job.factors[(number - 1) * steps : number * steps]
-
-    def after_step(examples: int) -> None:
-        if job.on_batch is not None:
-            job.on_batch(examples)
-        if keeper is not None:
-            keeper.after_step(time.perf_counter() - began)
-
-    def left() -> str:
-        return f"; {keeper.left()}" if keeper is not None else ""
-
-    def stop(what: str) -> NoReturn:
-        step = f", step {loop.done}" + (f" of {job.steps}" if job.steps else "") if loop.done else ""
-        if (label := _all_ignored(job)) is not None:
-            raise TrainingError(
-                f"{what} in epoch {number}{step}: every label is {label}, which the loss ignores, and a mean "
-                f"over none is nan{left()}"
-            )
-        if number == loop.done == 1:
-            raise TrainingError(
-                f"{what} in epoch {number}{step}, before any update: look for parameters that are not finite "
-                f"and numbers too large for {dtype}{left()}"
-            )
-        raise TrainingError(f"{what} in epoch {number}{step}; a smaller lr may help{left()}")
-
-    between = None if job.on_batch is None and keeper is None else after_step
+    job.run.model.train()
+    began = time.perf_counter() - (job.checkpointer.spent() if job.checkpointer is not None else 0.0)
     try:
-        with memory.explained(loop, number, batch, left):
-            total, right = loop.epoch(factors, between)
+        total, right = _pass(job, number, began)
         if job.clip is not None:
             job.clip.check()
     except NotFiniteError as error:
-        stop(f"the norm of the gradients is {error}")
+        raise _failure(job, number, f"the norm of the gradients is {error}") from error
     seconds = time.perf_counter() - began  # the sums were read, so the device is done
     count = job.train.count
     if count is None:
-        assert isinstance(loop, StreamLoop)
-        count = loop.seen
+        assert isinstance(job.loop, StreamLoop)
+        count = job.loop.seen
     mean = total / count
     if not math.isfinite(mean):
-        stop(f"the loss is {mean}")
-    tested = None
+        raise _failure(job, number, f"the loss is {mean}")
+    tested: Score | None = None
     if job.test is not None:
-        with memory.explained(loop, number, batch, left):
-            tested = score(model, loss, job.test, dtype, job.ranks)
+        with errors.out_of_memory(job.loop, number, job.run.batch, job.saved):
+            tested = score(job.run.model, job.run.loss, job.test, job.run.dtype, job.ranks)
     return Epoch(
         number,
         train_loss=mean,
         train_accuracy=right / count if job.train.has_answers else None,
-        test_accuracy=None if tested is None else tested.accuracy,
+        test_accuracy=tested.accuracy if tested is not None else None,
         seconds=seconds,
         examples_per_second=count / seconds,
-        test_loss=None if tested is None else tested.loss,
+        test_loss=tested.loss if tested is not None else None,
     )
+
+
+def _pass(job: Job, number: int, began: float) -> tuple[float, float]:
+    """Epoch ``number``'s steps: Σ loss * rows, and the number of right answers."""
+    on_batch, checkpointer, steps = job.options.on_batch, job.checkpointer, job.steps or 0
+
+    def after_step(examples: int) -> None:
+        if on_batch is not None:
+            on_batch(examples)
+        if checkpointer is not None:
+            checkpointer.after_step(time.perf_counter() - began)
+
+    watched = on_batch is not None or checkpointer is not None
+    factors = job.factors[(number - 1) * steps : number * steps]
+    with errors.out_of_memory(job.loop, number, job.run.batch, job.saved):
+        return job.loop.epoch(factors, after_step if watched else None)
+
+
+def _failure(job: Job, number: int, what: str) -> TrainingError:
+    """That ``what`` was found in epoch ``number``, with what may help."""
+    done = job.loop.done
+    where = f"{what} in epoch {number}"
+    if done:
+        where += f", step {done}" + (f" of {job.steps}" if job.steps else "")
+    label = _all_ignored(job)
+    if label is not None:
+        why = f": every label is {label}, which the loss ignores, and a mean over none is nan"
+    elif number == done == 1:
+        why = (
+            ", before any update: look for parameters that are not finite and numbers too large for "
+            f"{job.run.dtype}"
+        )
+    else:
+        why = "; a smaller lr may help"
+    return TrainingError(where + why + job.saved())
+
+
+def _all_ignored(job: Job) -> int | None:
+    """The label that all examples have and the loss' mean leaves out, if so; of data known as a whole."""
+    loss, y = job.run.loss, getattr(job.train, "y", None)
+    ignored = getattr(loss, "ignore_index", None)
+    if ignored is None or y is None or y.is_floating_point() or getattr(loss, "reduction", "") != "mean":
+        return None
+    return ignored if bool((y == ignored).all()) else None

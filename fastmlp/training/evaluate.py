@@ -12,14 +12,11 @@ from torch import Tensor, nn
 from fastmlp.engine.autograd import one_number, precision
 from fastmlp.modules import CrossEntropyLoss
 from fastmlp.modules.dequantize import dequantizes
-from fastmlp.training import expected, inputs
 from fastmlp.training.arguments import Loss, loss_of, require_net, whole
-from fastmlp.training.expected import Expected
-from fastmlp.training.features import Features, pixels
-from fastmlp.training.inputs import Data
-from fastmlp.training.shares import Ranks, label_weight, reshard
+from fastmlp.training.data_parallel import Ranks, label_weight, reshard
+from fastmlp.training.inputs import Data, open_source
 from fastmlp.training.sources import Source
-from fastmlp.training.targets import Targets, shape_of
+from fastmlp.training.specs import DataSpec, FeatureSpec, TargetSpec, in_mode, pixels, shape_of, spec_of
 
 _BATCH = 4096
 
@@ -52,8 +49,8 @@ def evaluate(
     """
     require_net(net)
     loss, batch_size = loss_of(loss), whole(batch_size, "batch_size", 1)
-    source = inputs.take(data, "data", device_of(net), net)
-    source.require(expected.of(Features(net, source.device, dtype), loss, source.example(), "data"))
+    source = open_source(data, "data", device_of(net), net)
+    source.require(spec_of(FeatureSpec(net, source.device, dtype), loss, source.example(), "data"))
     return score(net, loss, source, dtype, size=batch_size)
 
 
@@ -66,17 +63,17 @@ def accuracy(
         ValueError: as `fit`.
     """
     require_net(net)
-    batch_size, device = whole(batch_size, "batch_size", 1), device_of(net)
-    source = inputs.take(data, "data", device, net)
-    features = Features(net, device, dtype)
+    batch_size = whole(batch_size, "batch_size", 1)
+    source = open_source(data, "data", device_of(net), net)
+    features = FeatureSpec(net, source.device, dtype)
     x, y = source.example()
     if y.is_floating_point() or y.numel() != 1:
         kind = f"{shape_of(('N', *y.shape[1:]))} {y.dtype}"
         raise ValueError(f"data: expected labels (N,) torch.int64, got targets {kind}")
-    outputs = features.ask(x, "data").outputs
+    outputs = features.ask(x, source.origin).outputs
     if len(outputs) != 1:
         raise ValueError(f"net: expected logits (B, classes), got {(2, *outputs)} for two examples")
-    source.require(Expected(features, Targets("accuracy", outputs[0])))
+    source.require(DataSpec(features, TargetSpec("accuracy", outputs[0])))
     found = score(net, None, source, dtype, size=batch_size).accuracy
     assert found is not None
     return found
@@ -92,15 +89,11 @@ def score(
     size: int = _BATCH,
 ) -> Score:
     """`evaluate` of checked data, a part of every batch in each of the ``ranks``. No loss is NaN."""
-    device, training, raw = source.device, net.training, dequantizes(net)
+    device, raw = source.device, dequantizes(net)
     right = torch.zeros((), device=device, dtype=torch.int64)
     total, weights = torch.zeros(2, device=device, dtype=torch.float64).unbind()
-    mode = loss is not None and loss.training
     rows = 0
-    net.eval()
-    if loss is not None:
-        loss.eval()
-    try:
+    with in_mode(False, net, loss):
         for x, y in source.batches(size):
             rows += len(y)
             if ranks is not None:
@@ -114,10 +107,6 @@ def score(
                     weights += weighs
             if source.has_answers:
                 right += (outputs.argmax(1) == y).sum()
-    finally:
-        net.train(training)
-        if loss is not None:
-            loss.train(mode)
     if ranks is not None:
         reshard(net)
     sums = torch.stack([total, weights, right.double()]).tolist()

@@ -1,4 +1,4 @@
-"""What training gives, and how it says that it cannot go on."""
+"""What training gives."""
 
 from __future__ import annotations
 
@@ -12,10 +12,6 @@ from fastmlp import files, markup
 
 _NAMES = ("train loss", "train accuracy", "test loss", "test accuracy")
 _MOST = 12  # rows of a notebook's table
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says where it stopped."""
 
 
 @dataclass(frozen=True)

@@ -85,11 +85,6 @@ def differences(saved: dict[str, Any], now: dict[str, Any], changed: Collection[
     return found
 
 
-def factors_digest(factors: Tensor) -> str:
-    """Of the learning rates' factors of steps that are done."""
-    return digest(factors)
-
-
 def _structure(module: nn.Module) -> dict[str, Any]:
     """Each module's type, and the numbers, strings and flags among its attributes."""
     return {
@@ -107,10 +102,13 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
     return {n: v for n, v in attributes if not n.startswith("_") and n != "training" and _is_plain(v)}
 
 
-def _is_plain(value: object) -> bool:
-    if isinstance(value, (tuple, list)):
-        return all(map(_is_plain, value))
+def is_scalar(value: object) -> bool:
+    """Whether ``value`` is one of JSON's that hold no others."""
     return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _is_plain(value: object) -> bool:
+    return all(map(_is_plain, value)) if isinstance(value, (tuple, list)) else is_scalar(value)
 
 
 def _plain(value: object) -> object:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -10,11 +9,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from fastmlp.data import Images, Samples
-from fastmlp.training import finite
-from fastmlp.training.arrays import holds_numbers, is_array, tensor_of
-from fastmlp.training.features import dtype_of
-from fastmlp.training.pairs import Pair, as_targets, check_pair, kind_of, pair_of
+from fastmlp.training.arrays import Pair, holds_numbers, is_array, kind_of, pair_of, tensors_of
 from fastmlp.training.sources import Arrays, Items, Loader, Resident, Source, example_of
+from fastmlp.training.specs import dtype_of
 
 #: Features with labels or targets: a set, a pair of tensors or of NumPy arrays, or one of torch's; see `fit`.
 Data = Images | Samples | tuple[Any, Any] | Dataset[Any] | DataLoader[Any]
@@ -25,11 +22,10 @@ BATCH = 256
 RESIDENT = 1 << 30
 _LOOKS = 4  # at one example, to see whether it stays the same
 _PLAIN = (tuple, list, dict, str, bytes)
-_PARTS = ("features", "targets")
 _CHUNK = 1024  # examples of a data set that are read at a time
 
 
-def take(
+def open_source(
     data: Data, name: str, device: torch.device, net: nn.Module, batch_size: int | None = None
 ) -> Source:
     """``data``, called ``name`` in messages, for ``net`` on ``device``. Nothing is written.
@@ -39,65 +35,61 @@ def take(
     Raises:
         ValueError: it is nothing that `fit` takes, with what was expected.
     """
-    return _source(data, name, device, dtype_of(net), batch_size)
-
-
-def _source(data: Any, name: str, device: torch.device, dtype: torch.dtype, asked: int | None) -> Source:
-    if isinstance(data, Images):
-        return _resident((data.images.flatten(1), data.labels), name, device)
-    if isinstance(data, Samples):
-        return _resident((data.x, data.y), name, device)
-    if isinstance(data, DataLoader):
-        if asked is not None and asked != data.batch_size:
-            raise ValueError(
-                f"batch_size: expected None, as the DataLoader has {data.batch_size}, got {asked}"
-            )
-        return Loader(name, device, data, dtype)
-    if isinstance(data, IterableDataset):
-        return Loader(name, device, DataLoader(data, batch_size=asked or BATCH), dtype)
+    dtype = dtype_of(net)
+    if isinstance(data, (DataLoader, IterableDataset)):
+        return _loader(data, name, device, dtype, batch_size)
     if isinstance(data, TensorDataset):
         return _arrays(pair_of(data.tensors, name, "tensors"), name, device, dtype)
-    if isinstance(data, (tuple, list)) and len(data) == 2:
-        if all(isinstance(part, Tensor) for part in data):
-            return _resident((data[0], data[1]), name, device)
-        if all(map(holds_numbers, data)):
-            return _arrays((data[0], data[1]), name, device, dtype)
-    elif _is_map_style(data):
+    if _is_map_style(data):
         return _items(data, name, device, dtype)
-    inside = ""
-    if isinstance(data, (tuple, list)) and data:
-        inside = f" with {' and '.join(map(kind_of, data[:2]))}"
-    raise ValueError(
-        f"{name}: expected Images, Samples, a pair (x, y) of tensors or of NumPy arrays, a Dataset or a "
-        f"DataLoader, "
-        f"got {kind_of(data)}{inside}"
-    )
+    pair = _parts(data)
+    if pair is None:
+        inside = ""
+        if isinstance(data, (tuple, list)) and data:
+            inside = f" with {' and '.join(map(kind_of, data[:2]))}"
+        raise ValueError(
+            f"{name}: expected Images, Samples, a pair (x, y) of tensors or of NumPy arrays, a Dataset or a "
+            f"DataLoader, got {kind_of(data)}{inside}"
+        )
+    if all(isinstance(part, Tensor) for part in pair):
+        return Resident(name, device, tensors_of(pair, name))
+    return _arrays(pair, name, device, dtype)
+
+
+def _parts(data: Any) -> tuple[Any, Any] | None:
+    """Features and targets, where ``data`` holds both as a whole."""
+    if isinstance(data, Images):
+        return data.images.flatten(1), data.labels
+    if isinstance(data, Samples):
+        return data.x, data.y
+    if isinstance(data, (tuple, list)) and len(data) == 2 and all(map(holds_numbers, data)):
+        return data[0], data[1]
+    return None
 
 
 def _is_map_style(data: Any) -> bool:
     """Whether ``data`` may be a data set of pairs; a table by itself is none."""
-    indexed = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+    if isinstance(data, (Images, Samples, Tensor, *_PLAIN)):
+        return False
     if is_array(data):
         return bool(data.dtype.hasobject)  # pairs; an array of numbers is half of one
-    return indexed and not isinstance(data, (*_PLAIN, Tensor)) and not holds_numbers(data)
+    return hasattr(data, "__getitem__") and hasattr(data, "__len__") and not holds_numbers(data)
 
 
-def _resident(pair: Pair, name: str, device: torch.device) -> Resident:
-    x, y = (tensor_of(part, name, what) for part, what in zip(pair, _PARTS))
-    y = as_targets(y)
-    check_pair(x, y, name)
-    return Resident(name, x.to(device), y.to(device))
+def _loader(data: Any, name: str, device: torch.device, dtype: torch.dtype, asked: int | None) -> Loader:
+    """A DataLoader, which has a batch size of its own, or an iterable data set."""
+    if isinstance(data, IterableDataset):
+        data = DataLoader(data, batch_size=asked or BATCH)
+    elif asked is not None and asked != data.batch_size:
+        raise ValueError(f"batch_size: expected None, as the DataLoader has {data.batch_size}, got {asked}")
+    return Loader(name, device, data, dtype)
 
 
 def _arrays(pair: tuple[Any, Any], name: str, device: torch.device, dtype: torch.dtype) -> Resident | Arrays:
     """Arrays and tensors on the host, on the device if they are small."""
-    x, y = (tensor_of(part, name, what) for part, what in zip(pair, _PARTS))
-    y = as_targets(y)  # labels are looked at as a whole, and kept
-    check_pair(x, y, name)
+    x, y = tensors_of(pair, name)  # labels are looked at as a whole, and kept
     if x.nbytes + y.nbytes <= RESIDENT or not x.is_cpu:
-        where = partial(finite.row_as, dtype, (x, y))
-        x, y = (t.to(dtype) if t.is_floating_point() else t for t in (x, y))
-        return Resident(name, x.to(device), y.to(device), where)
+        return Resident(name, device, (x, y), dtype)
     maps = [part._mmap for part in pair if _is_shared_map(part)]
     return Arrays(name, device, (x, y), dtype, maps)
 
@@ -120,21 +112,21 @@ def _items(data: Any, name: str, device: torch.device, dtype: torch.dtype) -> Re
             f"{name}: expected examples whose target is a number, a tensor or an array, got {kind_of(y)}"
         )
     size = _on_host(x).nbytes + _on_host(y).nbytes
-    fixed = all(_same(a, b) for look in looks[1:] for a, b in zip(looks[0], look))
+    fixed = all(torch.equal(_on_host(a), _on_host(b)) for look in looks[1:] for a, b in zip(looks[0], look))
     items = Items(name, device, data, dtype, count, fixed)
     if not fixed or count * size > RESIDENT:
         return items
-    return _resident(_whole(items, count, dtype), name, device)
+    return Resident(name, device, _whole(items, dtype))
 
 
-def _whole(items: Items, count: int, dtype: torch.dtype) -> Pair:
+def _whole(items: Items, dtype: torch.dtype) -> Pair:
     """All examples, in memory."""
     whole: list[Tensor] = []
     done = 0
     for batch in items.read(_CHUNK):
         parts = [t.to(dtype) if t.is_floating_point() else t for t in batch]
         whole = whole or [
-            torch.empty(count, *part.shape[1:], dtype=part.dtype, device="cpu") for part in parts
+            torch.empty(items.count, *part.shape[1:], dtype=part.dtype, device="cpu") for part in parts
         ]
         for everything, part in zip(whole, parts):
             if (part.shape[1:], part.dtype) != (everything.shape[1:], everything.dtype):
@@ -149,10 +141,6 @@ def _whole(items: Items, count: int, dtype: torch.dtype) -> Pair:
 def _is_shared_map(value: Any) -> bool:
     """Whether pages of the file behind ``value`` can be given back: what was written to them is not lost."""
     return getattr(value, "_mmap", None) is not None and value.mode != "c"
-
-
-def _same(one: Any, other: Any) -> bool:
-    return torch.equal(_on_host(one), _on_host(other))
 
 
 def _on_host(value: Any) -> Tensor:

@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from fastmlp.data import batches
-from fastmlp.training import finite
-from fastmlp.training.expected import Expected
+from fastmlp.training import nonfinite
+from fastmlp.training.arrays import Pair, batch_of
 from fastmlp.training.identity import digest
-from fastmlp.training.pairs import Pair, checked
+from fastmlp.training.nonfinite import Origin
+from fastmlp.training.specs import DataSpec
 
 _SAMPLE = 1024  # rows of the features that count towards the data's fingerprint
 _ITEMS = 64  # and examples of a data set that computes them
@@ -32,6 +33,7 @@ class Source(ABC):
     Args:
         name: "train" or "test", for messages.
         device: where the net is.
+        dtype: what floating numbers become there; None for as they are.
     """
 
     #: How many examples there are; None where nobody knows before the end.
@@ -39,10 +41,10 @@ class Source(ABC):
     #: Examples of a batch; None where whoever asks may say.
     size: int | None = None
     #: What net and loss take, once it is required.
-    expected: Expected | None = None
+    spec: DataSpec | None = None
 
-    def __init__(self, name: str, device: torch.device) -> None:
-        self.name, self.device = name, device
+    def __init__(self, name: str, device: torch.device, dtype: torch.dtype | None) -> None:
+        self.name, self.device, self.origin = name, device, Origin(name, dtype)
 
     @abstractmethod
     def example(self) -> Pair:
@@ -59,7 +61,7 @@ class Source(ABC):
         """
 
     @abstractmethod
-    def require(self, expected: Expected) -> None:
+    def require(self, spec: DataSpec) -> None:
         """Make all examples what net and loss take: now, or each batch as it is read, and now the first.
 
         Raises:
@@ -69,7 +71,7 @@ class Source(ABC):
     @property
     def has_answers(self) -> bool:
         """Whether each example has one right class."""
-        return self.expected is not None and self.expected.targets.are_answers
+        return self.spec is not None and self.spec.targets.are_answers
 
     def steps(self, size: int) -> int | None:
         """Batches of ``size`` in a pass, or None."""
@@ -83,113 +85,152 @@ class Source(ABC):
 class Resident(Source):
     """Tensors on the device: x (N, ...), y (N, ...)."""
 
-    def __init__(self, name: str, x: Tensor, y: Tensor, where: Callable[[int], str] = finite.row) -> None:
-        super().__init__(name, y.device)
-        self.x, self.y, self.count, self._where = x, y, len(y), where
+    def __init__(self, name: str, device: torch.device, pair: Pair, dtype: torch.dtype | None = None) -> None:
+        super().__init__(name, device, dtype)
+        self.x, self.y = (t.to(device) for t in pair)
+        self.count = len(self.y)
 
     def example(self) -> Pair:
         """See `Source.example`."""
-        return self.x[:1], self.y[:1]
+        return _cast((self.x[:1], self.y[:1]), self.device, self.origin.dtype)
 
     def batches(self, size: int, order: Tensor | None = None, start: int = 0) -> Iterator[Pair]:
         """See `Source.batches`."""
         return batches(self.x[start * size :], self.y[start * size :], size, order, raw=True)
 
-    def require(self, expected: Expected) -> None:
+    def require(self, spec: DataSpec) -> None:
         """See `Source.require`."""
-        self.expected = expected
-        self.x, self.y = expected.take(self.x, self.y, self.name, where=self._where)
-        self._where = finite.row  # the other may hold what the data were made of
+        self.spec = spec
+        self.x, self.y = _cast(spec.accept(self.x, self.y, self.origin), self.device, self.origin.dtype)
 
     def facts(self) -> dict[str, str]:
         """See `Source.facts`: all labels, and every so-many-th row of what is floating."""
         return _facts(self.x, self.x[_some(len(self.x))], self.y, self.x.dtype)
 
 
-class Arrays(Source):
+class Streamed(Source):
+    """Batches that are made on the host, each sent to the device while the one before is worked on."""
+
+    _first: Pair | None = None
+
+    @abstractmethod
+    def read(self, size: int, order: Tensor | None = None, start: int = 0) -> Iterator[Pair]:
+        """`batches`, on the host."""
+
+    def batches(self, size: int, order: Tensor | None = None, start: int = 0) -> Iterator[Pair]:
+        """See `Source.batches`."""
+        return prefetched(self.read(size, order, start), self.device, self.origin.dtype)
+
+    def example(self) -> Pair:
+        """See `Source.example`: kept, as reading it again may give another one or draw from a generator."""
+        if self._first is None:
+            self._first = next(prefetched(self._begin(), self.device, self.origin.dtype))
+        return self._first
+
+    def require(self, spec: DataSpec) -> None:
+        """See `Source.require`."""
+        self.spec = spec
+        self._first = spec.accept(*self.example(), Origin(self.name))
+
+    def _begin(self) -> Iterator[Pair]:
+        """A batch of one example."""
+        return self.read(1, torch.zeros(1, dtype=torch.int64, device="cpu"))
+
+    def _accepted(self, batch: Any, where: Callable[[int], str]) -> Pair:
+        """A batch as net and loss take it, once it is known what they do; or a ValueError."""
+        pair = batch_of(batch, self.name)
+        return pair if self.spec is None else self.spec.accept(*pair, self.origin._replace(where=where))
+
+
+class Indexed(Streamed):
+    """Examples that are read by their number."""
+
+    count: int
+
+    def read(self, size: int, order: Tensor | None = None, start: int = 0) -> Iterator[Pair]:
+        """See `Streamed.read`."""
+        for begin in range(start * size, self.count if order is None else len(order), size):
+            end = min(begin + size, self.count)
+            rows = torch.arange(begin, end, device="cpu") if order is None else order[begin : begin + size]
+            yield self._accepted(self._gathered(rows), partial(_row_of, rows.tolist()))
+
+    @abstractmethod
+    def _gathered(self, rows: Tensor) -> Any:
+        """The batch of those ``rows``."""
+
+
+class Arrays(Indexed):
     """Tensors on the host, such as mapped files that are larger than memory: rows are gathered by index.
 
     Gathering sorted rows, to read a file forwards, gained nothing: with the file in the page cache 0.23 ms
     either way a batch of 256 rows of 784 float32 out of 1.2 GB, from the disk 8 ms either way.
 
     Args:
-        x, y: of the same length.
-        dtype: what floating numbers become, on the device.
+        pair: x and y, of the same length.
         maps: the files behind x and y, so that pages which were read are given back.
     """
 
     def __init__(
         self, name: str, device: torch.device, pair: Pair, dtype: torch.dtype, maps: list[mmap.mmap]
     ) -> None:
-        super().__init__(name, device)
+        super().__init__(name, device, dtype)
         self.x, self.y = pair
-        self.count, self._dtype, self._maps = len(self.y), dtype, maps
+        self.count, self._maps, self._mapped = len(self.y), maps, 0
+        row = sum(t[0].numel() * t.element_size() + _AROUND for t in pair)
+        self._most = max(1, _MAPPED // row)  # rows that may be mapped, of one batch or of several
 
-    def example(self) -> Pair:
-        """See `Source.example`."""
-        return next(self.batches(1))
-
-    def batches(self, size: int, order: Tensor | None = None, start: int = 0) -> Iterator[Pair]:
-        """See `Source.batches`."""
-        return ahead(self._gathered(size, order, start), self.device, self._dtype)
-
-    def _gathered(self, size: int, order: Tensor | None, start: int) -> Iterator[Pair]:
-        row = sum(t[0].numel() * t.element_size() + _AROUND for t in (self.x, self.y))
-        most, mapped = max(1, _MAPPED // row), 0  # rows, of one batch or of several
-        for begin in range(start * size, len(self.y), size):
-            end = min(begin + size, len(self.y))
-            rows = torch.arange(begin, end, device="cpu") if order is None else order[begin:end]
-            batch, done = (self._empty(self.x, len(rows)), self._empty(self.y, len(rows))), 0
-            while done < len(rows):
-                if mapped == most:
-                    mapped = 0
-                    self._give_back()
-                part = slice(done, done + most - mapped)
-                for tensor, out in zip((self.x, self.y), batch):
-                    torch.index_select(tensor, 0, rows[part], out=out[part])
-                mapped, done = mapped + len(rows[part]), done + len(rows[part])
-            yield self._taken(batch, rows)
+    def read(self, size: int, order: Tensor | None = None, start: int = 0) -> Iterator[Pair]:
+        """See `Streamed.read`."""
+        yield from super().read(size, order, start)
         self._give_back()
 
-    def _taken(self, batch: Pair, rows: Tensor) -> Pair:
-        if self.expected is None:
-            return batch
-        return self.expected.take(*batch, self.name, self._dtype, partial(_row_of, rows.tolist()))
-
-    def _empty(self, tensor: Tensor, rows: int) -> Tensor:
-        """For so many rows, pinned where they go on to a GPU."""
-        pinned = self.device.type == "cuda"
-        return torch.empty(rows, *tensor.shape[1:], dtype=tensor.dtype, pin_memory=pinned, device="cpu")
+    def _gathered(self, rows: Tensor) -> Pair:
+        pinned = self.device.type == "cuda"  # where they go on to a GPU
+        x, y = (
+            torch.empty(len(rows), *t.shape[1:], dtype=t.dtype, pin_memory=pinned, device="cpu")
+            for t in (self.x, self.y)
+        )
+        done = 0
+        while done < len(rows):
+            if self._mapped == self._most:
+                self._give_back()
+            part = slice(done, done + self._most - self._mapped)
+            torch.index_select(self.x, 0, rows[part], out=x[part])
+            torch.index_select(self.y, 0, rows[part], out=y[part])
+            self._mapped += len(rows[part])
+            done += len(rows[part])
+        return x, y
 
     def _give_back(self) -> None:
         """Unmap the pages that were read, else they count as this process' memory. The system keeps them."""
+        self._mapped = 0
         for pages in self._maps:
             pages.madvise(mmap.MADV_DONTNEED)
 
-    def require(self, expected: Expected) -> None:
+    def require(self, spec: DataSpec) -> None:
         """See `Source.require`: labels are looked at all of them."""
-        self.expected = expected
-        self.y = expected.targets.shaped(self.y)
+        self.y = spec.targets.shaped(self.y)
         if not self.y.is_floating_point():
-            self.y = expected.targets.take(self.y, self.name)
+            self.y = spec.targets.accept(self.y, Origin(self.name))
+        self.spec, self._first = spec, None
         self.example()
 
     def facts(self) -> dict[str, str]:
         """See `Source.facts`: the same as of `Resident`."""
         some = self.x[_some(len(self.x))]
-        if self.expected is not None:
-            some = self.expected.features.cast(some, self.name, self._dtype)
-        facts = _facts(self.x, some, self.y, self._dtype)
+        if self.spec is not None:
+            some = self.spec.features.cast(some, self.origin)
+        assert self.origin.dtype is not None
+        facts = _facts(self.x, some, self.y, self.origin.dtype)
         self._give_back()
         return facts
 
 
-class Items(Source):
+class Items(Indexed):
     """A map-style data set that is too large for the device, or that gives other examples each time.
 
     Args:
         dataset: of pairs.
-        dtype: what floating numbers become.
         count: its length when it was first looked at.
         fixed: whether an example is the same whenever it is read.
     """
@@ -203,48 +244,23 @@ class Items(Source):
         count: int,
         fixed: bool,
     ) -> None:
-        super().__init__(name, device)
-        self._dataset, self._dtype, self._fixed = dataset, dtype, fixed
-        self.count: int = count
-        self._first: Pair | None = None
+        super().__init__(name, device, dtype)
+        self._dataset, self.count, self._fixed = dataset, count, fixed
 
-    def example(self) -> Pair:
-        """See `Source.example`."""
-        if self._first is None:  # it may be another when it is read again, or draw from the generator
-            some = torch.zeros(1, dtype=torch.int64, device="cpu")
-            self._first = next(ahead(self.read(1, some), self.device, self._dtype))
-        return self._first
-
-    def batches(self, size: int, order: Tensor | None = None, start: int = 0) -> Iterator[Pair]:
-        """See `Source.batches`."""
-        return ahead(self.read(size, order, start), self.device, self._dtype)
-
-    def read(self, size: int, order: Tensor | None = None, start: int = 0) -> Iterator[Pair]:
-        """`batches`, on the host."""
-        order = torch.arange(self.count, device="cpu") if order is None else order
-        for part in order.split(size)[start:]:
-            rows = part.tolist()
-            where = partial(_row_of, rows)
-            yield taken(self._batch(rows), self.name, self.expected, self._dtype, where)
-
-    def _batch(self, rows: list[int]) -> Any:
+    def _gathered(self, rows: Tensor) -> Any:
         # Not by a DataLoader: it draws a seed where it needs none, on the default device.
+        numbers = rows.tolist()
         several = getattr(self._dataset, "__getitems__", None)
         if several is None:
-            examples = [example_of(self._dataset, row, self.name, self.count) for row in rows]
+            examples = [example_of(self._dataset, row, self.name, self.count) for row in numbers]
         else:
             try:
-                examples = several(rows)
+                examples = several(numbers)
             except IndexError as error:
-                what = f"one of the examples {rows[0]} to {rows[-1]}"
+                what = f"one of the examples {numbers[0]} to {numbers[-1]}"
                 raise _missing(self._dataset, what, self.name, self.count, error) from error
         with torch.device("cpu"), _one_shape(self.name):
             return default_collate(examples)
-
-    def require(self, expected: Expected) -> None:
-        """See `Source.require`."""
-        self.expected = expected
-        self._first = expected.take(*self.example(), self.name)
 
     def facts(self) -> dict[str, str] | None:
         """See `Source.facts`: some examples' content."""
@@ -256,46 +272,34 @@ class Items(Source):
         return {"data": kind, "data's content": digest(x, y)}
 
 
-class Loader(Source):
+class Loader(Streamed):
     """A DataLoader: its batches, in its own order."""
 
     def __init__(self, name: str, device: torch.device, loader: DataLoader[Any], dtype: torch.dtype) -> None:
-        super().__init__(name, device)
-        self._loader, self._dtype = loader, dtype
+        super().__init__(name, device, dtype)
+        self._loader = loader
         self._begun: Iterator[Any] | None = None  # a pass of which one batch has been looked at
-        self._first: Pair | None = None
 
-    def example(self) -> Pair:
-        """See `Source.example`: the first of the first pass, where it will not be missing."""
-        if self._first is None:
-            passing = self._pass()
-            first = next(passing, None)
-            if first is None:
-                raise ValueError(f"{self.name}: expected at least one example, got none")
-            self._begun = chain([first], passing)
-            x, y = checked(first, self.name)
-            self.size = self._loader.batch_size or len(y)
-            self._first = next(ahead(iter([(x[:1], y[:1])]), self.device, self._dtype))
-        return self._first
+    def _begin(self) -> Iterator[Pair]:
+        """The first of the first pass, where it will not be missing."""
+        passing = self._pass()
+        first = next(passing, None)
+        if first is None:
+            raise ValueError(f"{self.name}: expected at least one example, got none")
+        self._begun = chain([first], passing)
+        x, y = batch_of(first, self.name)
+        self.size = self._loader.batch_size or len(y)
+        return iter([(x[:1], y[:1])])
 
-    def batches(self, size: int, order: Tensor | None = None, start: int = 0) -> Iterator[Pair]:
-        """See `Source.batches`; ``size`` and ``order`` are the loader's."""
+    def read(self, size: int, order: Tensor | None = None, start: int = 0) -> Iterator[Pair]:
+        """See `Streamed.read`; ``size`` and ``order`` are the loader's."""
         passing, self._begun = self._begun or self._pass(), None
-        return ahead(self._taken(passing), self.device, self._dtype)
+        for number, batch in enumerate(passing, 1):
+            yield self._accepted(batch, partial("row {1} of batch {0}".format, number))
 
     def _pass(self) -> Iterator[Any]:
         with _one_shape(self.name):
             yield from self._loader
-
-    def _taken(self, passing: Iterator[Any]) -> Iterator[Pair]:
-        for number, batch in enumerate(passing, 1):
-            where = partial("row {1} of batch {0}".format, number)
-            yield taken(batch, self.name, self.expected, self._dtype, where)
-
-    def require(self, expected: Expected) -> None:
-        """See `Source.require`."""
-        self.expected = expected
-        self._first = expected.take(*self.example(), self.name)
 
     def steps(self, size: int) -> int | None:
         """See `Source.steps`."""
@@ -318,11 +322,7 @@ def _one_shape(name: str) -> Iterator[None]:
 
 
 def example_of(dataset: Any, row: int, name: str, count: int) -> Any:
-    """Example ``row`` of a map-style data set, called ``name``, that had ``count`` of them.
-
-    Raises:
-        ValueError: it is not there.
-    """
+    """Example ``row`` of the map-style data set ``name`` that had ``count`` of them; or a ValueError."""
     try:
         return dataset[row]
     except IndexError as error:
@@ -337,19 +337,7 @@ def _missing(dataset: Any, what: str, name: str, count: int, error: IndexError) 
     return ValueError(f"{name}: its length is {count}, but {what} is not there{said}")
 
 
-def taken(
-    batch: Any, name: str, expected: Expected | None, dtype: torch.dtype, where: Callable[[int], str]
-) -> Pair:
-    """A batch that somebody else made as net and loss take it, once it is known what they do.
-
-    Raises:
-        ValueError: they do not take it.
-    """
-    pair = checked(batch, name)
-    return pair if expected is None else expected.take(*pair, name, dtype, where)
-
-
-def ahead(pairs: Iterator[Pair], device: torch.device, dtype: torch.dtype) -> Iterator[Pair]:
+def prefetched(pairs: Iterator[Pair], device: torch.device, dtype: torch.dtype | None) -> Iterator[Pair]:
     """Host batches on ``device``, floats as ``dtype``; each is copied while the one before is worked on.
 
     On a GPU: from pinned memory, on a stream of its own, one batch ahead. The allocators of torch keep both
@@ -372,18 +360,18 @@ def ahead(pairs: Iterator[Pair], device: torch.device, dtype: torch.dtype) -> It
             here.wait_event(copied)
             for tensor in tensors:
                 tensor.record_stream(here)
-            yield _cast((tensors[0], tensors[1]), device, dtype)
+            yield _cast(tensors, device, dtype)
         waiting = sent
 
 
-def _cast(pair: Iterable[Tensor], device: torch.device, dtype: torch.dtype) -> Pair:
-    x, y = (t.to(device, dtype) if t.is_floating_point() else t.to(device) for t in pair)
+def _cast(pair: Iterable[Tensor], device: torch.device, dtype: torch.dtype | None) -> Pair:
+    x, y = (t.to(device, dtype if t.is_floating_point() else None) for t in pair)
     return x, y
 
 
 def _row_of(rows: list[int], row: int) -> str:
     """A row of a batch, by what it is in the data."""
-    return finite.row(rows[row])
+    return nonfinite.row(rows[row])
 
 
 def _some(count: int) -> slice:

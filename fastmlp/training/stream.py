@@ -6,34 +6,30 @@ import math
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastmlp.engine import Executor, choose
 from fastmlp.engine.autograd import AutogradExecutor
-from fastmlp.engine.network import Network
 from fastmlp.engine.step_loop import StepLoop
-from fastmlp.training.history import TrainingError
-from fastmlp.training.pairs import Pair
+from fastmlp.training.arrays import Pair
+from fastmlp.training.errors import TrainingError
 from fastmlp.training.sources import Source
 
 
 class StreamLoop(StepLoop):
-    """Hands each batch of a `Source` to the executor as it arrives.
+    """Hands each batch of a `Source` to the executor as it arrives; the ``job``'s x and y are but an example.
 
     The order of what can be indexed is drawn as a `StepLoop` draws it, so that the results are those of the
     same data on the device, to the bit.
+
+    Raises:
+        ValueError: ``engine`` cannot run here, with the reason.
     """
 
-    def __init__(
-        self,
-        executor: Executor,
-        optimizer: torch.optim.Optimizer,
-        source: Source,
-        batch: int,
-        generator: torch.Generator,
-    ) -> None:
-        none = torch.empty(0, device=source.device, dtype=torch.float32)  # x and y are the batch at hand
-        super().__init__(executor, optimizer, none, none, batch, generator)
+    def __init__(self, engine: str, job: choose.Job, source: Source) -> None:
+        super().__init__(
+            _executor(engine, job, source), job.optimizer, job.x, job.y, job.batch, job.generator
+        )
         self._source = source
         #: Examples of the epoch so far.
         self.seen = 0
@@ -79,34 +75,19 @@ class StreamLoop(StepLoop):
         return self._source.batches(self.batch, order, self.done)
 
 
-def loop(
-    engine: str,
-    model: nn.Module,
-    loss: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    source: Source,
-    batch: int,
-    generator: torch.Generator,
-    dtype: torch.dtype,
-) -> StreamLoop:
-    """The loop that ``engine`` names, as `choose.loop`, for a source that is not on the device.
-
-    Raises:
-        ValueError: that engine cannot run here, with the reason.
-    """
+def _executor(engine: str, job: choose.Job, source: Source) -> Executor:
+    """The one that ``engine`` names, as `choose.loop` does."""
     if engine not in choose.ENGINES:
         raise ValueError(f"engine: expected one of {', '.join(choose.ENGINES)}, got {engine!r}")
     if engine in ("graph", "persistent"):
         raise ValueError(
             f"engine: {engine!r} cannot run this: {source.name} comes from the host batch by batch"
         )
-    found: Network | str = "eager is asked for"
+    model, loss, optimizer, x, y, _, _, dtype = job
     if engine != "eager":
-        found = choose.recognise(model, loss, optimizer, dtype, source.example())
-    if isinstance(found, str):
+        found = choose.recognise(model, loss, optimizer, dtype, (x, y))
+        if not isinstance(found, str):
+            return choose.of_network(found, optimizer, dtype)
         if engine == "fused":
             raise ValueError(f"engine: {engine!r} cannot run this: {found}")
-        executor: Executor = AutogradExecutor(model, loss, optimizer, source.device, dtype)
-    else:
-        executor = choose.of_network(found, optimizer, dtype)
-    return StreamLoop(executor, optimizer, source, batch, generator)
+    return AutogradExecutor(model, loss, optimizer, source.device, dtype)

@@ -75,13 +75,13 @@ _FAILING = """
 import os, sys
 import torch
 from fastmlp import cli
-from fastmlp.training import shares
+from fastmlp.training import data_parallel
 
 def step(*args, **kwargs):
     raise torch.OutOfMemoryError("out of memory, on purpose")
 
 if os.environ["RANK"] == "1":
-    shares.SharedExecutor.step = step
+    data_parallel.SharedExecutor.step = step
 cli.app(sys.argv[1:])
 """
 

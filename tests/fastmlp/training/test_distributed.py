@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fastmlp.training import distributed
-from fastmlp.training.shares import Ranks, ranks_of
+from fastmlp.training.data_parallel import Ranks, ranks_of
 
 _LAUNCHED = {"RANK": "2", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import fastmlp
 from fastmlp import backends
 from fastmlp.training import History, checkpoint, fit, position
-from fastmlp.training.tree import flatten, unflatten
+from fastmlp.training.checkpoint import flatten, unflatten
 
 
 def run(path: Path | None, net: nn.Module | None = None, epochs: int = 4, **options: Any) -> History:

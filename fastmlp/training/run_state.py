@@ -1,19 +1,19 @@
-"""What stands in a run's checkpoint, checked before any of it is used: it may be anybody's."""
+"""A run as its checkpoint holds it, checked before any of it is used: it may be anybody's."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from fastmlp.training import checkpoint
+from fastmlp.training.checkpoint import is_named, require
 from fastmlp.training.history import Epoch, epochs_of, is_number
 from fastmlp.training.identity import short
-from fastmlp.training.tree import unflatten
 
+FORMAT = 1
 #: Engines that a run can have had, as `identity.describe` names them.
 _ENGINES = ("cpu", "eager", "fused", "graph", "persistent")
 _KINDS = {
@@ -57,55 +57,46 @@ class Saved(NamedTuple):
     state: dict[str, dict[str, Any]]  # of `_STATE`
 
 
-def parse(content: dict[str, Any], tensors: dict[str, Tensor]) -> Saved:
-    """What `Keeper.save` wrote.
+def position(path: Path | str) -> Position:
+    """How far the run is whose checkpoint ``path`` is.
 
     Raises:
-        ValueError: it is something else; the message goes on from "expected ..., but".
+        FileNotFoundError: there is none.
+        ValueError: the file is no checkpoint of a run, or damaged.
     """
+    return read(path).position
+
+
+def read(path: Path | str) -> Saved:
+    """What `Checkpointer.save` wrote; raises as `position`."""
+    tensors, content = checkpoint.read(path)
+    if "run" not in content:
+        raise ValueError(f"{path}: expected a training checkpoint, found a net alone")
+    if content.get("format") != FORMAT:
+        found = short(content.get("format"))
+        raise ValueError(f"{path}: expected format {FORMAT} of a training checkpoint, got {found}")
+    with checkpoint.of_a_run(path):
+        return _parsed(content, tensors)
+
+
+def _parsed(content: dict[str, Any], tensors: dict[str, Tensor]) -> Saved:
     for name, kind in _KINDS.items():
         require(isinstance(content.get(name), kind), name, content.get(name))
     position = _position(content["metadata"])
     engine = content["run"].get("engine")
     require(engine in _ENGINES, "the run's engine", engine)
-    epochs = epochs_of(content["epochs"])
-    for number, epoch in enumerate(epochs, 1):
-        numbers = epoch.train_loss, epoch.seconds, epoch.examples_per_second
-        shares = [share for share in (epoch.train_accuracy, epoch.test_accuracy) if share is not None]
-        fine = epoch.number == number and all(map(math.isfinite, numbers)) and min(numbers[1:]) >= 0
-        require(fine and all(0 <= share <= 1 for share in shares), f"epoch {number}", epoch)
-    require(len(epochs) == position.epoch, "the number of epochs", len(epochs))
     seconds = content["seconds"]
     fine = len(seconds) == 2 and all(is_number(one) and 0 <= one < math.inf for one in seconds)
     require(fine, "seconds", seconds)
-    run, environment, factors = content["run"], content["made by"], content["factors"]
-    state = state_of(content["state"], tensors)
-    return Saved(position, run, environment, factors, epochs, tuple(seconds), state)
-
-
-@contextmanager
-def expected(path: Path | str) -> Iterator[None]:
-    """Say of ``path`` what `parse` and others find wrong."""
-    try:
-        yield
-    except ValueError as error:
-        problem = str(error)
-    except RecursionError:
-        problem = "it is nested too deeply"
-    else:
-        return
-    raise ValueError(f"{path}: expected a training checkpoint as fit writes it, but {problem}")
-
-
-def require(fine: bool, name: str, value: object) -> None:
-    """Refuse ``value`` unless it is fine."""
-    if not fine:
-        raise ValueError(f"{name} is {short(value)}")
-
-
-def is_count(value: object) -> bool:
-    """Whether it is an int that something can be as often."""
-    return type(value) is int and 0 <= value <= _MOST
+    return Saved(
+        position,
+        run=content["run"],
+        environment=content["made by"],
+        factors=content["factors"],
+        epochs=_epochs(content["epochs"], position.epoch),
+        seconds=tuple(seconds),
+        state=_state(content["state"], tensors),
+    )
 
 
 def _position(found: dict[str, Any]) -> Position:
@@ -119,25 +110,32 @@ def _position(found: dict[str, Any]) -> Position:
     return position
 
 
-def state_of(tree: Any, tensors: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
-    """The state of `parse`, also where nothing else of it is.
+def _epochs(found: list[Any], count: int) -> list[Epoch]:
+    epochs = epochs_of(found)
+    for number, epoch in enumerate(epochs, 1):
+        numbers = epoch.train_loss, epoch.seconds, epoch.examples_per_second
+        shares = [share for share in (epoch.train_accuracy, epoch.test_accuracy) if share is not None]
+        fine = epoch.number == number and all(map(math.isfinite, numbers)) and min(numbers[1:]) >= 0
+        require(fine and all(0 <= share <= 1 for share in shares), f"epoch {number}", epoch)
+    require(len(epochs) == count, "the number of epochs", len(epochs))
+    return epochs
 
-    Raises:
-        ValueError: as `parse`.
-    """
-    state = unflatten(tree, tensors)
+
+def _state(tree: Any, tensors: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
+    state = checkpoint.unflatten(tree, tensors)
     require(isinstance(state, dict) and {*state} == {*_STATE}, "state", tree)
     for name in _STATE:
-        require(_is_named(state[name]), name, state[name])
+        require(is_named(state[name]), name, state[name])
     optimizer = state["optimizer"]
     fine = {*optimizer} == {"state", "param_groups"} and isinstance(optimizer["state"], dict)
     require(fine and isinstance(optimizer["param_groups"], list), "optimizer", optimizer)
     for group in optimizer["param_groups"]:
-        require(_is_named(group) and isinstance(group.get("params"), list), "a group of the optimizer", group)
+        require(is_named(group) and isinstance(group.get("params"), list), "a group of the optimizer", group)
     for i, entry in optimizer["state"].items():
-        require(is_count(i) and _is_named(entry), f"the optimizer's state of parameter {short(i)}", entry)
+        require(is_count(i) and is_named(entry), f"the optimizer's state of parameter {short(i)}", entry)
     return state
 
 
-def _is_named(value: object) -> bool:
-    return isinstance(value, dict) and all(isinstance(name, str) for name in value)
+def is_count(value: object) -> bool:
+    """Whether it is an int that something can be as often."""
+    return type(value) is int and 0 <= value <= _MOST

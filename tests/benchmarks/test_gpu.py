@@ -47,6 +47,7 @@ def _errors(report: dict[str, Any]) -> dict[str, str | None]:
     return {one["key"]: one.get("error") for one in report["rows"]}
 
 
+@pytest.mark.deep
 def test_whatever_a_stage_does_the_next_one_starts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -58,7 +58,7 @@ def _counted() -> tuple[dict[str, dict[str, int]], dict[str, Any]]:
     )
 
 
-@pytest.mark.few(1)
+@pytest.mark.deep
 @pytest.mark.parametrize("label", MOST)
 def test_a_call_calls_little(label: str) -> None:
     entered = _counted()[0][label]

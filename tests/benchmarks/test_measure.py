@@ -123,6 +123,7 @@ def test_cases_cover_the_issue() -> None:
     assert len(set(names[: len(list(cases.cases("cpu")))])) == len(list(cases.cases("cpu")))
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     "make",
     [
@@ -172,6 +173,7 @@ def test_our_modules_compile_into_one_graph(
     assert compiled[0] is True
 
 
+@pytest.mark.deep
 def test_peers_train_alike() -> None:
     """Ours, eager and JAX take the same steps from the same weights."""
     jax = pytest.importorskip("jax", reason="JAX is no requirement")

@@ -79,7 +79,7 @@ def with_parameters(net: nn.Module, loss: nn.Module) -> tuple[Callable[..., Tens
     return function, list(net.parameters())
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(3)
 @pytest.mark.feature(
     GROUP, "torch.compile, fullgraph, of a chain with each activation and its gradients", dtype="float32"
 )
@@ -136,7 +136,7 @@ def test_inductor(backend: str, device: str) -> None:
     assert counter.frame_count == 1
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.feature(GROUP, "one graph for every batch size", dtype="float32")
 @pytest.mark.parametrize("dynamic", [True, None])
 @pytest.mark.parametrize("widths", [[8, 3], [260, 3]], ids=["whole", "layers"])
@@ -191,7 +191,7 @@ def test_cross_entropy(arguments: dict[str, Any], backend: str, device: str) -> 
     check(lambda logits, target: FF.cross_entropy(logits * 1, target, weight, **arguments), logits, target)
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.feature(GROUP, "linear_cross_entropy")
 @pytest.mark.parametrize(("reduction", "workspace"), [("mean", 3000), ("mean", None), ("none", 3000)])
 def test_linear_cross_entropy(

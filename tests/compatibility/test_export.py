@@ -103,7 +103,6 @@ assert "fastmlp" not in sys.modules
 @pytest.mark.feature(
     GROUP, "AOTInductor, loaded by a process without fastmlp", dtype="float32", kernels=False
 )
-@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="AOTInductor compiles C++")
 def test_aot_inductor(device: str, tmp_path: Path) -> None:
     net, x = network(device), images(6, device)

@@ -207,6 +207,7 @@ def rows(names: Sequence[str]) -> pytest.MarkDecorator:
     )
 
 
+@pytest.mark.few(40)
 @rows(list(TRANSFORMS))
 def test_transform(name: str, backend: str, dtype: torch.dtype, device: str) -> None:
     tensors = [torch.randn(shape, device=device).to(dtype) for shape in SHAPES]

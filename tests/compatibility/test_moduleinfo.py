@@ -114,7 +114,7 @@ def called(module: nn.Module) -> Callable[..., Tensor]:
     return lambda state, *inputs: functional_call(module, state, inputs)
 
 
-@pytest.mark.few(8)
+@pytest.mark.few(6)
 @backends
 @marked("ModuleInfo: {}")
 def test_forward_and_gradients(case: Case, backend: str, dtype: torch.dtype, device: str) -> None:

@@ -172,6 +172,7 @@ def steps(net: nn.Module, x: Tensor) -> list[Tensor]:
     return [t.clone() for t in found] + [net(x)]
 
 
+@pytest.mark.few(27)
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [

@@ -106,7 +106,7 @@ def marked(cases: dict[str, Case], text: str, **of: str) -> list[Any]:
 backends = pytest.mark.parametrize("backend", ["torch", "triton", "auto"], indirect=True)
 
 
-@pytest.mark.few(16)
+@pytest.mark.few(13)
 @backends
 @pytest.mark.parametrize("case", marked(FLOATING, "OpInfo: {}"))
 def test_floating(case: Case, backend: str, dtype: torch.dtype, device: str) -> None:

@@ -56,7 +56,6 @@ def steps(block: Block) -> list[tuple[str, str, str, list[str]]]:
 
 
 @pytest.mark.deep
-@pytest.mark.slow
 def test_every_page_runs(tmp_path: Path) -> None:
     pages = [[s for block in blocks(page) if not block.of("not run") for s in steps(block)] for page in PAGES]
     home, environment = stranger(tmp_path)

@@ -73,6 +73,7 @@ def test_a_picture_of_ones_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     torch.testing.assert_close(read[0, 0], torch.tensor([1.0, 0.0, 0.2]))
 
 
+@pytest.mark.deep
 def test_an_ensemble_votes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     example("ensemble", monkeypatch).main(nets=100, width=8, epochs=6, device="cpu")
     first, alone, together = capsys.readouterr().out.splitlines()

@@ -209,7 +209,7 @@ def expected(case: str) -> list[Tensor]:
     return outcome(case)
 
 
-@pytest.mark.few(6)
+@pytest.mark.few(5)
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("case", CASES)
 @fuzz(2)
@@ -342,7 +342,7 @@ def found(fault: Fault, around: AbstractContextManager[None]) -> bool:
         return True
 
 
-@pytest.mark.few(9)
+@pytest.mark.few(6)
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("name", FAULTS)
 def test_planted_faults_are_found(

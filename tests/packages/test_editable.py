@@ -8,6 +8,8 @@ import pytest
 
 from tests.installs import run
 
+pytestmark = pytest.mark.deep  # wheels, environments and type checkers take minutes
+
 PROGRAM = """
 import importlib.util
 import fastmlp, fastmlp.benchmarks.cases, fastmlp.kernels.tiles.configs
@@ -17,7 +19,6 @@ print(fastmlp.__file__)
 """
 
 
-@pytest.mark.deep
 @pytest.mark.parametrize("how", ["script", "command", "module"])
 def test_a_program_beside_a_clone_named_fastmlp(editable: Path, how: str) -> None:
     """The clone's folder, as a package without code, must not come before what is installed."""
@@ -36,7 +37,6 @@ def test_nothing_but_fastmlp_can_be_imported(editable: Path, tmp_path: Path) -> 
     assert run([editable, "-c", code], tmp_path).stdout.strip() == "[]"
 
 
-@pytest.mark.deep
 def test_a_clone_needs_no_install(editable: Path, tmp_path: Path) -> None:
     clone = editable.parents[2] / "fastmlp"
     done = run([editable, "-c", PROGRAM], tmp_path, PYTHONPATH=str(clone))

@@ -21,6 +21,8 @@ import pytest
 import fastmlp
 from tests.installs import ROOT, listed, run
 
+pytestmark = pytest.mark.deep  # wheels, environments and type checkers take minutes
+
 
 def contents(path: Path) -> dict[str, bytes]:
     with zipfile.ZipFile(path) as file:
@@ -105,14 +107,12 @@ print(fastmlp.__version__, step.engine, history.engine, len(history.epochs))
 """
 
 
-@pytest.mark.deep
 def test_torch_alone_is_enough(bare: Path, tmp_path: Path) -> None:
     done = run([bare / "python", "-c", TORCH_ALONE], tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [fastmlp.__version__, "cpu", "cpu", "2"]
 
 
-@pytest.mark.deep
 @pytest.mark.parametrize("command", [["fastmlp", "train"], ["python", "-m", "fastmlp"]], ids=" ".join)
 def test_the_command_line_says_what_to_install(bare: Path, tmp_path: Path, command: list[str]) -> None:
     # torch warns as it is imported without NumPy
@@ -144,14 +144,12 @@ def info(bare: Path, tmp_path: Path, *paths: str, **environment: str) -> str:
     return done.stdout
 
 
-@pytest.mark.deep
 def test_info_says_that_triton_is_missing(bare: Path, tmp_path: Path, command_line: str) -> None:
     said = info(bare, tmp_path, command_line)
     assert re.search(r"triton +not installed.*Triton cannot be imported \(No module named 'triton'\)", said)
     assert re.search(r"torchvision +not installed", said)
 
 
-@pytest.mark.deep
 def test_info_says_that_triton_is_too_old(bare: Path, tmp_path: Path, command_line: str) -> None:
     old = fake(tmp_path / "old", "triton", '__version__ = "3.1.0"\n', "3.1.0")
     said = info(bare, tmp_path, old, command_line)
@@ -173,7 +171,6 @@ def train(
     return run(command, tmp_path, FASTMLP_DATA=str(tmp_path / "data"), **paths)
 
 
-@pytest.mark.deep
 def test_a_torchvision_that_does_not_load_is_said(bare: Path, tmp_path: Path, command_line: str) -> None:
     """Beside a CPU-only torch the registry's torchvision is one; the synthetic set takes its place."""
     broken = fake(tmp_path / "broken", "torchvision", NMS, "0.29.0")

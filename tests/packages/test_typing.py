@@ -11,6 +11,8 @@ import pytest
 
 from tests.installs import run
 
+pytestmark = pytest.mark.deep  # wheels, environments and type checkers take minutes
+
 PROGRAM = Path(__file__).with_name("program.py")
 PACKAGES = ("", ".data", ".functional", ".plots", ".profiling", ".studies", ".training")
 CHECKERS = {
@@ -39,8 +41,6 @@ def every_name() -> str:
     return "\n".join([*sorted(lines, key=lambda line: " = " in line), ""])
 
 
-@pytest.mark.deep
-@pytest.mark.slow
 @pytest.mark.parametrize("checker", CHECKERS)
 def test_a_users_program(checker: str, from_wheel: Path, editable: Path, tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(PROGRAM.read_text())
@@ -55,7 +55,6 @@ def test_a_users_program(checker: str, from_wheel: Path, editable: Path, tmp_pat
         assert len([line for line in done.stdout.splitlines() if "error:" in line]) == 2, done.stdout
 
 
-@pytest.mark.deep
 def test_the_program_runs(from_wheel: Path, tmp_path: Path) -> None:
     done = run([from_wheel, PROGRAM], tmp_path)
     assert done.returncode == 0, done.stderr

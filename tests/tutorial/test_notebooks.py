@@ -58,7 +58,6 @@ def substance(prose: str) -> list[list[str]]:
 
 
 @pytest.mark.deep
-@pytest.mark.slow
 @pytest.mark.parametrize("name", run.NAMES)
 def test_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The small run raises nothing, and puts out what is kept of the full one, in kind."""

@@ -49,7 +49,7 @@ def with_grad(x: Tensor, layers: list[Layer], dtype: torch.dtype | None = None) 
     return leaf(x), fresh  # type: ignore[return-value]
 
 
-@pytest.mark.few(20)
+@pytest.mark.few(12)
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("seed", range(60))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -86,6 +86,7 @@ def test_random_chain(seed: int, dtype: torch.dtype, device: str) -> None:
         assert_as_good_as_torch(ours, theirs, exact, f"seed {seed}, tensor {i}", roundings=2 * len(layers))
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("seed", range(8))
 def test_random_classifier(seed: int, device: str) -> None:
     """The head leaves a gradient in which the layer below undoes its dropout."""

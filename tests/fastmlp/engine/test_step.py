@@ -117,6 +117,7 @@ def moved(optimizer: Optimizer) -> None:
         p.data = p.data.clone() * 0.5
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize(
     ("name", "change", "engine"),
     [

@@ -78,6 +78,7 @@ def test_signature_is_torchs_and_two_keywords() -> None:
     ]
 
 
+@pytest.mark.few(12)
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("backend", ["triton", "torch"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -64,6 +64,7 @@ def test_the_mask_is_philox(shape: tuple[int, int], device: str) -> None:
         assert torch.equal(TRITON.dropout_mask(one, *shape), TorchBackend().dropout_mask(one, *shape))
 
 
+@pytest.mark.few(12)
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("name", NAMES)
@@ -88,6 +89,7 @@ def test_forward(name: str, dtype: torch.dtype, seed: int, device: str) -> None:
     assert_as_good_as_torch(z, theirs_z, exact_z, "z is what comes before the dropout")
 
 
+@pytest.mark.few(12)
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("name", NAMES)

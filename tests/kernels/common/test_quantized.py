@@ -52,7 +52,7 @@ def quantized(rng: random.Random, m: int, k: int, device: str) -> Quantized:
     return Quantized(values, scale, shift, index.int() if index is not None and rng.random() < 0.3 else index)
 
 
-@pytest.mark.few(12)
+@pytest.mark.few(8)
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("seed", range(24))
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -94,7 +94,7 @@ def check(x: Tensor, net: Net, acts: list[Act], recompute: bool, what: str) -> N
         assert_as_good_as_torch(a, b, c, f"gradient {i} {what}", roundings=roundings)
 
 
-@pytest.mark.few(12)
+@pytest.mark.few(9)
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("name", NAMES)

@@ -6,7 +6,7 @@ poison: NaN, or integers that are no sensible index. Tensors that overlap share 
 poison must be there bit for bit, and the elements are copied back. What is read from outside is poison, so
 that the results go wrong; in the interpreter, which loads by address, such a load raises besides.
 
-The training engine's kernels find their tensors by a table of addresses (`kernels.training.network.Table`):
+The training engine's kernels find their tensors by a table of addresses (`layer_table.Table`):
 these are arguments too, and the kernel is given a table of the copies' addresses. The padding of such
 a buffer's rows is poison as well, which a kernel may load but neither keep nor let into a result.
 """
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from fastmlp.kernels import launch as door
 from fastmlp.kernels.launch import INTERPRETED, Launch
-from fastmlp.kernels.training.network import ALIGNMENT, LayerMemory, Table
+from fastmlp.kernels.training.layer_table import ALIGNMENT, LayerMemory, Table
 
 #: Bytes before and after: more than a row of the largest tile in the tests.
 MARGIN = 4096

@@ -238,18 +238,18 @@ def _parameters(net: Any) -> dict[str, Tensor]:
     return {f"{n}{i}": p for i, both in named for n, p in both.items() if p is not None}
 
 
-def _optimizer(task: Any, parameters: list[Tensor], batch: int) -> torch.optim.Optimizer:
-    if task.rule == "adam":
+def _optimizer(recipe: Any, parameters: list[Tensor], batch: int) -> torch.optim.Optimizer:
+    if recipe.rule == "adam":
         return torch.optim.Adam(parameters, lr=0.01, eps=1e-3, weight_decay=0.01)
-    lr = 0.1 if task.reduction == "mean" else 0.1 / batch
-    momentum = 0.0 if task.rule == "sgd" else 0.9
-    return torch.optim.SGD(parameters, lr, momentum, weight_decay=0.01, nesterov=task.rule == "nesterov")
+    lr = 0.1 if recipe.reduction == "mean" else 0.1 / batch
+    momentum = 0.0 if recipe.rule == "sgd" else 0.9
+    return torch.optim.SGD(parameters, lr, momentum, weight_decay=0.01, nesterov=recipe.rule == "nesterov")
 
 
-def _start(net: Any, task: Any, batch: int, hypers: Tensor, into: Any) -> None:
+def _start(net: Any, recipe: Any, batch: int, hypers: Tensor, into: Any) -> None:
     """An optimizer's first steps: its numbers, no state, and no loss yet."""
     parameters = list(_parameters(net).values())
-    rule = Rule(_optimizer(task, parameters, batch), parameters)
+    rule = Rule(_optimizer(recipe, parameters, batch), parameters)
     steps = hypers.shape[0] if hypers.dim() == 3 else 1
     hypers.copy_(rule.rows(torch.ones(steps, dtype=torch.float64)).view_as(hypers))
     for state in (into.sums, *(state for layer in net.layers for state in layer.state)):
@@ -257,25 +257,25 @@ def _start(net: Any, task: Any, batch: int, hypers: Tensor, into: Any) -> None:
             state.zero_()
 
 
-def _train(net: Any, task: Any, x: Source, y: Source, batch: int) -> Named:
+def _train(net: Any, recipe: Any, x: Source, y: Source, batch: int) -> Named:
     """Batch after batch by autograd and `torch.optim`: how far the parameters went, and the losses."""
     started = _parameters(net)
     named = {name: p.detach().clone().requires_grad_() for name, p in started.items()}
-    optimizer = _optimizer(task, list(named.values()), batch)
+    optimizer = _optimizer(recipe, list(named.values()), batch)
     total = torch.zeros((), dtype=torch.float64)
     for index in x.index.split(batch):
-        h = _input(x, index).dense(task.dtype)
+        h = _input(x, index).dense(recipe.dtype)
         for i, layer in enumerate(net.layers):
             bias = named.get(f"b{i}")
-            z = F.linear(h, named[f"W{i}"].to(task.dtype), None if bias is None else bias.to(task.dtype))
+            z = F.linear(h, named[f"W{i}"].to(recipe.dtype), None if bias is None else bias.to(recipe.dtype))
             h = Act(TABLE[layer.act], layer.slope)(z)
-        wide = torch.promote_types(task.dtype, torch.float32)
+        wide = torch.promote_types(recipe.dtype, torch.float32)
         target = y.matrix.ptr[index]
-        if task.loss == "mse":
-            loss = F.mse_loss(h.to(wide), target.to(wide), reduction=task.reduction)
+        if recipe.loss == "mse":
+            loss = F.mse_loss(h.to(wide), target.to(wide), reduction=recipe.reduction)
         else:
-            known = {"reduction": task.reduction, "label_smoothing": task.label_smoothing}
-            loss = F.cross_entropy(h.to(wide), target, task.class_weight, **known)
+            known = {"reduction": recipe.reduction, "label_smoothing": recipe.label_smoothing}
+            loss = F.cross_entropy(h.to(wide), target, recipe.class_weight, **known)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -325,15 +325,15 @@ LAUNCHERS = (
     Launcher(
         training_cases,
         "train_step",
-        lambda _, before, net, task, x, y, hypers, into, tile: _trained(before, net, into),
-        lambda net, task, x, y, hypers, into, tile: _train(net, task, x, y, len(x.index)),
-        lambda net, task, x, y, hypers, into, tile: _start(net, task, len(x.index), hypers, into),
+        lambda _, before, net, recipe, x, y, hypers, into, tile: _trained(before, net, into),
+        lambda net, recipe, x, y, hypers, into, tile: _train(net, recipe, x, y, len(x.index)),
+        lambda net, recipe, x, y, hypers, into, tile: _start(net, recipe, len(x.index), hypers, into),
     ),
     Launcher(
         training_cases,
         "epoch",
-        lambda _, before, net, task, x, y, batch, hypers, into, *rest: _trained(before, net, into),
-        lambda net, task, x, y, batch, hypers, into, *_: _train(net, task, x, y, batch),
-        lambda net, task, x, y, batch, hypers, into, *_: _start(net, task, batch, hypers, into),
+        lambda _, before, net, recipe, x, y, batch, hypers, into, *rest: _trained(before, net, into),
+        lambda net, recipe, x, y, batch, hypers, into, *_: _train(net, recipe, x, y, batch),
+        lambda net, recipe, x, y, batch, hypers, into, *_: _start(net, recipe, batch, hypers, into),
     ),
 )

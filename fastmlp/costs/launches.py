@@ -16,8 +16,7 @@ from fastmlp.costs import floors
 from fastmlp.costs.floors import Work
 from fastmlp.kernels.common.arguments import Source, in_which
 from fastmlp.kernels.launch import Launch, tensors_in
-from fastmlp.kernels.training import network
-from fastmlp.kernels.training.network import TABLES, LayerMemory, Table
+from fastmlp.kernels.training.layer_table import TABLES, LayerMemory, Table, TableArgument
 
 Arguments = dict[str, Any]  # by the names in the kernel's signature
 
@@ -230,7 +229,7 @@ def _dtype(a: Arguments) -> str:
 
 def _weights(a: Arguments) -> list[Tensor]:
     net = a.get("net")
-    if isinstance(net, network.Net):
+    if isinstance(net, TableArgument):
         table = TABLES.get(net.rows.data_ptr())
         layers: list[LayerMemory] = [] if table is None else table.layers
         return [layer.weight for layer in layers]

@@ -22,9 +22,9 @@ from fastmlp.kernels.common.replay import Replay
 from fastmlp.kernels.launch import cdiv
 from fastmlp.kernels.loss.head import MAX_CLASSES, targets
 from fastmlp.kernels.tiles import configs
-from fastmlp.kernels.training.network import ALIGNMENT, LayerMemory, Table, table
+from fastmlp.kernels.training.layer_table import ALIGNMENT, LayerMemory, Table, table
+from fastmlp.kernels.training.recipe import Recipe
 from fastmlp.kernels.training.step import train_step
-from fastmlp.kernels.training.task import Task
 from fastmlp.kernels.training.update import Accumulators
 
 #: Rows of Adam's numbers that go to the device at a time.
@@ -75,7 +75,7 @@ class FusedExecutor(Executor):
         self._rows = 0
         self._like: Like | None = None  # the batch before
         self._key: Hashable = None
-        self._known: object = None  # what the task, the tile and the table were made of
+        self._known: object = None  # what the recipe, the tile and the table were made of
         self._counted: list[int] = []  # versions of Adam's counts after the last step
         self._looked: object = None  # the same, looked at for the step to come
         self._chunk: tuple[object, int, tuple[Tensor, ...]] | None = None
@@ -166,10 +166,10 @@ class FusedExecutor(Executor):
         return rules.facts(self.rule.optimizer, self.rule.parameters), fp32_precision(), numbers
 
     def _configure(self) -> None:
-        """The task, and the tile that suits it."""
+        """The recipe, and the tile that suits it."""
         precision = fp32_precision() if self.dtype == torch.float32 else "ieee"
         options = self.network.options
-        self.task = Task(
+        self.recipe = Recipe(
             options.loss,
             **options._asdict(),
             class_weight=self.network.class_weight,
@@ -212,23 +212,23 @@ class FusedExecutor(Executor):
         tile = self.tile
         self.memory: Table = table(layers, tile.BLOCK_M, tile.BLOCK_N)
         self.partial = torch.empty(
-            3 * self.task.programs(self.memory, rows), device=self.device, dtype=torch.float32
+            3 * self.recipe.programs(self.memory, rows), device=self.device, dtype=torch.float32
         )
         self.counters = torch.zeros(self.memory.tiles, device=self.device, dtype=torch.int32)
         self._rows = rows
-        numbers = self.task.class_weight, self.network.scale, self.network.shift
+        numbers = self.recipe.class_weight, self.network.scale, self.network.shift
         self._buffers = [*self.memory.tensors(), self.partial, self.counters, self.sums, *numbers]
         self._launches = Replay(self._step())
 
     def _step(self) -> Callable[..., Tensor]:
         """The launches of a step, as a function of the batch; it holds the buffers, but not the executor."""
-        memory, task, tile, network = self.memory, self.task, self.tile, self.network
+        memory, recipe, tile, network = self.memory, self.recipe, self.tile, self.network
         partial, sums, counters = self.partial, self.sums, self.counters
 
         def step(x: Tensor, y: Tensor, rows: Tensor | None, hypers: Tensor, *_: Tensor | None) -> Tensor:
             loss = torch.empty((), device=sums.device, dtype=torch.float32)
             into = Accumulators(partial, loss, sums, counters)
-            train_step(memory, task, _source(network, x, rows), targets(y, rows), hypers, into, tile)
+            train_step(memory, recipe, _source(network, x, rows), targets(y, rows), hypers, into, tile)
             return loss
 
         return step

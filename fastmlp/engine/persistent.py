@@ -49,7 +49,7 @@ class PersistentLoop(WholeLoop):
         self._barrier.zero_()
         epoch(
             executor.memory,
-            executor.task,
+            executor.recipe,
             executor.source(self.x, self.order),
             targets(self.y, self.order),
             self.batch,

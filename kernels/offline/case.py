@@ -34,8 +34,7 @@ WIDE: Shape = (4096, 4096, 4096)
 RAGGED: Shape = (256, 10, 250)  # a classifier's last layer: nothing a multiple of 16
 SINGLE: Shape = (60000, 1, 1)  # Triton makes an argument that is 1 a constant, of which not all works
 LONG: Shape = (60000, 64, 256)  # few tiles of dW over a long batch: several programs share each
-#: Every dtype of `NUMERICS`, and one of every precision.
-EVERY = tuple(NUMERICS)
+#: A dtype of every precision that products have.
 PRECISIONS = ("bf16", "tf32", "fp32")
 # By the registers that f' takes. It needs the input of the heavy ones, so their forward keeps it.
 LIGHT = ("relu", "leaky_relu", "sigmoid", "tanh")

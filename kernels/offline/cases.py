@@ -28,6 +28,7 @@ from fastmlp.kernels.offline.case import (
     LONG,
     NARROW,
     NUMERICS,
+    PRECISIONS,
     RAGGED,
     SINGLE,
     WIDE,
@@ -40,7 +41,7 @@ from fastmlp.kernels.offline.case import (
 from fastmlp.kernels.offline.loss_cases import cross_entropy_cases, head, head_cases, squared_error_cases
 from fastmlp.kernels.training.epoch import runs_on
 
-_DROPOUTS = [("bf16", "narrow", NARROW), *((dtype, "wide", WIDE) for dtype in ("bf16", "tf32", "fp32"))]
+_DROPOUTS = [("bf16", "narrow", NARROW), *((dtype, "wide", WIDE) for dtype in PRECISIONS)]
 
 
 def cases(device: str = "meta") -> Iterator[Case]:
@@ -100,12 +101,12 @@ def _linear_cases(device: str) -> Iterator[Case]:
     for act in HEAVY:
         yield case(f"wide {act} keep_z", "bf16", WIDE, act, keep_z=True)
     yield case("narrow none no-bias", "bf16", NARROW, "none", bias=False)
-    for dtype in ("bf16", "tf32", "fp32"):
+    for dtype in PRECISIONS:
         yield case("ragged none", dtype, RAGGED, "none")
     yield case("single", "bf16", SINGLE)
     for dtype, size, shape in _DROPOUTS:
         yield case(f"{size} relu dropout", dtype, shape, dropout=True)
-    for dtype in ("bf16", "tf32", "fp32"):
+    for dtype in PRECISIONS:
         yield case("wide affine", dtype, WIDE, quantized="affine")
     yield case("narrow affine", "autocast", NARROW, quantized="affine")
     yield case("narrow scale", "autocast", NARROW, quantized="scale")
@@ -184,7 +185,7 @@ def _linear_backward_cases(device: str) -> Iterator[Case]:
     yield case("wide input-only", "bf16", WIDE, needs="input")
     yield case("narrow scale", "bf16", NARROW, scale="params")
     yield case("narrow scale input", "bf16", NARROW, "none", "none", scale="all")
-    for dtype in ("bf16", "tf32", "fp32"):
+    for dtype in PRECISIONS:
         yield case("ragged epilogue=relu", dtype, RAGGED)
     yield case("narrow transposed", "bf16", NARROW, transposed=True)
     yield case("long", "fp32", LONG)
@@ -193,7 +194,7 @@ def _linear_backward_cases(device: str) -> Iterator[Case]:
     yield case("single epilogue=tanh", "bf16", (1, 1, 1), "none", "tanh", scale="params")
     yield case("long no-bias", "bf16", LONG, bias=False)
     yield case("long scale prelu", "bf16", LONG, "prelu", "none", scale="params")
-    for dtype in ("bf16", "tf32", "fp32"):
+    for dtype in PRECISIONS:
         yield case("wide affine", dtype, WIDE, "none", "none", needs="params", quantized="affine")
     for quantized in ("affine", "scale"):
         kind = {"needs": "params", "quantized": quantized}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastmlp.kernels.mlp.backward import mlp_backward
 from fastmlp.kernels.mlp.forward import Net, mlp_forward
-from fastmlp.kernels.offline.case import EVERY, HEAVY, NUMERICS, Case, Numerics, Run, Shape, normal
+from fastmlp.kernels.offline.case import HEAVY, NUMERICS, Case, Numerics, Run, Shape, normal
 
 _NERF = (32, *[64] * 7, 4)  # eight layers
 _RAGGED = (5, 33, 17, 40, 7)  # nothing a multiple of 16
@@ -79,7 +79,7 @@ def mlp_cases(device: str) -> Iterator[Case]:
     def case(variant: str, dtype: str, widths: tuple[int, ...], rows: int = 1 << 16, **options: Any) -> Case:
         return Case("mlp", variant, dtype, mlp(NUMERICS[dtype], widths, rows, device=device, **options))
 
-    for dtype in EVERY:
+    for dtype in NUMERICS:
         yield case("64 x 8 relu", dtype, _NERF)
     yield case("64 x 8 relu inference", "bf16", _NERF, part="inference")
     yield case("64 x 8 prelu recompute", "bf16", _NERF, act="prelu", out_act="tanh", part="recompute")

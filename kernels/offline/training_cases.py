@@ -18,10 +18,10 @@ from fastmlp.kernels.loss.head import targets
 from fastmlp.kernels.offline.case import HEAVY, NUMERICS, Numerics, Shape, normal
 from fastmlp.kernels.tiles import configs
 from fastmlp.kernels.training.epoch import epoch
-from fastmlp.kernels.training.network import ALIGNMENT, LayerMemory, Table, table
+from fastmlp.kernels.training.layer_table import ALIGNMENT, LayerMemory, Table, table
 from fastmlp.kernels.training.optimizers import HYPERS
+from fastmlp.kernels.training.recipe import Recipe
 from fastmlp.kernels.training.step import train_step
-from fastmlp.kernels.training.task import Task
 from fastmlp.kernels.training.update import Accumulators, update
 
 
@@ -49,7 +49,7 @@ class Problem:
     """A network with everything that its training needs; learning rates are 0, so that it stays."""
 
     kind: Kind
-    task: Task
+    recipe: Recipe
     layers: list[LayerMemory]
     x: Source
     y: Source
@@ -61,7 +61,7 @@ class Problem:
     def prepared(self, family: str) -> tuple[Table, Accumulators, configs.Tile]:
         """The table for the family's tile, which may be one that the tuner tries."""
         largest = max((layer.weight for layer in self.layers), key=torch.Tensor.numel)
-        tile = configs.for_weight(family, largest, self.task.dtype, self.task.precision)
+        tile = configs.for_weight(family, largest, self.recipe.dtype, self.recipe.precision)
         if tile not in self._tables:
             net = table(self.layers, tile.BLOCK_M, tile.BLOCK_N)
             zeros = partial(torch.zeros, device=largest.device)
@@ -77,14 +77,14 @@ class Problem:
     def step(self) -> None:
         """The launches of one step."""
         net, into, tile = self.prepared("update")
-        train_step(net, self.task, self.batch(self.x), self.batch(self.y), self.hypers[0], into, tile)
+        train_step(net, self.recipe, self.batch(self.x), self.batch(self.y), self.hypers[0], into, tile)
 
     def update(self) -> None:
         """The last of them."""
         net, into, tile = self.prepared("update")
         batch = self.kind.batch
-        programs = self.task.programs(net, batch)
-        update(net, self.task, self.batch(self.x), batch, self.hypers[0], into, programs, tile)
+        programs = self.recipe.programs(net, batch)
+        update(net, self.recipe, self.batch(self.x), batch, self.hypers[0], into, programs, tile)
 
     def epoch(self) -> None:
         """The cooperative launch of an epoch."""
@@ -92,7 +92,7 @@ class Problem:
         self.barrier.zero_()
         into = into._replace(arrived=self.barrier)
         programs = num_sms(self.barrier.device.index or 0)
-        epoch(net, self.task, self.x, self.y, self.kind.batch, self.hypers, into, tile, programs)
+        epoch(net, self.recipe, self.x, self.y, self.kind.batch, self.hypers, into, tile, programs)
 
 
 def problem(
@@ -133,10 +133,10 @@ def problem(
     order = torch.arange(examples, device=device).flip(0)
     class_weight = random(outputs).abs() if kind.class_weight else None
     numbers = kind.reduction, kind.rule, compute, precision, kind.pdl, class_weight
-    task = Task(kind.loss, *numbers, label_smoothing=kind.smoothing)
+    recipe = Recipe(kind.loss, *numbers, label_smoothing=kind.smoothing)
     return Problem(
         kind,
-        task,
+        recipe,
         layers,
         source(x.random_(256) if kind.pixels else random(*x.shape), order, scale, shift),
         targets(random(examples, outputs) if kind.loss == "mse" else labels, order),

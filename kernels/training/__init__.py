@@ -1,9 +1,9 @@
 """A training step, and an epoch, of a whole network.
 
-``network``     a network's layers as a table of addresses
+``layer_table`` a network's layers as a table of addresses
 ``optimizers``  SGD, Adam, AdamW on one element
 ``update``      every dW and db with the optimizer behind it, in one launch
-``task``        what a step is of
+``recipe``      what is trained and how: loss, rule, numerics
 ``step``        a training step in 2L - 1 launches
 ``epoch``       an epoch in one cooperative launch
 """

@@ -24,7 +24,7 @@ from fastmlp.kernels.linear.forward import linear_tile
 from fastmlp.kernels.loss.head import Results, head_tile
 from fastmlp.kernels.loss.softmax import Criterion, Sums
 from fastmlp.kernels.tiles.configs import Tile
-from fastmlp.kernels.training.network import (
+from fastmlp.kernels.training.layer_table import (
     COLUMNS,
     COPY,
     DZ,
@@ -39,7 +39,7 @@ from fastmlp.kernels.training.network import (
     load_pointer,
 )
 from fastmlp.kernels.training.optimizers import HYPERS
-from fastmlp.kernels.training.task import Task
+from fastmlp.kernels.training.recipe import Recipe
 from fastmlp.kernels.training.update import (
     Accumulators,
     apply_tile,
@@ -148,7 +148,7 @@ def head_phase(net, num_layers, M, C, act, criterion, index, into, DTYPE: tl.con
     do_not_specialize=["num_layers", "num_tiles", "num_groups", "num_rows", "batch", "steps", "phases"]
 )
 def epoch_kernel(
-    net, num_layers, num_tiles,  # a Net, of layers that all have a bias or none
+    net, num_layers, num_tiles,  # a TableArgument, of layers that all have a bias or none
     x,  # a Source: the data set's rows in the epoch's order (num_rows, K)
     criterion,  # a Criterion: of the data set's targets
     act,  # an Activation: of every hidden layer
@@ -228,7 +228,7 @@ def phases(depth: int) -> int:
 
 def epoch(
     net: Table,
-    task: Task,
+    recipe: Recipe,
     x: Source,
     y: Source,
     batch: int,
@@ -247,7 +247,7 @@ def epoch(
     rows, first = len(x.index), net.layers[0]
     steps = cdiv(rows, batch)
     alike = {"bias": tl.constexpr(first.bias is not None), "keeps_z": tl.constexpr(first.keeps_z)}
-    argument, head = net.argument._replace(**alike), task.head_tile(net)
+    argument, head = net.argument._replace(**alike), recipe.head_tile(net)
     options = {} if INTERPRETED else {"launch_cooperative_grid": True}
 
     def run(turn: Turn | None) -> None:
@@ -256,16 +256,16 @@ def epoch(
             (programs,),
             argument, net.depth, net.tiles,
             x,
-            task.criterion(y),
+            recipe.criterion(y),
             activation(first.act, first.slope),
             hypers, hypers.shape[1],
             into,
             rows, batch, steps, phases(net.depth), net.layers[-1].weight.shape[0],
             turn,
-            RULE=task.rule,
+            RULE=recipe.rule,
             RESIDENT=net.tiles <= programs,
-            DTYPE=TL_DTYPE[task.dtype],
-            TILE=tile.blocks(net.inner, task.precision),
+            DTYPE=TL_DTYPE[recipe.dtype],
+            TILE=tile.blocks(net.inner, recipe.precision),
             HEAD=head,
             **tile.options,
             **options,

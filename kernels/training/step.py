@@ -12,13 +12,13 @@ from fastmlp.kernels.linear.forward import linear_act
 from fastmlp.kernels.loss.head import Results, head_step, hidden
 from fastmlp.kernels.loss.softmax import Sums
 from fastmlp.kernels.tiles.configs import Tile
-from fastmlp.kernels.training.network import Table
-from fastmlp.kernels.training.task import Task
+from fastmlp.kernels.training.layer_table import Table
+from fastmlp.kernels.training.recipe import Recipe
 from fastmlp.kernels.training.update import Accumulators, update
 
 
 def train_step(
-    net: Table, task: Task, x: Source, y: Source, hypers: Tensor, into: Accumulators, tile: Tile
+    net: Table, recipe: Recipe, x: Source, y: Source, hypers: Tensor, into: Accumulators, tile: Tile
 ) -> None:
     """Forward, loss, backward and update of ``net``. 2L - 1 launches, L >= 2.
 
@@ -27,7 +27,7 @@ def train_step(
     """
     m = len(x.matrix.ptr if x.index is None else x.index)
     layers, source = net.batch(m), x
-    how: dict[str, Any] = {"dtype": task.dtype, "precision": task.precision, "pdl": task.pdl}
+    how: dict[str, Any] = {"dtype": recipe.dtype, "precision": recipe.precision, "pdl": recipe.pdl}
     for layer in layers[:-1]:
         assert layer.y is not None
         linear_act(
@@ -45,7 +45,7 @@ def train_step(
         source.matrix.ptr,
         last.copy,
         last.bias,
-        task.criterion(y),
+        recipe.criterion(y),
         hidden(below.act, below.slope, below.saved),
         Results(Sums(into.partial), None, matrix(last.dz), matrix(below.dz)),
         **how,
@@ -61,4 +61,4 @@ def train_step(
             out=below.dz,
             **how,
         )
-    update(net, task, x, m, hypers, into, task.programs(net, m), tile)
+    update(net, recipe, x, m, hypers, into, recipe.programs(net, m), tile)

@@ -24,7 +24,7 @@ from fastmlp.kernels.launch import launch, num_sms
 from fastmlp.kernels.linear.backward import split_batch, weight_gradient
 from fastmlp.kernels.loss.softmax import mean_loss
 from fastmlp.kernels.tiles.configs import Tile
-from fastmlp.kernels.training.network import (
+from fastmlp.kernels.training.layer_table import (
     COLUMNS,
     COPY,
     DZ,
@@ -40,7 +40,7 @@ from fastmlp.kernels.training.network import (
     width,
 )
 from fastmlp.kernels.training.optimizers import HYPERS, State, apply
-from fastmlp.kernels.training.task import Task
+from fastmlp.kernels.training.recipe import Recipe
 
 
 class Accumulators(NamedTuple):
@@ -197,7 +197,7 @@ def apply_tile(
 
 @triton.jit(do_not_specialize=["num_layers", "num_partials", "splits", "rows_per_split", "M"])
 def update_kernel(
-    net, num_layers,  # a Net
+    net, num_layers,  # a TableArgument
     x,  # a Source: the first layer's input (M, K)
     hyper_ptr,  # (groups, HYPERS)
     into, num_partials,  # Accumulators
@@ -243,7 +243,7 @@ def update_kernel(
 
 def update(
     net: Table,
-    task: Task,
+    recipe: Recipe,
     x: Source,
     batch: int,
     hypers: Tensor,
@@ -251,7 +251,7 @@ def update(
     programs: int,
     tile: Tile,
 ) -> None:
-    """All gradients of ``net``'s parameters, and the step of the task's rule with them. One launch.
+    """All gradients of ``net``'s parameters, and the step of the recipe's rule with them. One launch.
 
     ``x`` the first layer's input, of ``batch`` rows; hypers (groups, HYPERS), contiguous; the head left the
     sums of so many ``programs``; ``tile`` the one that ``net`` was made for.
@@ -268,10 +268,10 @@ def update(
         into, programs,
         torch.empty(parts, device=device, dtype=torch.float32), splits, rows_per_split,
         batch,
-        RULE=task.rule,
-        REDUCTION=task.reduction,
-        PDL=task.pdl,
-        DTYPE=TL_DTYPE[task.dtype],
-        TILE=tile.blocks(1, task.precision),
+        RULE=recipe.rule,
+        REDUCTION=recipe.reduction,
+        PDL=recipe.pdl,
+        DTYPE=TL_DTYPE[recipe.dtype],
+        TILE=tile.blocks(1, recipe.precision),
         **tile.options,
     )  # fmt: skip

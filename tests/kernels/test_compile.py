@@ -367,8 +367,8 @@ def test_cases_cover_the_training_engine() -> None:
     """Both ways to run a net in every dtype, and every rule, with and without a copy of the weights."""
     every = list(training_cases.problems())
     assert {dtype for _, dtype, _ in every} == {"bf16", "fp16", "tf32", "fp32"}
-    assert {problem.task.rule for _, _, problem in every} == set(RULES)
-    assert {problem.task.pdl for _, _, problem in every} == {True, False}
+    assert {problem.recipe.rule for _, _, problem in every} == set(RULES)
+    assert {problem.recipe.pdl for _, _, problem in every} == {True, False}
     families = {(case.family, case.dtype) for case in cases()}
     assert {(f, d) for f in ("step", "epoch") for d in ("bf16", "fp16", "tf32", "fp32")} <= families
 

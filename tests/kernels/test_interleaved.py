@@ -91,7 +91,7 @@ def persistent(
         net, into, tile = made.prepared("epoch")
         into = into._replace(arrived=made.barrier)
         with mock.patch.object(epoch, "INTERPRETED", not side_by_side):
-            epoch.epoch(net, made.task, made.x, made.y, kind.batch, made.hypers, into, tile, programs)
+            epoch.epoch(net, made.recipe, made.x, made.y, kind.batch, made.hypers, into, tile, programs)
         return state(made, "epoch")
 
     return run
@@ -102,7 +102,7 @@ def steps(kind: Kind, numerics: Any = FP32) -> Callable[[bool], list[Tensor]]:
 
     def run(side_by_side: bool) -> list[Tensor]:
         made = trained(kind, kind.batch, numerics)
-        made.task = made.task.__class__(**{**vars(made.task), "pdl": side_by_side})
+        made.recipe = made.recipe.__class__(**{**vars(made.recipe), "pdl": side_by_side})
         for _ in range(2):
             made.step()
         return state(made, "update")

@@ -11,9 +11,9 @@ from fastmlp.kernels.common import quantized
 from fastmlp.kernels.linear import backward as linear_backward
 from fastmlp.kernels.linear.backward import split_batch
 from fastmlp.kernels.tiles.configs import Tile
-from fastmlp.kernels.training.network import ALIGNMENT, LayerMemory, table
+from fastmlp.kernels.training.layer_table import ALIGNMENT, LayerMemory, table
 from fastmlp.kernels.training.optimizers import HYPERS
-from fastmlp.kernels.training.task import Task
+from fastmlp.kernels.training.recipe import Recipe
 from fastmlp.kernels.training.update import Accumulators, update
 from tests.problems import SIZES
 
@@ -71,8 +71,8 @@ def test_random_problem(splits: bool, seed: int, device: str, monkeypatch: pytes
         torch.tensor([10.0, 3.0], dtype=torch.float64, device=device),
         torch.zeros(net.tiles, dtype=torch.int32, device=device),
     )
-    task = Task("cross_entropy", "mean", "sgd", torch.float32, "ieee")
-    update(net, task, quantized.source(x, index, scale, None), m, hypers, into, 5, TILE)
+    recipe = Recipe("cross_entropy", "mean", "sgd", torch.float32, "ieee")
+    update(net, recipe, quantized.source(x, index, scale, None), m, hypers, into, 5, TILE)
     inputs = [(x if index is None else x[index]).double() * scale, h.double()]
     for (w, whole), (b, whole_b), old, dz, source in zip(weights, biases, before, grads, inputs):
         for new, start, gradient in ((w, old[0], dz.double().t() @ source), (b, old[1], dz.double().sum(0))):

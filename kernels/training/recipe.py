@@ -1,4 +1,4 @@
-"""What a training step is of: all that stays the same from step to step."""
+"""The recipe of a training: loss, rule and numerics, all that stays the same from step to step."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from fastmlp.kernels.launch import cdiv
 from fastmlp.kernels.loss.head import blocks
 from fastmlp.kernels.loss.softmax import Criterion, criterion
 from fastmlp.kernels.tiles import configs
-from fastmlp.kernels.training.network import Table
+from fastmlp.kernels.training.layer_table import Table
 
 
 @dataclass(frozen=True)
-class Task:
+class Recipe:
     """What is trained and how."""
 
     loss: str  # "cross_entropy" or "mse"

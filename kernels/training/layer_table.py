@@ -99,7 +99,7 @@ def _address(tensor: Tensor | None) -> int:
 TABLES: WeakValueDictionary[int, Table] = WeakValueDictionary()
 
 
-class Net(NamedTuple):
+class TableArgument(NamedTuple):
     """A `Table` as a kernel's argument; the number of layers goes beside it."""
 
     rows: Any  # (layers, COLUMNS) int64
@@ -125,7 +125,7 @@ class Table:
         slots, factor = next_power_of_2(self.depth), math.gcd(self.inner, ALIGNMENT)
         copies = any(layer.copy is not layer.weight for layer in self.layers)
         #: The table as a kernel's argument.
-        self.argument = Net(self.rows, tl.constexpr(slots), tl.constexpr(factor), tl.constexpr(copies))
+        self.argument = TableArgument(self.rows, *map(tl.constexpr, (slots, factor, copies)))
 
     @property
     def depth(self) -> int:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastmlp.activations import Act
-from fastmlp.backends.base import LinearGrads, Scale, Undo
+from fastmlp.backends.base import BackwardOptions, LinearGrads, Scale, Undo
 from fastmlp.backends.torch_backend import TorchBackend
 from fastmlp.backends.triton_backend import TritonBackend
 from tests.numerics import assert_as_good_as_torch
@@ -27,12 +27,13 @@ def exactly(value: Any) -> Any:
 
 def check(grad: Tensor, x: Tensor, w: Tensor, **options: Any) -> LinearGrads:
     """Every gradient within twice the error of torch's own ops in the same dtype."""
-    ours = TritonBackend().linear_backward(grad, x, w, **options)
-    theirs = TorchBackend().linear_backward(grad, x, w, **options)
+    ours = TritonBackend().linear_backward(grad, x, w, BackwardOptions(**options))
+    theirs = TorchBackend().linear_backward(grad, x, w, BackwardOptions(**options))
     exact_options = {k: exactly(v) for k, v in options.items()} | {"dtype": torch.float64}
     if options.get("bias_dtype"):
         exact_options["bias_dtype"] = torch.float64
-    exact = TorchBackend().linear_backward(exactly(grad), exactly(x), exactly(w), **exact_options)
+    exactly_asked = BackwardOptions(**exact_options)
+    exact = TorchBackend().linear_backward(exactly(grad), exactly(x), exactly(w), exactly_asked)
     for name, a, b, c in zip(LinearGrads._fields, ours, theirs, exact):
         assert (a is None) == (c is None), name
         if a is not None:

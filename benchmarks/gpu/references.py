@@ -12,7 +12,9 @@ from torch.nn import functional as F
 from fastmlp.activations import TABLE, Act
 from fastmlp.backends.base import (
     NOTHING,
+    BackwardOptions,
     Dropout,
+    HeadOptions,
     HeadResult,
     LinearGrads,
     LossOptions,
@@ -88,10 +90,7 @@ def _linear_backward(
     precision: str,
     **options: Any,
 ) -> Named:
-    found = _TORCH.linear_backward(
-        grad,
-        x if isinstance(x, Tensor) else _input(x),
-        weight,
+    how = BackwardOptions(
         after=_undo(after),
         before=_undo(before),
         scale=None if scale is None else Scale(*scale),
@@ -100,7 +99,8 @@ def _linear_backward(
         bias_dtype=asked.bias_dtype,
         **options,
     )
-    return found._asdict()
+    source = x if isinstance(x, Tensor) else _input(x)
+    return _TORCH.linear_backward(grad, source, weight, how)._asdict()
 
 
 def _consistent(*args: Any, after: Undone = (None, 0), before: Undone, **options: Any) -> None:
@@ -132,18 +132,8 @@ def _head(
     if criterion.name.value == "cross_entropy":
         numbers = criterion.ignore_index, criterion.reduction.value, criterion.smoothing or 0.0
         options, target = LossOptions(*numbers, criterion.z_loss), target.long()
-    return _TORCH.head(
-        h,
-        weight,
-        bias,
-        target,
-        _number(criterion.weight),
-        options,
-        previous_act=undo.act,
-        previous_saved=undo.saved,
-        wanted=Wanted(*wanted),
-        **dtypes,
-    )._asdict()
+    how = HeadOptions(target, _number(criterion.weight), options, Wanted(*wanted), before=undo, **dtypes)
+    return _TORCH.head(h, weight, bias, how)._asdict()
 
 
 def _loss(logits: Tensor, target: Tensor, weight: Tensor | None, options: dict[str, Any]) -> Tensor:

@@ -1,29 +1,30 @@
 """A chain of linear layers as one autograd node.
 
 One node for all layers lets the backward fold each activation's derivative into the matrix
-product that makes its gradient, which a node per layer cannot.
+product that makes its gradient, which a node per layer cannot. What computes it is a `Formula`: a kernel
+a layer (`fastmlp.autograd.layers`), or one for all of them (`fastmlp.autograd.whole`).
 """
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastmlp import profiler_ranges
 from fastmlp.activations import Act
 from fastmlp.autograd.node import Node, Route, records_grad, saves_as_given, torch_grads
 from fastmlp.autograd.saved import Overwritable, Owners, aliases, may_be_written
-from fastmlp.backends.base import NOTHING, Backend, Dropout, Quantized, Scale, Undo
+from fastmlp.backends.base import Backend, Dropout, Net, Quantized
+
+T = TypeVar("T")
 
 #: weight, bias, PReLU's weight: the tensors of one layer.
 PER_LAYER = 3
-#: The Functions' tensors before those of the layers: see `pack`.
-FIRST_PARAM = 4
+#: An input's tensors: see `pack`.
+PER_INPUT = 4
 
 
 class Drops(NamedTuple):
@@ -69,90 +70,10 @@ def unpack(tensors: Sequence[Tensor | None], numbers: Numbers) -> Input:
     return Quantized(*(n if t is None else t for t, n in zip(tensors, numbers)))
 
 
-def forward_chain(
-    backend: Backend,
-    x: Input,
-    params: Sequence[Tensor | None],
-    acts: Sequence[Act],
-    dtype: torch.dtype,
-    first: int | None,
-    drops: Drops,
-) -> tuple[Tensor, list[Input], list[Tensor | None]]:
-    """The output, each layer's input, and what each activation's derivative needs.
-
-    Args:
-        first: the first layer whose backward may follow; None for none.
-    """
-    inputs: list[Input] = []
-    saved: list[Tensor | None] = []
-    layers = profiler_ranges.each(layers_of(params), _WEIGHT)
-    for i, (act, (weight, bias, slope)) in enumerate(zip(acts, layers)):
-        act = act._replace(weight=slope)
-        keep_z = first is not None and i >= first and not act.saves_output
-        y, z = backend.linear_act(x, weight, bias, act, keep_z, dtype, drops.of(i))
-        inputs.append(x)
-        saved.append(None if act.name == "none" else (z if keep_z else y))
-        x = y
-    assert isinstance(x, Tensor)
-    return x, inputs, saved
-
-
-def backward_chain(
-    backend: Backend,
-    grad: Tensor,
-    inputs: Sequence[Input],
-    params: Sequence[Tensor | None],
-    saved: Sequence[Tensor | None],
-    acts: Sequence[Act],
-    needs: Sequence[bool],
-    dtype: torch.dtype,
-    drops: Drops,
-    scale: Scale | None = None,
-    masked: bool = False,
-) -> list[Tensor | None]:
-    """The gradients of the input and of every parameter, from the output's.
-
-    Args:
-        needs: what needs a gradient: the input, then every parameter.
-        scale: a factor that every gradient still lacks; see `Scale`.
-        drops: the forward's.
-        masked: the last layer's activation and dropout are undone in ``grad`` already.
-    """
-    grads: list[Tensor | None] = [None] * len(needs)
-    for i in profiler_ranges.each(reversed(range(len(acts))), lambda i: params[PER_LAYER * i]):
-        first = 1 + PER_LAYER * i
-        if not any(needs[: first + PER_LAYER]):
-            break
-        weight, bias, slope = params[PER_LAYER * i : PER_LAYER * (i + 1)]
-        assert weight is not None
-        fold = drops.folds(acts, i - 1)
-        layer = backend.linear_backward(
-            grad,
-            inputs[i],
-            weight,
-            after=NOTHING if masked else Undo(acts[i]._replace(weight=slope), saved[i], drops.of(i)),
-            before=Undo(acts[i - 1], saved[i - 1], drops.of(i - 1)) if fold else NOTHING,
-            scale=scale,
-            scale_input=i == 0,
-            need_input=any(needs[:first]),
-            need_params=any(needs[first : first + PER_LAYER]),
-            bias_dtype=None if bias is None else bias.dtype,
-            dtype=dtype,
-        )
-        grads[first : first + 2] = layer.weight, layer.bias
-        if layer.slope is not None and slope is not None:
-            total = layer.slope.sum().view(1) if slope.numel() == 1 else layer.slope
-            grads[first + 2] = total.to(slope.dtype)
-        if layer.input is None:
-            break
-        grad, masked = layer.input, fold
-        if i == 0 and isinstance(inputs[0], Tensor):
-            grads[0] = grad.to(inputs[0].dtype)
-    return [grad if need else None for grad, need in zip(grads, needs)]
-
-
-#: Of a layer's tensors.
-_WEIGHT = operator.itemgetter(0)
+def spread(values: Sequence[T], there: Sequence[bool]) -> list[T | None]:
+    """``values`` of what is ``there``, in the places of all; None in the others."""
+    found = iter(values)
+    return [next(found) if is_there else None for is_there in there]
 
 
 def layers_of(params: Sequence[Tensor | None]) -> list[tuple[Tensor, Tensor | None, Tensor | None]]:
@@ -160,57 +81,108 @@ def layers_of(params: Sequence[Tensor | None]) -> list[tuple[Tensor, Tensor | No
     return list(zip(params[0::PER_LAYER], params[1::PER_LAYER], params[2::PER_LAYER]))  # type: ignore[arg-type]
 
 
-def reference_chain(
-    backend: Backend,
-    x: Input,
-    params: Sequence[Tensor | None],
-    acts: Sequence[Act],
-    dtype: torch.dtype,
-    drops: Drops,
-    first: int = 0,
-) -> Tensor:
-    """The same chain, masks included, by torch's own differentiable ops: for a double backward.
-
-    Of a longer one these are the layers from ``first`` on.
-    """
-    if isinstance(x, Quantized):
-        x = x.dense(dtype)
-    for i, (act, (weight, bias, slope)) in enumerate(zip(acts, layers_of(params))):
-        z = F.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
-        x = act._replace(weight=None if slope is None else slope.to(dtype))(z)
-        dropout = drops.of(first + i)
-        if dropout is not None:
-            x = x * backend.dropout_mask(dropout, *x.shape) * (1 / (1 - dropout.p))
-    return x
-
-
-class Saved(NamedTuple):
-    """A chain as its backward finds it; nothing of the layers before the first whose backward runs."""
+class Tensors(NamedTuple):
+    """A chain's tensors, each in its place. A backward finds none that only frozen first layers read."""
 
     drops: Drops
     source: list[Tensor | None]  # the input's, as `pack` gives them
-    inputs: list[Input]  # of each layer
-    outputs: list[Tensor | None]  # what each activation's derivative is computed from
-    params: list[Tensor | None]  # `aliases`
+    params: list[Tensor | None]  # weight, bias and PReLU's weight of each layer
+    kept: Sequence[Tensor | None]  # by the forward, for the backward
+
+
+class Formula(NamedTuple):
+    """What computes a chain: functions of a `Decided` and of the tensors that there are."""
+
+    #: The output, and what it keeps for the backward.
+    forward: Callable[..., tuple[Tensor, tuple[Tensor | None, ...]]]
+    #: Of what needs a gradient, the output's gradient and what `saved_chain` gave: the tensors' gradients.
+    backward: Callable[..., list[Tensor | None]]
+    #: Of `Tensors`: the output once more, which is the last that is kept.
+    output: Callable[[Decided, Tensors], Tensor]
+    #: Whether of the layers before the first that needs a gradient nothing is read.
+    skips_frozen: bool
+
+
+class Decided(NamedTuple):
+    """All of a chain but its tensors."""
+
+    formula: Formula
+    backend: Backend
+    dtype: torch.dtype  # of the products
+    acts: tuple[Act, ...]  # without tensors
+    probabilities: tuple[float, ...]  # of the dropouts
+    numbers: Numbers
+    #: Which tensors there are, of the dropouts' seed, the input's and the layers': the others are not passed.
+    there: tuple[bool, ...]
+    head: int  # how many there are before the layers'
+    first: int | None  # the first layer whose backward runs; None for none
+    recompute: bool = False  # the backward of a whole net runs the forward again
+    needs_input: bool = False  # whether the input needs a gradient
+    read: tuple[bool, ...] = ()  # of which of the layers' tensors the backward's kernels read the values
+    overwritable: bool = False  # the output may be written over though its derivative is computed from it
 
     @classmethod
     def of(
         cls,
-        tensors: Sequence[Tensor | None],
-        decided: Decided,
+        formula: Formula,
+        backend: Backend,
+        input: Input,
+        net: Net,
+        probabilities: tuple[float, ...],
+        recompute: bool = False,
+    ) -> Decided:
+        """By what the tensors are, and which of them need a gradient now."""
+        source, numbers = pack(input)
+        tensors = (*source, *net.params)
+        there = (any(probabilities), *(t is not None for t in tensors))
+        records = records_grad()
+        needs = [records and t is not None and t.requires_grad for t in (source[0], *net.params)]
+        before = 1 + PER_INPUT
+        first = first_needed(needs)
+        return cls(
+            formula,
+            backend,
+            net.dtype,
+            tuple(net.acts),
+            probabilities,
+            numbers,
+            there,
+            head=sum(there[:before]),
+            first=first if first is None or formula.skips_frozen else 0,
+            recompute=recompute,
+            needs_input=needs[0],
+            read=tuple([recompute or r for r, t in zip(params_read(needs), there[before:]) if t]),
+            overwritable=may_be_written(net.acts[-1], probabilities[-1] > 0),
+        )
+
+    def spread(self, values: Sequence[T]) -> list[T | None]:
+        """``values`` of the tensors that there are, in the places of all; None in the others."""
+        return spread(values, self.there)
+
+    def placed(
+        self,
+        values: Sequence[Tensor | None],
         owned: Callable[[Sequence[Tensor | None]], Sequence[Tensor | None]] = list,
-    ) -> Saved:
-        """What `saved_chain` gave; the parameters as ``owned`` has them."""
-        depth, head = len(decided.acts), decided.head
-        kept, after = tensors[head : head + 2 * depth - 1], owned(tensors[head + 2 * depth - 1 :])
-        seed, *rest = decided.spread([*tensors[:head], *after])
-        source, params = rest[:FIRST_PARAM], rest[FIRST_PARAM:]
-        inputs: list[Input] = [unpack(source, decided.numbers), *kept[: depth - 1]]  # type: ignore[list-item]
-        outputs = list(kept[depth - 1 :])
-        for i in range(decided.first or 0, depth - 1):
-            if outputs[i] is None and decided.acts[i].name != "none":  # see `kept_of`
-                outputs[i] = inputs[i + 1]  # type: ignore[assignment]
-        return cls(Drops(decided.probabilities, seed), source, inputs, outputs, params)
+    ) -> Tensors:
+        """The tensors that there are, or what `saved_chain` gave; the parameters as ``owned`` has them."""
+        params = self.first_param(values)
+        seed, *tensors = self.spread([*values[: self.head], *owned(values[params:])])
+        kept = values[self.head : params]
+        return Tensors(Drops(self.probabilities, seed), tensors[:PER_INPUT], tensors[PER_INPUT:], kept)
+
+    def first_param(self, values: Sequence[Tensor | None]) -> int:
+        """Where the layers' tensors begin in what `saved_chain` gave."""
+        return len(values) - sum(self.there[1 + PER_INPUT :])
+
+    def needs(self, given: Sequence[bool]) -> list[bool]:
+        """What needs a gradient, of the tensors that there are: the input, then every parameter."""
+        _, x, _, _, _, *params = self.spread(given)
+        return [bool(need) for need in (x, *params)]
+
+    def gradients(self, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Of the tensors that there are, from those of the input and of every parameter."""
+        places = (None, grads[0], None, None, None, *grads[1:])
+        return [grad for grad, there in zip(places, self.there) if there]
 
 
 def first_needed(needs: Sequence[bool]) -> int | None:
@@ -226,65 +198,47 @@ def params_read(needs: Sequence[bool]) -> list[bool]:
     return [read for start in starts for read in (any(needs[:start]), False, True)]
 
 
-class Decided(NamedTuple):
-    """All of a chain but its tensors."""
+def saved_chain(
+    decided: Decided, given: Sequence[Tensor], kept: Sequence[Tensor | None]
+) -> Sequence[Tensor | None]:
+    """What a node saves of a chain's tensors, and of what the forward kept: `Decided.placed` reads it."""
+    head = decided.head
+    params = aliases(given[head:], decided.read)
+    if not decided.first:
+        return (*given[:head], *kept, *params)
+    frozen = sum(decided.there[1 + PER_INPUT :][: PER_LAYER * decided.first])
+    seed = given[: sum(decided.there[:1])]
+    return (*seed, *[None] * (head - len(seed)), *kept, *[None] * frozen, *params[frozen:])
 
-    backend: Backend
-    dtype: torch.dtype  # of the products
-    acts: tuple[Act, ...]  # without tensors
-    probabilities: tuple[float, ...]  # of the dropouts
-    numbers: Numbers
-    #: Which tensors there are, of the dropouts' seed, the input's and the layers': the others are not passed.
-    there: tuple[bool, ...]
-    head: int  # how many there are before the layers'
-    needs_input: bool  # whether the input needs a gradient
-    first: int | None  # the first layer whose backward runs; None for none
-    read: tuple[bool, ...]  # of which of the layers' tensors the backward's kernels read the values
-    overwritable: bool  # the output may be written over though its derivative is computed from it
-    recompute: bool  # the backward of a whole net runs the forward again
 
-    @classmethod
-    def of(
-        cls,
-        backend: Backend,
-        dtype: torch.dtype,
-        acts: Sequence[Act],
-        probabilities: tuple[float, ...],
-        numbers: Numbers,
-        tensors: Sequence[Tensor | None],
-        recompute: bool = False,
-    ) -> Decided:
-        """``tensors``: the input's, as `pack` gives them, and the layers'."""
-        written = may_be_written(acts[-1], probabilities[-1] > 0)
-        there = (any(probabilities), *(t is not None for t in tensors))
-        records = records_grad()
-        needs = [records and t is not None and t.requires_grad for t in (tensors[0], *tensors[FIRST_PARAM:])]
-        before = FIRST_PARAM + 1
-        read = tuple([recompute or r for r, t in zip(params_read(needs), there[before:]) if t])
-        head, first = sum(there[:before]), first_needed(needs)
-        products = backend, dtype, tuple(acts), probabilities, numbers
-        return cls(*products, there, head, needs[0], first, read, written, recompute)
+def reference_chain(
+    backend: Backend,
+    x: Input,
+    params: Sequence[Tensor | None],
+    acts: Sequence[Act],
+    dtype: torch.dtype,
+    drops: Drops,
+    first: int = 0,
+) -> Tensor:
+    """The same chain, masks included, by torch's own differentiable ops: for a double backward.
 
-    def spread(self, values: Sequence[Any]) -> list[Any]:
-        """``values`` of the tensors that there are, in the places of all; None in the others."""
-        found = iter(values)
-        return [next(found) if there else None for there in self.there]
-
-    def needs(self, given: Sequence[bool]) -> list[bool]:
-        """What needs a gradient, of the tensors that there are: the input, then every parameter."""
-        _, x, _, _, _, *params = self.spread(given)
-        return [bool(need) for need in (x, *params)]
-
-    def gradients(self, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Of the tensors that there are, from those of the input and of every parameter."""
-        places = (None, grads[0], None, None, None, *grads[1:])
-        return [grad for grad, there in zip(places, self.there) if there]
+    Of a longer one these are the layers from ``first`` on. The output (M, N) of an input (..., K).
+    """
+    x = x.dense(dtype) if isinstance(x, Quantized) else x
+    x = x.reshape(-1, x.shape[-1])
+    for i, (act, (weight, bias, slope)) in enumerate(zip(acts, layers_of(params))):
+        z = F.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+        x = act._replace(weight=None if slope is None else slope.to(dtype))(z)
+        dropout = drops.of(first + i)
+        if dropout is not None:
+            x = x * backend.dropout_mask(dropout, *x.shape) * (1 / (1 - dropout.p))
+    return x
 
 
 def reference_grads(
     decided: Decided,
     grad: Tensor,
-    saved: Saved,
+    tensors: Tensors,
     given: Sequence[bool],
     closing: Callable[[Tensor], Tensor] = lambda y: y,
 ) -> list[Tensor | None]:
@@ -294,72 +248,16 @@ def reference_grads(
     needs = decided.needs(given)
 
     def again(x: Tensor, *params: Tensor | None) -> Tensor:
-        entry = x if first else unpack([x, *saved.source[1:]], decided.numbers)
+        entry = x if first else unpack([x, *tensors.source[1:]], decided.numbers)
         acts = decided.acts[first:]
         return closing(
-            reference_chain(decided.backend, entry, params, acts, decided.dtype, saved.drops, first)
+            reference_chain(decided.backend, entry, params, acts, decided.dtype, tensors.drops, first)
         )
 
-    x = saved.inputs[first] if first else saved.source[0]
-    params = saved.params[len(before) :]
-    found = torch_grads(again, (x, *params), [needs[0], *needs[1 + len(before) :]], grad)  # type: ignore[arg-type]
+    x = tensors.kept[first - 1] if first else tensors.source[0]
+    params = tensors.params[len(before) :]
+    found = torch_grads(again, (x, *params), [needs[0], *needs[1 + len(before) :]], grad)
     return decided.gradients([found[0], *before, *found[1:]])
-
-
-def chain_forward(decided: Decided, *given: Tensor) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-    """The output, and of each layer's input and of what its derivative needs all that the backward reads."""
-    seed, *tensors = decided.spread(given)
-    source, params = tensors[:FIRST_PARAM], tensors[FIRST_PARAM:]
-    y, inputs, outputs = forward_chain(
-        decided.backend,
-        unpack(source, decided.numbers),
-        params,
-        decided.acts,
-        decided.dtype,
-        decided.first,
-        Drops(decided.probabilities, seed),
-    )
-    return y, () if decided.first is None else kept_of(inputs, outputs, decided.first)
-
-
-def kept_of(inputs: Sequence[Input], outputs: Sequence[Tensor | None], first: int) -> tuple[Any, ...]:
-    """What a backward down to layer ``first`` reads of the layers' inputs, but the first, and outputs."""
-    hidden = [None] * max(first - 1, 0) + list(inputs[max(first, 1) :])  # type: ignore[operator]
-    # An output that is the next layer's input is saved once.
-    own = [None if y is x else y for x, y in zip(inputs[1:], outputs)]
-    return (*hidden, *[None] * first, *[*own, outputs[-1]][first:])
-
-
-def saved_chain(
-    decided: Decided, given: Sequence[Tensor], kept: Sequence[Tensor | None]
-) -> Sequence[Tensor | None]:
-    """What a node saves of a chain's tensors, and of what `kept_of` gave: `Saved.of` reads it."""
-    head = decided.head
-    params = aliases(given[head:], decided.read)
-    if not decided.first:
-        return (*given[:head], *kept, *params)
-    frozen = sum(decided.there[FIRST_PARAM + 1 :][: PER_LAYER * decided.first])
-    seed = given[: sum(decided.there[:1])]
-    return (*seed, *[None] * (head - len(seed)), *kept, *[None] * frozen, *params[frozen:])
-
-
-def chain_backward(
-    decided: Decided, given: Sequence[bool], grad: Tensor, *tensors: Tensor | None
-) -> list[Tensor | None]:
-    """One launch a layer: dX with the previous f' in its epilogue, beside dW and db."""
-    saved = Saved.of(tensors, decided)
-    grads = backward_chain(
-        decided.backend,
-        grad,
-        saved.inputs,
-        saved.params,
-        saved.outputs,
-        decided.acts,
-        decided.needs(given[1:]),
-        decided.dtype,
-        saved.drops,
-    )
-    return decided.gradients(grads)
 
 
 class Chain(Node):
@@ -379,30 +277,20 @@ class Chain(Node):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """See `chain_backward`."""
-        tensors, route = ctx.saved_tensors, ctx.route
+        """The gradients, by the route's `Formula`."""
+        tensors, route, decided = ctx.saved_tensors, ctx.route, ctx.route.decided
         upstream = route.of(grad)
         if upstream is None:
-            saved = Saved.of(tensors, route.decided, ctx.owners.in_graph)
-            return None, *reference_grads(route.decided, grad, saved, ctx.needs_input_grad[1:])
+            placed = decided.placed(tensors, ctx.owners.in_graph)
+            return None, *reference_grads(decided, grad, placed, ctx.needs_input_grad[1:])
         if ctx.output is not None and ctx.output.is_written:
-            tensors = _output_again(route.decided, ctx.owners, tensors)
+            y = decided.formula.output(decided, decided.placed(tensors, ctx.owners.values))
+            params = decided.first_param(tensors)
+            tensors = (*tensors[: params - 1], y, *tensors[params:])
         return None, *route.backward(ctx, upstream, grad, tensors)
 
 
-def _output_again(
-    decided: Decided, owners: Owners, tensors: Sequence[Tensor | None]
-) -> Sequence[Tensor | None]:
-    """What was saved, with the output, which somebody wrote over, computed anew."""
-    saved, last = Saved.of(tensors, decided, owners.values), len(decided.acts) - 1
-    weight, bias, _ = saved.params[-PER_LAYER:]
-    assert weight is not None
-    act, drop = decided.acts[-1], saved.drops.of(last)
-    y, _ = decided.backend.linear_act(saved.inputs[-1], weight, bias, act, False, decided.dtype, drop)
-    place = decided.head + 2 * last
-    return (*tensors[:place], y, *tensors[place + 1 :])
-
-
-def chain_route(decided: Decided, patience: int) -> tuple[Route[Decided], type[Node]]:
-    """How a chain goes a layer at a time, and the node for where a backward may follow."""
-    return Route(decided, decided.backend, chain_forward, chain_backward, patience), Chain
+def chain_route(decided: Decided, patience: int) -> Route[Decided]:
+    """How all calls of a chain go."""
+    formula = decided.formula
+    return Route(decided, decided.backend, formula.forward, formula.backward, patience)

@@ -8,25 +8,29 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastmlp.activations import NONE
 from fastmlp.autograd import mse
 from fastmlp.autograd.chain import (
-    FIRST_PARAM,
     PER_LAYER,
     Decided,
     Drops,
-    Saved,
-    backward_chain,
-    forward_chain,
-    kept_of,
     reference_grads,
     saved_chain,
-    unpack,
 )
 from fastmlp.autograd.cross_entropy import reference_loss
+from fastmlp.autograd.layers import backward_layers, forward_layers, inputs_and_outputs, kept_of
 from fastmlp.autograd.node import Node, Route, held, saves_as_given
 from fastmlp.autograd.saved import Owners
-from fastmlp.backends.base import Loss, LossOptions, Scale, SquaredError, Wanted
+from fastmlp.backends.base import (
+    NOTHING,
+    BackwardOptions,
+    HeadOptions,
+    Loss,
+    LossOptions,
+    Scale,
+    SquaredError,
+    Undo,
+    Wanted,
+)
 
 
 def reference(logits: Tensor, target: Tensor, weight: Tensor | None, options: Loss) -> Tensor:
@@ -69,32 +73,16 @@ def closed_forward(
     The gradients leave the head as those of the sum of the rows' losses.
     """
     chain, loss_dtype, options, keep_logits, fold = decided
-    backend, acts, first = chain.backend, chain.acts, chain.first
-    seed, *tensors = chain.spread(given)
-    source, params = tensors[:FIRST_PARAM], tensors[FIRST_PARAM:]
-    drops = Drops(chain.probabilities, seed)
-    stem, (weight, bias, _) = params[:-PER_LAYER], params[-PER_LAYER:]
+    acts, first = chain.acts, chain.first
+    tensors, hidden = chain.placed(given), len(acts) - 1
+    weight, bias, _ = tensors.params[-PER_LAYER:]
     assert weight is not None
-    h, inputs, outputs = forward_chain(
-        backend, unpack(source, chain.numbers), stem, acts[:-1], chain.dtype, first, drops
-    )
-    result = backend.head(
-        h,
-        weight,
-        bias,
-        target,
-        class_weight,
-        options,
-        previous_act=acts[-2] if fold else NONE,
-        previous_saved=outputs[-1] if fold else None,
-        wanted=Wanted(
-            keep_logits,
-            first is not None,
-            chain.needs_input or (first is not None and first < len(acts) - 1),
-        ),
-        dtype=chain.dtype,
-        loss_dtype=loss_dtype,
-    )
+    h, inputs, outputs = forward_layers(chain, tensors, hidden)
+    need_dz = chain.needs_input or (first is not None and first < hidden)
+    wanted = Wanted(keep_logits, first is not None, need_dz)
+    before = Undo(acts[-2], outputs[-1]) if fold else NOTHING
+    head = HeadOptions(target, class_weight, options, wanted, chain.dtype, loss_dtype, before)
+    result = chain.backend.head(h, weight, bias, head)
     if first is None:
         return result.loss, result.logits, (), ()
     denominator = result.denominator
@@ -122,38 +110,21 @@ def closed_backward(
     """
     chain, wanted = decided.chain, decided.chain.needs(needs[1 + _TARGETS :])
     depth, scale = len(chain.acts), Scale(grad, denominator)
-    saved = Saved.of(tensors, chain)
+    saved = chain.placed(tensors)
+    inputs, _ = inputs_and_outputs(chain, saved)
     weight, bias, _ = saved.params[-PER_LAYER:]
     grads: list[Tensor | None] = [None] * PER_LAYER
     if any(wanted[-PER_LAYER:]):
         assert weight is not None
-        last = chain.backend.linear_backward(
-            dlogits,
-            saved.inputs[-1],
-            weight,
-            scale=scale,
-            need_input=False,
-            bias_dtype=None if bias is None else bias.dtype,
-            dtype=chain.dtype,
-        )
+        bias_dtype = None if bias is None else bias.dtype
+        asked = BackwardOptions(chain.dtype, scale=scale, need_input=False, bias_dtype=bias_dtype)
+        last = chain.backend.linear_backward(dlogits, inputs[-1], weight, asked)
         grads = [last.weight, last.bias, None]
     stem: list[Tensor | None] = [None] * (len(wanted) - PER_LAYER)
     if dz is not None and depth == 1:
-        stem = [(dz * scale.value()).to(saved.inputs[0].dtype)]  # type: ignore[union-attr]
+        stem = [(dz * scale.value()).to(inputs[0].dtype)]  # type: ignore[union-attr]
     elif dz is not None:
-        stem = backward_chain(
-            chain.backend,
-            dz,
-            saved.inputs[:-1],
-            saved.params[:-PER_LAYER],
-            saved.outputs[:-1],
-            chain.acts[:-1],
-            wanted[:-PER_LAYER],
-            chain.dtype,
-            saved.drops,
-            scale=scale,
-            masked=decided.fold,
-        )
+        stem = backward_layers(chain, saved, dz, wanted[:-PER_LAYER], scale, masked=decided.fold)
     return chain.gradients([g if need else None for g, need in zip([*stem, *grads], wanted)])
 
 
@@ -191,10 +162,7 @@ class ChainLoss(Node):
                 weight = None if class_weight is None else class_weight.to(wide)
                 return reference(logits.to(wide), target, weight, options)
 
-            saved, needs = (
-                Saved.of(rest[3:], chain, ctx.owners.in_graph),
-                ctx.needs_input_grad[1 + _TARGETS :],
-            )
+            saved, needs = chain.placed(rest[3:], ctx.owners.in_graph), ctx.needs_input_grad[1 + _TARGETS :]
             grads = reference_grads(chain, grad, saved, needs, loss)
         else:
             grads = ctx.route.backward(ctx, upstream, grad, rest)

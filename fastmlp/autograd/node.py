@@ -181,6 +181,6 @@ def torch_grads(
         seen = [None if t is None else t.view_as(t) for t in inputs]
         wanted = [t for t, need in zip(seen, needs) if need and t is not None]
         output = function(*seen)
-        grad = upstream.to(output.dtype).view(output.shape)
+        grad = upstream.to(output.dtype).reshape(output.shape)
         found = iter(torch.autograd.grad(output, wanted, grad, create_graph=again, allow_unused=True))
     return [next(found) if need and t is not None else None for t, need in zip(seen, needs)]

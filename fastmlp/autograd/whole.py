@@ -3,116 +3,71 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
-from fastmlp.autograd.chain import PER_LAYER, Decided, Drops, reference_chain
-from fastmlp.autograd.node import Node, Route, saves_as_given, torch_grads
-from fastmlp.autograd.saved import Overwritable, Owners, aliases
-from fastmlp.backends.base import Backend, NetGrads
+from fastmlp.autograd.chain import PER_LAYER, Decided, Formula, Tensors
+from fastmlp.backends.base import Backend, Net, NetForward, NetGrads
 
 
-def whole_forward(decided: Decided, *given: Tensor) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+def _run(decided: Decided, tensors: Tensors, *, save: bool, keep_z: bool) -> NetForward:
+    net = Net(tensors.params, decided.acts, decided.dtype)
+    return decided.backend.mlp(tensors.source[0], net, save=save, keep_z=keep_z)  # type: ignore[arg-type]
+
+
+def _forward(decided: Decided, *given: Tensor) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     """The output; what the backward reads of the hidden layers, and what the last derivative needs."""
-    x, params = _split(decided, given)
     out, needed = decided.acts[-1], decided.first is not None
     keep_z = needed and not out.saves_output
     save = needed and not decided.recompute
-    y, saved, z = decided.backend.mlp(x, params, decided.acts, save=save, keep_z=keep_z, dtype=decided.dtype)
+    y, saved, z = _run(decided, decided.placed(given), save=save, keep_z=keep_z)
     return y, (saved, None if out.name == "none" else z if keep_z else y)
 
 
-def _split(decided: Decided, given: Sequence[Tensor | None]) -> tuple[Tensor, list[Tensor | None]]:
-    """The input, and weight, bias and PReLU weight of each layer."""
-    _, x, _, _, _, *params = decided.spread(given)
-    return x, params
+def _output(decided: Decided, tensors: Tensors) -> Tensor:
+    return _run(decided, tensors, save=False, keep_z=False).output
 
 
-def whole_backward(
-    decided: Decided,
-    needs: Sequence[bool],
-    grad: Tensor,
-    saved: Tensor | None,
-    out_saved: Tensor | None,
-    *given: Tensor,
-) -> list[Tensor | None]:
-    """One launch for the chain of dZ, one for every dW and db, one to sum a long batch's splits."""
-    x, params = _split(decided, given)
-    wanted = decided.needs(needs[1:])
+def flat_gradients(decided: Decided, tensors: Tensors, grad: Tensor, needs: Sequence[bool]) -> NetGrads:
+    """Of the input and of all parameters, where the one or one of the others ``needs`` it.
+
+    One launch for the chain of dZ, one for every dW and db, one to sum a long batch's splits.
+    """
+    x: Tensor = tensors.source[0]  # type: ignore[assignment]
+    net = Net(tensors.params, decided.acts, decided.dtype)
+    saved, out_saved = tensors.kept
     found = decided.backend.mlp_backward(
-        grad,
-        x,
-        params,
-        decided.acts,
-        saved,
-        out_saved,
-        need_input=wanted[0],
-        need_params=any(wanted[1:]),
-        dtype=decided.dtype,
+        grad, x, net, saved, out_saved, need_input=needs[0], need_params=any(needs[1:])
     )
-    dx = None if found.input is None else found.input.to(x.dtype)
-    grads = [dx, *split(decided.backend, found, params)]
-    return decided.gradients([g if need else None for g, need in zip(grads, wanted)])
-
-
-class WholeNet(Node):
-    """X (M, K) through a whole network to Y (M, N), where a backward may follow."""
-
-    @staticmethod
-    def forward(ctx: Any, route: Route[Decided], *given: Tensor) -> Tensor:
-        """``given`` as in `Chain`; where the route is to recompute nothing but the input is kept."""
-        y, (saved, out_saved) = route.forward(None, given)
-        decided, (x, *params) = route.decided, given
-        ctx.route, ctx.saved_as_given, ctx.output = route, saves_as_given(), None
-        ctx.owners = Owners(params)
-        if decided.overwritable and out_saved is y:
-            out_saved, ctx.output = y.data, Overwritable(y)
-        ctx.save_for_backward(saved, out_saved, x, *aliases(params, decided.read))
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """See `whole_backward`."""
-        saved, out_saved, x, *params = ctx.saved_tensors
-        route, decided = ctx.route, ctx.route.decided
-        upstream = route.of(grad)
-        if upstream is None:
-            none = Drops((0.0,) * len(decided.acts), None)
-
-            def again(x: Tensor, *params: Tensor | None) -> Tensor:
-                return reference_chain(decided.backend, x, params, decided.acts, decided.dtype, none)
-
-            _, params = _split(decided, (x, *ctx.owners.in_graph(params)))
-            needs = decided.needs(ctx.needs_input_grad[1:])
-            return None, *decided.gradients(torch_grads(again, (x, *params), needs, grad))
-        if ctx.output is not None and ctx.output.is_written:
-            _, values = _split(decided, (x, *ctx.owners.values(params)))
-            options = {"save": False, "keep_z": False}
-            out_saved = decided.backend.mlp(x, values, decided.acts, **options, dtype=decided.dtype)[0]
-        return None, *route.backward(ctx, upstream, grad, (saved, out_saved, x, *params))
-
-
-def whole_route(decided: Decided, patience: int) -> tuple[Route[Decided], type[Node]]:
-    """How a chain goes in one kernel, and the node for where a backward may follow."""
-    return Route(decided, decided.backend, whole_forward, whole_backward, patience), WholeNet
+    return found if found.input is None else found._replace(input=found.input.to(x.dtype))
 
 
 def split(backend: Backend, found: NetGrads, params: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """The gradient of each parameter: views of the flat ones, but for slopes, which are few."""
-    grads: list[Tensor | None] = [None] * len(params)
+    """The gradients of input and each parameter: views of the flat ones, but for slopes, which are few."""
+    grads: list[Tensor | None] = [found.input, *[None] * len(params)]
     if found.params is None:
         return grads
     weights: Sequence[Tensor] = params[0::PER_LAYER]  # type: ignore[assignment]
     layout = backend.net_layout([weights[0].shape[1], *(w.shape[0] for w in weights)])
     for i, weight in enumerate(weights):
-        first, (n, _) = PER_LAYER * i, weight.shape
+        first, (n, _) = 1 + PER_LAYER * i, weight.shape
         start = layout.params[i]
         of_bias = start + weight.numel()
         grads[first] = found.params[start:of_bias].view(weight.shape)
         grads[first + 1] = found.params[of_bias : of_bias + n]
-        slope = params[first + 2]
+        slope = params[first + 1]
         if slope is not None and found.slopes is not None:
             each = found.slopes[layout.saved[i] : layout.saved[i] + n]
             grads[first + 2] = (each.sum().view(1) if slope.numel() == 1 else each).to(slope.dtype)
     return grads
+
+
+def _backward(
+    decided: Decided, given: Sequence[bool], grad: Tensor, *saved: Tensor | None
+) -> list[Tensor | None]:
+    tensors, needs = decided.placed(saved), decided.needs(given[1:])
+    grads = split(decided.backend, flat_gradients(decided, tensors, grad, needs), tensors.params)
+    return decided.gradients([g if need else None for g, need in zip(grads, needs)])
+
+
+WHOLE = Formula(_forward, _backward, _output, skips_frozen=False)

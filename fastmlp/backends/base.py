@@ -58,6 +58,21 @@ class Undo(NamedTuple):
 NOTHING = Undo()
 
 
+class BackwardOptions(NamedTuple):
+    """The arguments of `Backend.linear_backward` that are not the layer's tensors."""
+
+    dtype: torch.dtype  # of the products
+    #: Undone as the gradient is read, which then is dY; without anything it is dZ.
+    after: Undo = NOTHING
+    #: Undone in the input's gradient, which so leaves as the previous layer's dZ.
+    before: Undo = NOTHING
+    scale: Scale | None = None  # multiplies the parameters' gradients
+    scale_input: bool = False  # and the input's
+    need_input: bool = True
+    need_params: bool = True
+    bias_dtype: torch.dtype | None = None  # there is a bias' gradient where this is given
+
+
 class Quantized(NamedTuple):
     """A first layer's input X = scale * values[index] + shift, which no memory holds."""
 
@@ -116,6 +131,18 @@ class Wanted(NamedTuple):
     dz: bool
 
 
+class HeadOptions(NamedTuple):
+    """The arguments of `Backend.head` that are not the layer's: a loss, and what of its results is wanted."""
+
+    target: Tensor  # (M,) class indices; of a `SquaredError` (M, C) in any floating dtype
+    class_weight: Tensor | None  # (C,)
+    loss: Loss  # with reduction "mean" or "sum"
+    wanted: Wanted
+    dtype: torch.dtype  # of the products
+    loss_dtype: torch.dtype
+    before: Undo = NOTHING  # undone in dZ
+
+
 class HeadResult(NamedTuple):
     """What the head leaves; the gradients are those of the *sum* of the rows' losses."""
 
@@ -124,6 +151,14 @@ class HeadResult(NamedTuple):
     logits: Tensor | None  # (M, C)
     dlogits: Tensor | None  # (M, C)
     dz: Tensor | None  # (M, K): times the previous activation's derivative
+
+
+class Net(NamedTuple):
+    """A network of at least two layers that runs in one launch."""
+
+    params: Sequence[Tensor | None]  # weight, bias and PReLU's weight of each layer, contiguous
+    acts: Sequence[Act]  # without tensors, alike in all hidden layers; the last is no PReLU
+    dtype: torch.dtype  # of the products
 
 
 class NetForward(NamedTuple):
@@ -189,27 +224,9 @@ class Backend(ABC):
 
     @abstractmethod
     def linear_backward(
-        self,
-        grad: Tensor,
-        x: Tensor | Quantized,
-        weight: Tensor,
-        *,
-        after: Undo = NOTHING,
-        before: Undo = NOTHING,
-        scale: Scale | None = None,
-        scale_input: bool = False,
-        need_input: bool = True,
-        need_params: bool = True,
-        bias_dtype: torch.dtype | None = None,
-        dtype: torch.dtype,
+        self, grad: Tensor, x: Tensor | Quantized, weight: Tensor, options: BackwardOptions
     ) -> LinearGrads:
-        """Gradients of one layer from ``grad`` (M, N), computed in ``dtype``.
-
-        With something to undo ``after`` the layer ``grad`` is dY, and dZ is formed as it is read; otherwise
-        it is dZ. What is to be undone ``before`` the layer is in its input's gradient, which so leaves as the
-        previous layer's dZ. ``scale`` multiplies the parameters' gradients, and with ``scale_input`` the
-        input's. There is a bias' gradient where ``bias_dtype`` is given.
-        """
+        """Gradients of one layer from ``grad`` (M, N)."""
 
     @abstractmethod
     def dropout_mask(self, dropout: Dropout, rows: int, features: int) -> Tensor:
@@ -300,42 +317,14 @@ class Backend(ABC):
         """The input's gradient (M, C). ``grad`` is the loss' shape."""
 
     @abstractmethod
-    def head(
-        self,
-        h: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        target: Tensor,
-        class_weight: Tensor | None,
-        options: Loss,
-        *,
-        previous_act: Act,
-        previous_saved: Tensor | None,
-        wanted: Wanted,
-        dtype: torch.dtype,
-        loss_dtype: torch.dtype,
-    ) -> HeadResult:
-        """The loss ("mean" or "sum") of logits h weightᵀ + bias, and what else of `HeadResult` is wanted.
+    def head(self, h: Tensor, weight: Tensor, bias: Tensor | None, options: HeadOptions) -> HeadResult:
+        """The loss of logits h weightᵀ + bias, and what else of `HeadResult` is wanted.
 
-        h (M, K), weight (C, K), bias (C,); target (M,) class indices and class_weight (C,), or of a
-        `SquaredError` target (M, C) in any floating dtype.
+        h (M, K), weight (C, K), bias (C,).
         """
 
-    def mlp(
-        self,
-        x: Tensor,
-        params: Sequence[Tensor | None],
-        acts: Sequence[Act],
-        *,
-        save: bool,
-        keep_z: bool,
-        dtype: torch.dtype,
-    ) -> NetForward:
-        """A whole chain of at least two layers in one launch.
-
-        x (M, K) of any strides. ``params`` is weight, bias and PReLU weight of each layer, contiguous;
-        ``acts``, without tensors, are alike in all hidden layers; the last is no PReLU.
-        """
+    def mlp(self, x: Tensor, net: Net, *, save: bool, keep_z: bool) -> NetForward:
+        """A whole chain of layers in one launch. x (M, K) of any strides."""
         raise NotImplementedError(f"the {self.name} backend runs networks layer by layer")
 
     def net_layout(self, widths: Sequence[int]) -> NetLayout:
@@ -346,16 +335,14 @@ class Backend(ABC):
         self,
         grad: Tensor,
         x: Tensor,
-        params: Sequence[Tensor | None],
-        acts: Sequence[Act],
+        net: Net,
         saved: Tensor | None,
         out_saved: Tensor | None,
         *,
         need_input: bool,
         need_params: bool,
-        dtype: torch.dtype,
     ) -> NetGrads:
-        """The gradients of the input and of ``params``, in at most three launches.
+        """The gradients of the input and of the parameters, in at most three launches.
 
         ``saved`` is `NetForward.saved`, or None to compute it again; ``out_saved`` is what the output
         activation's derivative is computed from.

@@ -22,7 +22,7 @@ import triton
 from triton.testing import do_bench
 
 from fastmlp.activations import TABLE, Act
-from fastmlp.backends.base import NOTHING, Undo
+from fastmlp.backends.base import NOTHING, BackwardOptions, Undo
 from fastmlp.backends.triton_backend import TritonBackend
 from fastmlp.kernels.launch import INTERPRETED
 from fastmlp.kernels.offline.case import NUMERICS, Run, Shape
@@ -53,13 +53,9 @@ def problem(op: str, dtype: str, shape: Shape, device: str) -> Run:
     if op == "forward":
         return lambda: backend.linear_act(x, weight, bias, _RELU, False, compute)
     grad, undone = random(m, n), op == "backward_prologue"
-    options: dict[str, Any] = {
-        "after": Undo(_RELU, random(m, n).relu_()) if undone else NOTHING,
-        "before": Undo(_RELU, x),
-        "bias_dtype": storage,
-        "dtype": compute,
-    }
-    return lambda: backend.linear_backward(grad, x, weight, **options)
+    after = Undo(_RELU, random(m, n).relu_()) if undone else NOTHING
+    options = BackwardOptions(compute, after, before=Undo(_RELU, x), bias_dtype=storage)
+    return lambda: backend.linear_backward(grad, x, weight, options)
 
 
 def measure(

@@ -16,18 +16,17 @@ from torch.nn import functional as F
 from fastmlp.activations import NONE, Act
 from fastmlp.backends import loss_tiles
 from fastmlp.backends.base import (
-    NOTHING,
     Backend,
+    BackwardOptions,
     Dropout,
+    HeadOptions,
     HeadResult,
     LinearGrads,
     Loss,
     LossOptions,
     Quantized,
-    Scale,
     SquaredError,
     Undo,
-    Wanted,
 )
 from fastmlp.backends.pages import large_like
 from fastmlp.backends.philox import keep_mask
@@ -56,40 +55,29 @@ class TorchBackend(Backend):
         return self._dropped(y, dropout), z if keep_z else None
 
     def linear_backward(
-        self,
-        grad: Tensor,
-        x: Tensor | Quantized,
-        weight: Tensor,
-        *,
-        after: Undo = NOTHING,
-        before: Undo = NOTHING,
-        scale: Scale | None = None,
-        scale_input: bool = False,
-        need_input: bool = True,
-        need_params: bool = True,
-        bias_dtype: torch.dtype | None = None,
-        dtype: torch.dtype,
+        self, grad: Tensor, x: Tensor | Quantized, weight: Tensor, options: BackwardOptions
     ) -> LinearGrads:
         """See `Backend.linear_backward`."""
+        dtype, after, before, scale = options[:4]
         dslope = None
         grad = self._dropped(grad, after.dropout)
         saved, saved_before = _undropped(after), _undropped(before)
         if saved is not None:
-            if after.act.weight is not None and need_params:
+            if after.act.weight is not None and options.need_params:
                 dslope = torch.where(saved > 0, 0.0, grad * saved).sum(0)
             grad = grad * after.act.derivative(saved)
         factor = 1.0 if scale is None else scale.value()
         dx = dw = db = None
-        if need_input:
+        if options.need_input:
             dx = self._dropped(grad.to(dtype) @ weight.to(dtype), before.dropout)
             if saved_before is not None:
                 dx = dx * before.act.derivative(saved_before)
-            if scale_input:
+            if options.scale_input:
                 dx = dx * factor
-        if need_params:
+        if options.need_params:
             x = x.to(dtype) if isinstance(x, Tensor) else x.dense(dtype)
             dw = (grad.to(dtype).t() @ x).to(weight.dtype) * factor
-            db = None if bias_dtype is None else grad.sum(0).to(bias_dtype) * factor
+            db = None if options.bias_dtype is None else grad.sum(0).to(options.bias_dtype) * factor
             dslope = None if dslope is None else dslope * factor
         return LinearGrads(dx, dw, db, dslope)
 
@@ -233,33 +221,19 @@ class TorchBackend(Backend):
         d = d if weight is None else d * weight
         return (d / denominator if options.reduction == "mean" else d).to(input.dtype)
 
-    def head(
-        self,
-        h: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        target: Tensor,
-        class_weight: Tensor | None,
-        options: Loss,
-        *,
-        previous_act: Act,
-        previous_saved: Tensor | None,
-        wanted: Wanted,
-        dtype: torch.dtype,
-        loss_dtype: torch.dtype,
-    ) -> HeadResult:
+    def head(self, h: Tensor, weight: Tensor, bias: Tensor | None, options: HeadOptions) -> HeadResult:
         """See `Backend.head`."""
+        target, class_weight, loss, wanted, dtype, loss_dtype, before = options
         logits, _ = self.linear_act(h, weight, bias, NONE, False, dtype)
         wide = logits if dtype == torch.float64 else logits.float()
-        total, denominator, dlogits = _sum_of_losses(wide, target, class_weight, options)
+        total, denominator, dlogits = _sum_of_losses(wide, target, class_weight, loss)
         dz = None
         if wanted.dz:
             dz = dlogits.to(dtype) @ weight.to(dtype)
-            if previous_saved is not None:
-                dz = dz * previous_act.derivative(previous_saved)
-        loss = (total / denominator).to(loss_dtype)
+            if before.saved is not None:
+                dz = dz * before.act.derivative(before.saved)
         return HeadResult(
-            loss,
+            (total / denominator).to(loss_dtype),
             denominator,
             logits if wanted.logits else None,
             dlogits.to(dtype) if wanted.dlogits else None,

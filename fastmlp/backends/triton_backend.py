@@ -12,20 +12,20 @@ from fastmlp.activations import Act
 from fastmlp.backends.base import (
     NOTHING,
     Backend,
+    BackwardOptions,
     Dropout,
+    HeadOptions,
     HeadResult,
     LinearGrads,
-    Loss,
     LossOptions,
+    Net,
     NetForward,
     NetGrads,
     NetLayout,
     Quantized,
     Recorded,
-    Scale,
     SquaredError,
     Undo,
-    Wanted,
 )
 from fastmlp.backends.torch_backend import TorchBackend
 from fastmlp.kernels.common import arguments, quantized
@@ -43,8 +43,9 @@ from fastmlp.kernels.loss import cross_entropy as loss_kernels
 from fastmlp.kernels.loss import mse
 from fastmlp.kernels.loss.head import MAX_CLASSES, head, hidden, targets
 from fastmlp.kernels.loss.softmax import criterion
+from fastmlp.kernels.mlp import forward as mlp_kernels
 from fastmlp.kernels.mlp.backward import mlp_backward, places
-from fastmlp.kernels.mlp.forward import Net, mlp_forward, saved_offsets
+from fastmlp.kernels.mlp.forward import mlp_forward, saved_offsets
 from fastmlp.kernels.tiles import decisions
 from fastmlp.kernels.tiles.decisions import LIBRARY, TMA
 
@@ -94,21 +95,10 @@ class TritonBackend(Backend):
         )
 
     def linear_backward(
-        self,
-        grad: Tensor,
-        x: Tensor | Quantized,
-        weight: Tensor,
-        *,
-        after: Undo = NOTHING,
-        before: Undo = NOTHING,
-        scale: Scale | None = None,
-        scale_input: bool = False,
-        need_input: bool = True,
-        need_params: bool = True,
-        bias_dtype: torch.dtype | None = None,
-        dtype: torch.dtype,
+        self, grad: Tensor, x: Tensor | Quantized, weight: Tensor, options: BackwardOptions
     ) -> LinearGrads:
         """See `Backend.linear_backward`."""
+        dtype, after, before, scale = options[:4]
         precision = _precision(dtype)
         way = ""
         if isinstance(x, Tensor) and after.dropout is None and before.dropout is None:
@@ -120,22 +110,19 @@ class TritonBackend(Backend):
                 way = _instead(ways, misfit)
         if way == LIBRARY:
             with torch.autocast(grad.device.type, enabled=False):
-                return _library.linear_backward(
-                    grad, x, weight, after=after, before=before, scale=scale, scale_input=scale_input,
-                    need_input=need_input, need_params=need_params, bias_dtype=bias_dtype, dtype=dtype,
-                )  # fmt: skip
-        options: dict[str, Any] = {
+                return _library.linear_backward(grad, x, weight, options)
+        asked: dict[str, Any] = {
             "before": _undone(before),
             "scale": None if scale is None else arguments.Scale(*scale),
-            "scale_input": scale_input,
-            "asked": Asked(need_input, need_params, bias_dtype),
+            "scale_input": options.scale_input,
+            "asked": Asked(options.need_input, options.need_params, options.bias_dtype),
             "dtype": dtype,
             "precision": precision,
         }
         if way == TMA:
             assert isinstance(x, Tensor)
-            return LinearGrads(*linear_backward_tma(grad, x, weight, **options))
-        return LinearGrads(*linear_backward(grad, _source(x), weight, after=_undone(after), **options))
+            return LinearGrads(*linear_backward_tma(grad, x, weight, **asked))
+        return LinearGrads(*linear_backward(grad, _source(x), weight, after=_undone(after), **asked))
 
     def dropout_mask(self, dropout: Dropout, rows: int, features: int) -> Tensor:
         """See `Backend.dropout_mask`."""
@@ -235,28 +222,15 @@ class TritonBackend(Backend):
         """See `Backend.mse_loss_backward`."""
         return mse.backward(grad, input, target, weight, denominator, reduction=options.reduction)
 
-    def head(
-        self,
-        h: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        target: Tensor,
-        class_weight: Tensor | None,
-        options: Loss,
-        *,
-        previous_act: Act,
-        previous_saved: Tensor | None,
-        wanted: Wanted,
-        dtype: torch.dtype,
-        loss_dtype: torch.dtype,
-    ) -> HeadResult:
+    def head(self, h: Tensor, weight: Tensor, bias: Tensor | None, options: HeadOptions) -> HeadResult:
         """See `Backend.head`."""
+        target, class_weight, loss, wanted, dtype, loss_dtype, (act, saved, _) = options
         found = head(
             h,
             weight,
             bias,
-            criterion(options.loss, target=targets(target), weight=class_weight, **options._asdict()),
-            hidden(previous_act.name, previous_act.slope, previous_saved),
+            criterion(loss.loss, target=targets(target), weight=class_weight, **loss._asdict()),
+            hidden(act.name, act.slope, saved),
             wanted,
             dtype=dtype,
             loss_dtype=loss_dtype,
@@ -264,18 +238,9 @@ class TritonBackend(Backend):
         )
         return HeadResult(*found)
 
-    def mlp(
-        self,
-        x: Tensor,
-        params: Sequence[Tensor | None],
-        acts: Sequence[Act],
-        *,
-        save: bool,
-        keep_z: bool,
-        dtype: torch.dtype,
-    ) -> NetForward:
+    def mlp(self, x: Tensor, net: Net, *, save: bool, keep_z: bool) -> NetForward:
         """See `Backend.mlp`."""
-        return NetForward(*mlp_forward(x, _net(params, acts, dtype), save=save, keep_z=keep_z))
+        return NetForward(*mlp_forward(x, _net(net), save=save, keep_z=keep_z))
 
     def net_layout(self, widths: Sequence[int]) -> NetLayout:
         """See `Backend.net_layout`."""
@@ -285,19 +250,16 @@ class TritonBackend(Backend):
         self,
         grad: Tensor,
         x: Tensor,
-        params: Sequence[Tensor | None],
-        acts: Sequence[Act],
+        net: Net,
         saved: Tensor | None,
         out_saved: Tensor | None,
         *,
         need_input: bool,
         need_params: bool,
-        dtype: torch.dtype,
     ) -> NetGrads:
         """See `Backend.mlp_backward`."""
-        net = _net(params, acts, dtype)
-        found = mlp_backward(grad, x, net, saved, out_saved, need_input=need_input, need_params=need_params)
-        return NetGrads(*found)
+        needs = {"need_input": need_input, "need_params": need_params}
+        return NetGrads(*mlp_backward(grad, x, _net(net), saved, out_saved, **needs))
 
 
 def _instead(ways: tuple[str, ...], misfit: str | None) -> str:
@@ -309,10 +271,10 @@ def _instead(ways: tuple[str, ...], misfit: str | None) -> str:
     return ways[1]
 
 
-def _net(params: Sequence[Tensor | None], acts: Sequence[Act], dtype: torch.dtype) -> Net:
+def _net(net: Net) -> mlp_kernels.Net:
     """The network as its kernels take it."""
-    hidden, out = acts[0], acts[-1]
-    return Net(
+    params, hidden, out = net.params, net.acts[0], net.acts[-1]
+    return mlp_kernels.Net(
         params[0::3],  # type: ignore[arg-type]
         params[1::3],
         params[2:-1:3],
@@ -321,8 +283,8 @@ def _net(params: Sequence[Tensor | None], acts: Sequence[Act], dtype: torch.dtyp
         out.name,
         out.slope,
         not hidden.saves_output,
-        dtype,
-        _precision(dtype),
+        net.dtype,
+        _precision(net.dtype),
     )
 
 

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from fastmlp import backends
-from fastmlp.autograd.chain import Decided, pack
+from fastmlp.autograd.chain import Decided
 from fastmlp.autograd.chain_loss import ChainLoss, Closed, loss_route
+from fastmlp.autograd.layers import LAYERS
 from fastmlp.autograd.node import Route
 from fastmlp.backends import Traced
-from fastmlp.backends.base import Backend, Loss, LossOptions, Quantized, SquaredError
+from fastmlp.backends.base import Backend, Loss, LossOptions, Net, Quantized, SquaredError
 from fastmlp.backends.route import Last, Routes
 from fastmlp.functional.checks import check_chain, fits_kernels
 from fastmlp.functional.layer import Layer, Layers, flat
@@ -174,9 +175,8 @@ def _closed(
     patience: int,
 ) -> Kernels:
     """The loss as one node, and the logits if asked."""
-    source, numbers = pack(input)
-    dtype, tensors = backends.compute_dtype(x), (*source, *layers.params)
-    decided = Decided.of(backend, dtype, layers.acts, layers.dropouts, numbers, tensors)
+    net = Net(layers.params, layers.acts, backends.compute_dtype(x))
+    decided = Decided.of(LAYERS, backend, input, net, layers.dropouts)
     loss_dtype = torch.float32 if backends.is_autocast(x) else x.dtype
     route = loss_route(Closed.of(decided, loss_dtype, options, with_output), patience)
     return Kernels(route, decided.first is not None, x.device if any(layers.dropouts) else None)

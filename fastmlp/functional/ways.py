@@ -14,19 +14,22 @@ from torch.nn import functional as F
 from fastmlp import backends, ops, profiler_ranges
 from fastmlp.activations import Act
 from fastmlp.autograd.chain import (
-    FIRST_PARAM,
+    PER_INPUT,
+    Chain,
     Decided,
     Drops,
     Numbers,
     chain_route,
     layers_of,
     pack,
+    spread,
     unpack,
 )
-from fastmlp.autograd.node import Node, Route
-from fastmlp.autograd.whole import whole_route
+from fastmlp.autograd.layers import LAYERS
+from fastmlp.autograd.node import Route
+from fastmlp.autograd.whole import WHOLE
 from fastmlp.backends import Traced, onednn
-from fastmlp.backends.base import Quantized
+from fastmlp.backends.base import Net, Quantized
 from fastmlp.backends.route import Routes
 from fastmlp.costs.choice import choose
 from fastmlp.functional.checks import check_chain, fits_kernels
@@ -39,7 +42,7 @@ class Kernels(NamedTuple):
     """A chain by the kernels."""
 
     route: Route[Decided]
-    node: type[Node] | None  # None where no backward follows
+    recorded: bool  # whether a backward may follow
     device: torch.device | None  # where its dropouts' seed is drawn, if it has any
     leading: torch.Size | None  # of the input, if it is no matrix
 
@@ -49,10 +52,7 @@ class Kernels(NamedTuple):
             tensors = (as_matrix(tensors[0]), *tensors[1:])
         if self.device is not None:
             tensors = (draw_seed(self.device), *tensors)
-        if self.node is None:
-            y = self.route.forward(None, tensors)[0]
-        else:
-            y = self.node.record(self.route, *tensors)
+        y = Chain.record(self.route, *tensors) if self.recorded else self.route.forward(None, tensors)[0]
         return y if self.leading is None else y.view(*self.leading, y.shape[1])
 
 
@@ -84,9 +84,8 @@ class Torch:
 
     def __call__(self, tensors: Sequence[Tensor]) -> Tensor:
         """The output, of tensors as `flat` gives them."""
-        found = iter(tensors)
-        every = [next(found) if there else None for there in self.there]
-        input, params = unpack(every[:FIRST_PARAM], self.numbers), layers_of(every[FIRST_PARAM:])
+        every = spread(tensors, self.there)
+        input, params = unpack(every[:PER_INPUT], self.numbers), layers_of(every[PER_INPUT:])
         layers = [
             Layer(w, b, a._replace(weight=s), d) for (w, b, s), a, d in zip(params, self.acts, self.dropouts)
         ]
@@ -109,11 +108,10 @@ def decide(key: Hashable | None, input: Tensor | Quantized, layers: Layers, plan
     taken = constant and fits_kernels(x, layers)
     backend, dtype = backends.choose(x).backend, backends.compute_dtype(x)
     traced, quantized = isinstance(backend, Traced), isinstance(input, Quantized)
-    source, numbers = pack(input)
-    tensors = (*source, *layers.params)
     # The ops of a trace know no integers, which Inductor dequantizes.
     if backend is None or not taken or (traced and quantized):
-        there = [t is not None for t in tensors]
+        source, numbers = pack(input)
+        there = [t is not None for t in (*source, *layers.params)]
         return WAYS.keep(key, Torch(layers.acts, layers.dropouts, numbers, there))
     batch = None if traced else x.numel() // x.shape[-1]
     input_grad = torch.is_grad_enabled() and x.requires_grad
@@ -121,11 +119,11 @@ def decide(key: Hashable | None, input: Tensor | Quantized, layers: Layers, plan
     plan = choose(plan, layers.dense, batch, dtype, x.device, input_grad, unfit)
     if isinstance(backend, Traced):
         return Ops(layers, dtype, plan)
-    recompute = plan == "recompute"
-    decided = Decided.of(backend, dtype, layers.acts, layers.dropouts, numbers, tensors, recompute)
-    route, node = (chain_route if plan == "layers" else whole_route)(decided, WAYS.patience(key))
+    formula, net = LAYERS if plan == "layers" else WHOLE, Net(layers.params, layers.acts, dtype)
+    decided = Decided.of(formula, backend, input, net, layers.dropouts, plan == "recompute")
+    route = chain_route(decided, WAYS.patience(key))
     seeded, leading = x.device if any(layers.dropouts) else None, None if x.dim() == 2 else x.shape[:-1]
-    return WAYS.keep(key, Kernels(route, None if decided.first is None else node, seeded, leading))
+    return WAYS.keep(key, Kernels(route, decided.first is not None, seeded, leading))
 
 
 def _unfit(layers: Layers) -> str | None:

@@ -5,9 +5,8 @@ Eager code calls the autograd Functions directly: the dispatcher would cost it a
 `fastmlp.ops.register`. The ops' arguments are plain tensors, numbers and strings; see docs/compile.md.
 """
 
-from fastmlp.ops.chain import chain
+from fastmlp.ops.chain import chain, whole_net
 from fastmlp.ops.cross_entropy import cross_entropy
 from fastmlp.ops.linear_cross_entropy import linear_cross_entropy
-from fastmlp.ops.whole import whole_net
 
 __all__ = ["chain", "cross_entropy", "linear_cross_entropy", "whole_net"]

@@ -18,7 +18,7 @@ import fastmlp
 from fastmlp import backends
 from fastmlp import functional as fastmlp_functional
 from fastmlp.activations import NAMES, NONE, TABLE, Act
-from fastmlp.backends.base import Dropout, LossOptions, Quantized, Scale, Undo
+from fastmlp.backends.base import BackwardOptions, Dropout, LossOptions, Quantized, Scale, Undo
 from fastmlp.backends.triton_backend import TritonBackend
 from fastmlp.functional import Layer
 from fastmlp.kernels.linear import backward as linear_backward
@@ -96,7 +96,7 @@ def test_linear_backward(name: str, dtype: torch.dtype, device: str) -> None:
         "dtype": dtype,
     }
     grad, x, w = (matrix(rng, *size, dtype, device) for size in ((m, n), (m, k), (n, k)))
-    run = lambda: [*BACKEND.linear_backward(grad, x, w, **options)]  # noqa: E731
+    run = lambda: [*BACKEND.linear_backward(grad, x, w, BackwardOptions(**options))]  # noqa: E731
     check(run, {"linear_backward_kernel", "sum_splits_kernel"})
 
 
@@ -115,8 +115,8 @@ def test_tma(act: str, dtype: torch.dtype, device: str) -> None:
     def run() -> Results:
         with decisions.force("tma"):
             y = BACKEND.linear_act(x, w, bias, kind, True, dtype)
-            before = Undo(kind, saved)
-            grads = BACKEND.linear_backward(grad, x, w, before=before, bias_dtype=dtype, dtype=dtype)
+            options = BackwardOptions(dtype, before=Undo(kind, saved), bias_dtype=dtype)
+            grads = BACKEND.linear_backward(grad, x, w, options)
         return [*y, *grads]
 
     check(run, {"matmul_kernel"})
@@ -134,14 +134,9 @@ def test_dropout(name: str, dtype: torch.dtype, device: str) -> None:
 
     def run() -> Results:
         y, z = BACKEND.linear_act(x, w, None, act, True, dtype, drop)
-        grads = BACKEND.linear_backward(
-            grad,
-            x,
-            w,
-            after=Undo(act, y if act.saves_output else z, drop),
-            before=Undo(act, saved, before),
-            dtype=dtype,
-        )
+        after = Undo(act, y if act.saves_output else z, drop)
+        options = BackwardOptions(dtype, after, before=Undo(act, saved, before))
+        grads = BACKEND.linear_backward(grad, x, w, options)
         return [y, z, *grads, BACKEND.dropout_mask(drop, m, n)]
 
     check(run, {"linear_act_kernel", "linear_backward_kernel", "dropout_mask_kernel"})
@@ -163,7 +158,8 @@ def test_quantized(kind: str, dtype: torch.dtype, device: str) -> None:
 
     def run() -> Results:
         y = BACKEND.linear_act(x, w, bias, NONE, False, dtype)
-        grads = BACKEND.linear_backward(grad, x, w, need_input=False, bias_dtype=dtype, dtype=dtype)
+        options = BackwardOptions(dtype, need_input=False, bias_dtype=dtype)
+        grads = BACKEND.linear_backward(grad, x, w, options)
         return [*y, *grads]
 
     check(run, {"linear_act_kernel", "linear_backward_kernel"})

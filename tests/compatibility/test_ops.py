@@ -115,8 +115,8 @@ def test_linear_cross_entropy(workspace: int | None, reduction: str, dtype: torc
 def test_a_call_that_differs_in_numbers_alone_decides_nothing(
     device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decided, forward = [], chain_op.forward_chain
-    monkeypatch.setattr(chain_op, "forward_chain", lambda *args: decided.append(1) or forward(*args))
+    decided, decide = [], chain_op._decide
+    monkeypatch.setattr(chain_op, "_decide", lambda *args: decided.append(1) or decide(*args))
     described = layers("tanh", torch.float32, device)
     arguments = (*described, None, [0.0] * 3, False)
     with torch.no_grad():

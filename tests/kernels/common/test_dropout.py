@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import random
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from fastmlp.activations import NAMES, NONE, TABLE, Act
-from fastmlp.backends.base import Dropout, Undo
+from fastmlp.backends.base import BackwardOptions, Dropout, Undo
 from fastmlp.backends.torch_backend import TorchBackend
 from fastmlp.backends.triton_backend import TritonBackend
 from fastmlp.kernels.launch import record_launches
@@ -137,23 +136,18 @@ def test_the_mask_does_not_depend_on_the_tile(
     mask = TRITON.dropout_mask(one, m, n)
     x, w = torch.ones(m, 1, device=device), torch.ones(n, 1, device=device)
     grad = torch.ones(m, n, device=device)
-    options: dict[str, Any] = {
-        "bias_dtype": torch.float32,
-        "dtype": torch.float32,
-        "after": Undo(dropout=one),
-    }
+    options = BackwardOptions(torch.float32, after=Undo(dropout=one), bias_dtype=torch.float32)
     with configs.override("linear", tile):
         y, _ = TRITON.linear_act(x, w, None, NONE, False, torch.float32, one)
     with configs.override("linear_backward_prologue", tile), record_launches() as launches:
-        grads = TRITON.linear_backward(grad, x, w, **options)
+        grads = TRITON.linear_backward(grad, x, w, options)
     assert [launch.name for launch in launches] == ["linear_backward_kernel", "sum_splits_kernel"]
     assert torch.equal(y != 0, mask)
     torch.testing.assert_close(grads.bias, mask.sum(0) / 0.6)
     torch.testing.assert_close(grads.input, mask.sum(1, keepdim=True) / 0.6)
     with configs.override("linear_backward_extra", tile):
-        dx = TRITON.linear_backward(
-            x, grad, torch.ones(1, n, device=device), before=Undo(dropout=one), dtype=torch.float32
-        ).input
+        undone = BackwardOptions(torch.float32, before=Undo(dropout=one))
+        dx = TRITON.linear_backward(x, grad, torch.ones(1, n, device=device), undone).input
     assert dx is not None
     assert torch.equal(dx != 0, mask)
 
@@ -166,7 +160,9 @@ def test_no_mask_is_drawn_where_the_output_tells(name: str, device: str) -> None
     grad, w = torch.randn(9, 5, device=device), torch.randn(5, 8, device=device)
     act = Act(TABLE[name])
     dx = [
-        TRITON.linear_backward(grad, saved, w, before=Undo(act, saved, d), dtype=torch.float32).input
+        TRITON.linear_backward(
+            grad, saved, w, BackwardOptions(torch.float32, before=Undo(act, saved, d))
+        ).input
         for d in (one, other)
     ]
     assert dx[0] is not None

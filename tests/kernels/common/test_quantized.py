@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastmlp.activations import NONE
-from fastmlp.backends.base import Quantized, Undo
+from fastmlp.backends.base import BackwardOptions, Quantized, Undo
 from fastmlp.backends.torch_backend import TorchBackend
 from fastmlp.backends.triton_backend import TritonBackend
 from fastmlp.kernels.common.arguments import Vector
@@ -78,15 +78,13 @@ def test_random_problem(dtype: torch.dtype, seed: int, device: str, monkeypatch:
         y, _ = backend.linear_act(x, w.to(kind), b, one, True, kind)
         torch.manual_seed(seed)
         grad, saved = torch.randn(m, n, device=device).to(dtype), torch.randn(m, n, device=device).to(dtype)
-        grads = backend.linear_backward(
-            grad.to(kind),
-            x,
-            w.to(kind),
+        options = BackwardOptions(
+            kind,
             after=Undo(one, None if act.name == "none" else saved.to(kind)),
             need_input=False,
             bias_dtype=None if b is None else kind,
-            dtype=kind,
         )
+        grads = backend.linear_backward(grad.to(kind), x, w.to(kind), options)
         runs.append([y, grads.weight, grads.bias])
     for what, ours, theirs, exact in zip(("y", "dw", "db"), *runs):
         if exact is not None:
@@ -125,7 +123,6 @@ def test_one_launch_each_way(device: str) -> None:
     w = torch.randn(10, 20, device=device)
     with record_launches() as launches:
         TritonBackend().linear_act(q, w, None, NONE, False, torch.float32)
-        TritonBackend().linear_backward(
-            torch.randn(30, 10, device=device), q, w, need_input=False, dtype=torch.float32
-        )
+        options = BackwardOptions(torch.float32, need_input=False)
+        TritonBackend().linear_backward(torch.randn(30, 10, device=device), q, w, options)
     assert [one.name for one in launches] == ["linear_act_kernel", "linear_backward_kernel"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fastmlp.activations import NAMES, TABLE, Act
-from fastmlp.backends.base import Scale, Undo
+from fastmlp.backends.base import BackwardOptions, Scale, Undo
 from fastmlp.backends.triton_backend import TritonBackend
 from fastmlp.kernels.launch import record_launches
 from fastmlp.kernels.linear import backward as module
@@ -63,7 +63,7 @@ def test_split_batch(rows: int, name: str, device: str) -> None:
     with record_launches() as launches:
         first = check(grad, x, w, **options)
     assert [launch.name for launch in launches] == ["linear_backward_kernel", "sum_splits_kernel"]
-    again = TritonBackend().linear_backward(grad, x, w, **options)
+    again = TritonBackend().linear_backward(grad, x, w, BackwardOptions(**options))
     assert all(a is b or torch.equal(a, b) for a, b in zip(first, again)), "not repeatable to the bit"
 
 
@@ -93,14 +93,9 @@ def test_only_the_input(device: str) -> None:
 def test_one_launch_for_all_gradients(device: str) -> None:
     grad, x, w = (torch.randn(s, device=device) for s in ((256, 10), (256, 256), (10, 256)))
     with record_launches() as launches:
-        TritonBackend().linear_backward(
-            grad,
-            x,
-            w,
-            before=Undo(Act(TABLE["relu"]), x.relu()),
-            bias_dtype=torch.float32,
-            dtype=torch.float32,
-        )
+        before = Undo(Act(TABLE["relu"]), x.relu())
+        options = BackwardOptions(torch.float32, before=before, bias_dtype=torch.float32)
+        TritonBackend().linear_backward(grad, x, w, options)
     assert len(launches) == 1
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastmlp.activations import NAMES, NONE, TABLE, Act
-from fastmlp.backends.base import Scale, Undo
+from fastmlp.backends.base import BackwardOptions, Scale, Undo
 from fastmlp.backends.triton_backend import TritonBackend
 from fastmlp.kernels.common import arguments
 from fastmlp.kernels.launch import record_launches
@@ -127,9 +127,8 @@ def test_more_tiles_than_programs(device: str, monkeypatch: pytest.MonkeyPatch) 
 
 def test_twice_gives_the_same_bits(device: str) -> None:
     x, grad, w = (torch.randn(s, device=device) for s in ((150, 136), (150, 72), (72, 136)))
-    first, again = (
-        TritonBackend().linear_backward(grad, x, w, bias_dtype=x.dtype, dtype=x.dtype) for _ in range(2)
-    )
+    options = BackwardOptions(x.dtype, bias_dtype=x.dtype)
+    first, again = (TritonBackend().linear_backward(grad, x, w, options) for _ in range(2))
     assert all(a is b or torch.equal(a, b) for a, b in zip(first, again))
 
 

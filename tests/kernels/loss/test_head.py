@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastmlp.activations import NAMES, NONE, TABLE, Act
-from fastmlp.backends.base import HeadResult, LossOptions, SquaredError, Wanted
+from fastmlp.activations import NAMES, TABLE, Act
+from fastmlp.backends.base import HeadOptions, HeadResult, LossOptions, SquaredError, Undo, Wanted
 from fastmlp.backends.torch_backend import TorchBackend
 from fastmlp.backends.triton_backend import TritonBackend
 from fastmlp.kernels.launch import record_launches
@@ -21,18 +21,18 @@ CLASSES = (1, 2, 3, 10, 16, 17, 31, 100, 255, 256)
 
 
 def exactly(value: Any) -> Any:
+    if isinstance(value, Undo):
+        return value._replace(saved=exactly(value.saved))
     return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-def check(h: Tensor, w: Tensor, b: Tensor | None, t: Tensor, cw: Tensor | None, **options: Any) -> HeadResult:
+def check(h: Tensor, w: Tensor, b: Tensor | None, *options: Any) -> HeadResult:
     """Loss, logits, dlogits and dZ, each within twice the error of torch's own ops."""
-    arguments = (h, w, b, t, cw)
-    ours = TritonBackend().head(*arguments, **options)
-    theirs = TorchBackend().head(*arguments, **options)
-    exact = TorchBackend().head(
-        *map(exactly, arguments),
-        **{k: exactly(v) for k, v in options.items()} | {"dtype": torch.float64, "loss_dtype": torch.float64},
-    )
+    arguments, asked = (h, w, b), HeadOptions(*options)
+    ours = TritonBackend().head(*arguments, asked)
+    theirs = TorchBackend().head(*arguments, asked)
+    exact_asked = HeadOptions(*map(exactly, asked))._replace(dtype=torch.float64, loss_dtype=torch.float64)
+    exact = TorchBackend().head(*map(exactly, arguments), exact_asked)
     for name, a, c, e in zip(HeadResult._fields, ours, theirs, exact):
         assert (a is None) == (e is None), name
         if a is not None:
@@ -68,12 +68,11 @@ def test_random_problem(name: str, dtype: torch.dtype, seed: int, device: str) -
         vector(rng, c, dtype, device) if rng.random() < 0.7 else None,
         t,
         torch.rand(c, device=device).to(dtype) + 0.1 if rng.random() < 0.4 else None,
-        options=options,
-        previous_act=act,
-        previous_saved=None if name == "none" else (h if act.saves_output else pre),
-        wanted=Wanted(rng.random() < 0.5, True, rng.random() < 0.8),
-        dtype=dtype,
-        loss_dtype=dtype,
+        options,
+        Wanted(rng.random() < 0.5, True, rng.random() < 0.8),
+        dtype,
+        dtype,
+        Undo(act, None if name == "none" else (h if act.saves_output else pre)),
     )
 
 
@@ -94,12 +93,11 @@ def test_random_squared_error(dtype: torch.dtype, seed: int, device: str) -> Non
         vector(rng, c, dtype, device) if rng.random() < 0.7 else None,
         target if rng.random() < 0.8 else target[:1].expand(m, c),
         None,
-        options=SquaredError(rng.choice(["mean", "sum"])),
-        previous_act=act,
-        previous_saved=None if act.name == "none" else (h if act.saves_output else pre),
-        wanted=Wanted(rng.random() < 0.5, True, rng.random() < 0.8),
-        dtype=dtype,
-        loss_dtype=dtype,
+        SquaredError(rng.choice(["mean", "sum"])),
+        Wanted(rng.random() < 0.5, True, rng.random() < 0.8),
+        dtype,
+        dtype,
+        Undo(act, None if act.name == "none" else (h if act.saves_output else pre)),
     )
 
 
@@ -109,11 +107,9 @@ def test_a_target_that_is_not_finite_spoils_its_row_alone(value: float, device: 
     h, w = torch.randn(20, 8, device=device), torch.randn(5, 8, device=device)
     t = torch.randn(20, 5, device=device)
     t[3, 2] = value
-    plain = {"previous_act": NONE, "previous_saved": None, "wanted": Wanted(False, True, True)}
-    kinds = {"dtype": torch.float32, "loss_dtype": torch.float32}
-    options = SquaredError("sum")
-    ours = TritonBackend().head(h, w, None, t, None, options, **plain, **kinds)
-    theirs = TorchBackend().head(h, w, None, t, None, options, **plain, **kinds)
+    wanted = Wanted(False, True, True)
+    options = HeadOptions(t, None, SquaredError("sum"), wanted, torch.float32, torch.float32)
+    ours, theirs = (backend.head(h, w, None, options) for backend in (TritonBackend(), TorchBackend()))
     assert ours.dlogits is not None
     finite = torch.isfinite(ours.dlogits.double().square())
     assert finite.sum() >= 99
@@ -125,19 +121,9 @@ def test_a_target_that_is_not_finite_spoils_its_row_alone(value: float, device: 
 def run(t: Tensor, classes: int = 5, **options: Any) -> HeadResult:
     torch.manual_seed(0)
     h, w = torch.randn(len(t), 8, device=t.device), torch.randn(classes, 8, device=t.device)
-    return TritonBackend().head(
-        h,
-        w,
-        None,
-        t,
-        None,
-        LossOptions(**options),
-        previous_act=NONE,
-        previous_saved=None,
-        wanted=Wanted(False, True, True),
-        dtype=torch.float32,
-        loss_dtype=torch.float32,
-    )
+    wanted = Wanted(False, True, True)
+    asked = HeadOptions(t, None, LossOptions(**options), wanted, torch.float32, torch.float32)
+    return TritonBackend().head(h, w, None, asked)
 
 
 def test_all_rows_ignored(device: str) -> None:
@@ -167,18 +153,7 @@ def test_one_launch_while_one_program_holds_the_rows(device: str) -> None:
 def test_evaluation_computes_no_gradient(device: str) -> None:
     h, w = torch.randn(20, 8, device=device), torch.randn(5, 8, device=device)
     t = torch.randint(5, (20,), device=device)
-    result = check(
-        h,
-        w,
-        None,
-        t,
-        None,
-        options=LossOptions(),
-        previous_act=Act(TABLE["relu"]),
-        previous_saved=h,
-        wanted=Wanted(True, False, False),
-        dtype=torch.float32,
-        loss_dtype=torch.float32,
-    )
+    relu, wanted = Undo(Act(TABLE["relu"]), h), Wanted(True, False, False)
+    result = check(h, w, None, t, None, LossOptions(), wanted, torch.float32, torch.float32, relu)
     assert result.dlogits is None
     assert result.dz is None

@@ -22,7 +22,7 @@ class Network(NamedTuple):
     The tensors are the model's own parameters, float32 and contiguous.
     """
 
-    layers: tuple[Layer, ...]  # the last one without an activation
+    layers: Layers  # the last one without an activation
     options: Loss
     class_weight: Tensor | None  # (C,)
     flatten: bool  # the input is flattened from dimension 1 on; else it is (B, features)
@@ -33,7 +33,7 @@ class Network(NamedTuple):
     @property
     def parameters(self) -> list[Tensor]:
         """Weight and bias of each layer, those that are there."""
-        return [t for weight, bias, *_ in self.layers for t in (weight, bias) if t is not None]
+        return list(self.layers.there)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -68,7 +68,7 @@ def recognise(model: nn.Module, loss: nn.Module) -> Network | str:
         flatten, stages = flatten or first.flatten is not None, [first.layers, *stages[1:]]
     if len(stages) != 1 or not isinstance(stages[0], Layers):
         return "the model is no single chain of linear layers and known activations"
-    layers = tuple(stages[0])
+    layers = stages[0]
     problem = (
         _layers_problem(layers)
         or _parameters_problem(model, layers)
@@ -96,7 +96,7 @@ def _options(loss: nn.Module) -> Loss | str:
     return LossOptions(loss.ignore_index, loss.reduction, loss.label_smoothing, getattr(loss, "z_loss", 0.0))
 
 
-def _layers_problem(layers: tuple[Layer, ...]) -> str | None:
+def _layers_problem(layers: Layers) -> str | None:
     if layers[-1].act.name != "none":
         return "the last layer has an activation"
     if any(layer.dropout for layer in layers):
@@ -117,8 +117,8 @@ def _numbers_problem(first: Layer, *numbers: Tensor | None) -> str | None:
     return None
 
 
-def _parameters_problem(model: nn.Module, layers: tuple[Layer, ...]) -> str | None:
-    tensors = [t for weight, bias, *_ in layers for t in (weight, bias) if t is not None]
+def _parameters_problem(model: nn.Module, layers: Layers) -> str | None:
+    tensors = layers.there
     if len({id(t) for t in tensors}) != len(tensors):
         return "two layers share a parameter"
     if len({id(p) for p in model.parameters()} - {id(t) for t in tensors}):

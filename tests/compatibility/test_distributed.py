@@ -23,6 +23,7 @@ from tests.compatibility.pair import Pair
 from tests.numerics import assert_as_good_as_torch
 
 GROUP = "More than one process"
+pytestmark = pytest.mark.few(1)
 DEVICE = "cuda" if torch.cuda.device_count() > 1 else "cpu"  # of the command
 needs_gpus = pytest.mark.skipif(torch.cuda.device_count() == 1, reason="NCCL wants a GPU a process")
 Run = Callable[..., list[Any]]
@@ -73,13 +74,11 @@ def test_ddp(run: Run, backend: str, dtype: torch.dtype) -> None:
     check(run(cases.ddp, backend, cases.mixed, dtype), backend)
 
 
-@pytest.mark.few(1)
 @feature("DDP: parameters as by one process with the whole batch", "float32")
 def test_ddp_of_a_whole_net(run: Run, backend: str) -> None:
     check(run(cases.ddp, backend, cases.mlp), backend)
 
 
-@pytest.mark.deep
 @feature("DDP under autocast")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_ddp_under_autocast(run: Run, backend: str, dtype: torch.dtype) -> None:
@@ -90,7 +89,6 @@ def _option(name: str, **options: Any) -> Any:
     return pytest.param(options, marks=feature(f"DDP: {name}", "float32"))
 
 
-@pytest.mark.few(3)
 @pytest.mark.parametrize(
     "options",
     [
@@ -108,7 +106,6 @@ def test_options_of_ddp(run: Run, backend: str, options: dict[str, Any]) -> None
     check(run(cases.ddp, backend, cases.mixed, **options), backend)
 
 
-@pytest.mark.few(1)
 @feature("DDP: buffers of the first process for all", "float32")
 @pytest.mark.parametrize("broadcast", [True, False])
 def test_buffers_of_ddp(run: Run, backend: str, broadcast: bool) -> None:
@@ -131,7 +128,6 @@ def test_join(run: Run, backend: str) -> None:
     check(run(cases.joined, backend), backend)
 
 
-@pytest.mark.few(1)
 @feature("DDP: each parameter is averaged once a step", "float32")
 @pytest.mark.parametrize("options", [{}, {"find_unused_parameters": True}], ids=str)
 def test_every_parameter_is_averaged_once(run: Run, backend: str, options: dict[str, Any]) -> None:
@@ -193,7 +189,6 @@ def test_fsdp(run: Run, backend: str, where: str, options: dict[str, Any]) -> No
     )
 
 
-@pytest.mark.few(1)
 @feature("FSDP2: the whole state goes into an nn.Sequential", "float32")
 @needs_gpus
 def test_state_of_fsdp(run: Run, backend: str) -> None:
@@ -208,14 +203,12 @@ def test_state_of_fsdp(run: Run, backend: str) -> None:
         assert torch.equal(again(x), plain(x))
 
 
-@pytest.mark.few(1)
 @feature("tensor parallelism (ColwiseParallel, RowwiseParallel)", "float32")
 @needs_gpus
 def test_tensor_parallelism(run: Run, backend: str) -> None:
     check(run(cases.tensor_parallel, backend), backend)
 
 
-@pytest.mark.few(1)
 @feature("TrainStep of a net in DDP or FSDP2", "float32")
 @pytest.mark.parametrize(
     "how", ["ddp", pytest.param("root", marks=needs_gpus), pytest.param("both", marks=needs_gpus)]
@@ -226,7 +219,6 @@ def test_train_step(run: Run, backend: str, how: str) -> None:
     assert all(engine.startswith("eager") for _, engine in results)
 
 
-@pytest.mark.few(1)
 @feature("TrainStep of the net inside of a DDP: averages nothing, as torch", "float32")
 def test_the_bare_net(run: Run, backend: str) -> None:
     results = run(cases.bare, backend)
@@ -273,7 +265,6 @@ def fits(
     assert all(map(torch.equal, results[0][0], results[1][0]))
 
 
-@pytest.mark.few(2)
 @feature("fit of a net in DDP or FSDP2: as in one process", "float32")
 @pytest.mark.parametrize(
     "how", ["ddp", pytest.param("root", marks=needs_gpus), pytest.param("both", marks=needs_gpus)]
@@ -283,7 +274,6 @@ def test_fit(run: Run, backend: str, device: str, how: str) -> None:
     fits(run, backend, device, how, fastmlp.CrossEntropyLoss(), 13, batch_size=6, lr=0.3)
 
 
-@pytest.mark.few(2)
 @pytest.mark.feature(GROUP, "fit: losses that count rows otherwise", backend="torch", dtype="float32")
 @pytest.mark.parametrize(
     ("loss", "count", "batch", "lr"),
@@ -302,7 +292,6 @@ def test_fit_with_losses(run: Run, device: str, loss: nn.Module, count: int, bat
     fits(run, "torch", device, "ddp", loss, count, batch_size=batch, lr=lr)
 
 
-@pytest.mark.few(1)
 @pytest.mark.feature(GROUP, "fit: losses that count rows otherwise", backend="torch", dtype="float32")
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_fit_on_probabilities(run: Run, device: str, reduction: str) -> None:

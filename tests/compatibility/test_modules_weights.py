@@ -1,4 +1,4 @@
-"""Weights that are more than parameters: derived, shared, lazy, frozen, pruned, quantized, of odd kinds."""
+"""Weights that are more than parameters: derived, shared, lazy, frozen, pruned, quantized."""
 
 from __future__ import annotations
 
@@ -14,13 +14,10 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import fastmlp
-from fastmlp.functional import chain_cross_entropy, cross_entropy, linear_act, linear_cross_entropy
-from fastmlp.functional.layer import Layer
 from tests.compatibility.compare import same_or_as_good
 from tests.compatibility.twins import agree, plain, results, rows, twins
 
 GROUP = "Modules"
-TARGET = (0, 3, 1, 2, 3, 0)
 
 
 class LoRA(nn.Module):
@@ -61,17 +58,6 @@ class Int8Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.to(x.dtype) * self.scale, self.bias)
-
-
-class Counted(Tensor):
-    """A tensor of a type of its own, which sees every linear layer it is in."""
-
-    calls = 0
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        cls.calls += func is F.linear
-        return super().__torch_function__(func, types, args, kwargs or {})
 
 
 class Doubled(nn.Linear):
@@ -336,84 +322,6 @@ def test_quantize_dynamic(which: str, backend: str) -> None:
         assert torch.equal(nets[0](x), nets[1](x))
     else:
         torch.testing.assert_close(nets[0](x), nets[1](x), rtol=0.02, atol=0.02)  # a step of the 8 bits
-
-
-#: What an address does not tell the elements of. Each from a weight to one of the same values.
-ODD: dict[str, Callable[[Tensor], Tensor]] = {
-    "a tensor type of one's own": lambda w: w.as_subclass(Counted),
-    "sparse": lambda w: w.to_sparse_csr(),
-    "the imaginary part of a conjugate": lambda w: torch.complex(w, -w).conj().imag,
-}
-
-
-@pytest.mark.feature(GROUP, "weights of odd kinds: sparse, negated views, tensor subclasses", dtype="float32")
-@pytest.mark.parametrize("name", list(ODD))
-@pytest.mark.filterwarnings("ignore:Sparse")
-def test_odd_weights(name: str, backend: str, device: str) -> None:
-    """Kernels do not read them: the very bits of torch's ops."""
-    torch.manual_seed(0)
-    x, w, b = rows(device), torch.randn(4, 5, device=device), torch.randn(4, device=device)
-    odd = nn.Parameter(ODD[name](w), requires_grad=False)
-    made = {
-        "Linear": fastmlp.Sequential(nn.Linear(5, 4), nn.ReLU()),
-        "LinearAct": fastmlp.Sequential(fastmlp.LinearAct(5, 4)),
-    }
-    for net in made.values():
-        net.to(device).load_state_dict({"0.weight": w, "0.bias": b})
-        net[0].weight = odd
-        Counted.calls = 0
-        assert torch.equal(net(x), F.linear(x, odd, b).relu())
-        assert Counted.calls == (2 if name.startswith("a tensor type") else 0)
-    assert torch.equal(linear_act(x, odd, b), F.linear(x, odd, b).relu())
-    if name != "sparse":
-        target = torch.tensor(TARGET, device=device)
-        assert torch.equal(
-            linear_cross_entropy(x, odd, target, linear_bias=b), F.cross_entropy(F.linear(x, odd, b), target)
-        )
-
-
-@pytest.mark.feature(GROUP, "negated views as input, target, class weight and gradient")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)  # as there are complex numbers
-def test_negated_views(backend: str, dtype: torch.dtype, device: str) -> None:
-    """A complex output's gradient is one: kernels that read its memory took it with the wrong sign."""
-    torch.manual_seed(0)
-    values, weight = torch.randn(6, 4, device=device, dtype=dtype), torch.rand(4, device=device, dtype=dtype)
-    target, chances = torch.tensor(TARGET, device=device), torch.randn_like(values).softmax(1)
-
-    def negated(t: Tensor) -> Tensor:
-        odd = torch.complex(t, -t).conj().imag
-        assert odd.is_neg()
-        return odd
-
-    layers = [Layer(torch.randn(3, 4, device=device, dtype=dtype).requires_grad_(), None)]
-    for function, arguments in (
-        (lambda x: linear_act(x, layers[0].weight, None, "tanh"), [values]),
-        (lambda x, y, w: cross_entropy(x, y, w), [values, chances, weight]),
-        (lambda x, w: cross_entropy(x, target, w, z_loss=0.1), [values, weight]),
-        (lambda x, w: chain_cross_entropy(x, layers, target.clamp(max=2), w[:3])[0], [values, weight]),
-        (lambda x, w: linear_cross_entropy(x, values[:4], target, weight=w), [values, weight]),
-    ):
-        for i in range(len(arguments)):
-            odd = [negated(t) if i == j else t for j, t in enumerate(arguments)]
-            torch.testing.assert_close(function(*odd), function(*arguments))
-
-    def run(net: nn.Module, x: Tensor) -> list[Tensor]:
-        y, signs = net(x), []
-        y.register_hook(lambda grad: signs.append(grad.is_neg()))
-        turned = torch.complex(torch.zeros_like(y), y).conj() * (1 + 2j)
-        torch.view_as_real(turned).square().sum().backward()
-        assert signs == [True]
-        return [x.grad, *(p.grad for p in net.parameters())]  # type: ignore[list-item]
-
-    agree(plain, backend, device, dtype, run=run)
-    logits = values.clone().requires_grad_()
-    upstream = torch.randn(6, device=device, dtype=dtype)
-    for each in (
-        lambda: cross_entropy(logits, target, reduction="none"),
-        lambda: linear_cross_entropy(logits, values[:4], target, reduction="none"),
-    ):
-        grads = [torch.autograd.grad(each(), logits, g)[0] for g in (negated(upstream), upstream)]
-        torch.testing.assert_close(*grads)
 
 
 @pytest.mark.feature(GROUP, "vector_to_parameters and parameters_to_vector", dtype="float32")

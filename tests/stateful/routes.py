@@ -27,10 +27,11 @@ from tests.interpreter import interpreted
 from tests.stateful import ambient, losses, modules, nets
 from tests.stateful.allowed import allowed
 from tests.stateful.chains import KINDS, ChainCall
-from tests.stateful.changes import CHANGES, LOSS_REBUILDS, REBUILDS
+from tests.stateful.changes import CHANGES
 from tests.stateful.judged import Outcome, compare, outcome, same
 from tests.stateful.losses import LossCall
 from tests.stateful.nets import NetCall
+from tests.stateful.rebuilds import LOSS_REBUILDS, REBUILDS
 from tests.stateful.sides import ACTS, LAYOUTS, Side, loss_of, replace_weight
 
 _SEEDS = st.integers(0, 2)

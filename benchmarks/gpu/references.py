@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastmlp.activations import TABLE, Act
+from fastmlp.backends import base
 from fastmlp.backends.base import (
     NOTHING,
     BackwardOptions,
@@ -24,7 +25,7 @@ from fastmlp.backends.base import (
     Undo,
     Wanted,
 )
-from fastmlp.backends.loss_tiles import loss_gradient
+from fastmlp.backends.logit_tiles import loss_gradient
 from fastmlp.backends.torch_backend import TorchBackend
 from fastmlp.engine.rules import Rule
 from fastmlp.kernels.common.arguments import Activation, Source
@@ -159,7 +160,7 @@ def _cross_entropy_backward(
 ) -> Named:
     if classes is not None:  # a tile of them, whose softmax is known by the statistics of all
         known = LossOptions(options["ignore_index"], "none", options["label_smoothing"])
-        loss_gradient(logits, first, target, weight, stats, grad, known, classes)
+        loss_gradient(logits, first, classes, base.Criterion(target, weight, known), stats, grad)
         return {"dlogits": logits}
     logits = logits.detach().requires_grad_()
     return {"dlogits": torch.autograd.grad(_loss(logits, target, weight, options), logits, grad)[0]}

@@ -119,6 +119,18 @@ class SquaredError(NamedTuple):
         return "mse"
 
 
+class Criterion(NamedTuple):
+    """A cross-entropy: all of its arguments but the logits (N, C, D)."""
+
+    target: Tensor  # class indices (N, D), or probabilities (N, C, D)
+    weight: Tensor | None  # of the classes, (C,)
+    options: LossOptions
+
+    def of_rows(self, rows: slice) -> Criterion:
+        """That of some rows."""
+        return self._replace(target=self.target[rows])
+
+
 #: A loss that the head can compute.
 Loss = LossOptions | SquaredError
 
@@ -233,13 +245,11 @@ class Backend(ABC):
         """Which elements of a layer's output (rows, features) are kept, bool."""
 
     @abstractmethod
-    def cross_entropy(
-        self, logits: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    def cross_entropy(self, logits: Tensor, criterion: Criterion) -> tuple[Tensor, Tensor, Tensor | None]:
         """The loss, and for `cross_entropy_backward` statistics, and the denominator if it is not in them.
 
-        logits (N, C, D), target (N, D) class indices or (N, C, D) probabilities, weight (C,); any
-        strides, no size 0. The loss is (N, D) for reduction "none", else a scalar.
+        logits and ``criterion`` in any strides, no size 0. The loss is (N, D) for reduction "none", else a
+        scalar.
         """
 
     @abstractmethod
@@ -247,28 +257,21 @@ class Backend(ABC):
         self,
         grad: Tensor,
         logits: Tensor,
-        target: Tensor,
-        weight: Tensor | None,
+        criterion: Criterion,
         stats: Tensor,
         denominator: Tensor | None,
         out: Tensor,
-        options: LossOptions,
     ) -> None:
         """Write the logits' gradient to ``out``, which may be the logits. ``grad`` is the loss' shape."""
 
     @abstractmethod
     def loss_of_rows(
-        self,
-        logits: Tensor,
-        target: Tensor,
-        weight: Tensor | None,
-        options: LossOptions,
-        upstream: Tensor | None,
+        self, logits: Tensor, criterion: Criterion, upstream: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Each row's loss (N, D), in float32 or better, and statistics for `loss_gradient`.
 
-        Arguments as `cross_entropy`'s, without its reduction and z-loss; the logits are this call's to
-        write over. With ``upstream``, a scalar, they become the gradient of that many losses each.
+        Without the criterion's reduction and z-loss; the logits are this call's to write over. With
+        ``upstream``, a scalar, they become the gradient of that many losses each.
         """
 
     @abstractmethod
@@ -276,16 +279,14 @@ class Backend(ABC):
         self,
         logits: Tensor,
         first: int,
-        target: Tensor,
-        weight: Tensor | None,
+        classes: int,
+        criterion: Criterion,
         stats: Tensor,
         upstream: Tensor,
-        options: LossOptions,
-        classes: int,
     ) -> None:
         """Write the logits' gradient over logits (N, V, D) of the classes from ``first`` on.
 
-        ``upstream`` is (N, D) in any strides; target, weight and stats are those of all ``classes``.
+        ``upstream`` is (N, D) in any strides; criterion and stats are those of all ``classes``.
         """
 
     @abstractmethod

@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastmlp.activations import NONE, Act
-from fastmlp.backends import loss_tiles
+from fastmlp.backends import logit_tiles
 from fastmlp.backends.base import (
     Backend,
     BackwardOptions,
+    Criterion,
     Dropout,
     HeadOptions,
     HeadResult,
@@ -88,9 +89,7 @@ class TorchBackend(Backend):
     def _dropped(self, y: Tensor, dropout: Dropout | None) -> Tensor:
         return y if dropout is None else y * self.dropout_mask(dropout, *y.shape) * (1 / (1 - dropout.p))
 
-    def cross_entropy(
-        self, logits: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def cross_entropy(self, logits: Tensor, criterion: Criterion) -> tuple[Tensor, Tensor, Tensor]:
         """See `Backend.cross_entropy`; class indices without weights or smoothing, D = 1.
 
         A few rows at a time stay in the cache through all passes, and nothing of the logits' size is
@@ -98,7 +97,8 @@ class TorchBackend(Backend):
         as that of a rare class' p would. The loss adds up the two last: at logits around 1e4 one
         float would have no digits left for the logarithm.
         """
-        logits, index = logits[:, :, 0], target[:, 0]
+        options = criterion.options
+        logits, index = logits[:, :, 0], criterion.target[:, 0]
         kept = index != options.ignore_index
         peak, log_p = logits.new_empty(2, len(logits))
         chunks = _chunks(logits)
@@ -123,15 +123,14 @@ class TorchBackend(Backend):
         self,
         grad: Tensor,
         logits: Tensor,
-        target: Tensor,
-        weight: Tensor | None,
+        criterion: Criterion,
         stats: Tensor,
         denominator: Tensor | None,
         out: Tensor,
-        options: LossOptions,
     ) -> None:
         """See `Backend.cross_entropy_backward`."""
-        logits, out, index = logits[:, :, 0], out[:, :, 0], target[:, 0]
+        options = criterion.options
+        logits, out, index = logits[:, :, 0], out[:, :, 0], criterion.target[:, 0]
         kept = index != options.ignore_index
         assert denominator is not None
         upstream = grad[:, 0] if options.reduction == "none" else (grad / denominator).expand(len(logits))
@@ -166,33 +165,26 @@ class TorchBackend(Backend):
         return losses.sum() if total is None else losses.sum() / total, grad
 
     def loss_of_rows(
-        self,
-        logits: Tensor,
-        target: Tensor,
-        weight: Tensor | None,
-        options: LossOptions,
-        upstream: Tensor | None,
+        self, logits: Tensor, criterion: Criterion, upstream: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """See `Backend.loss_of_rows`."""
-        return loss_tiles.loss_of_rows(logits, target, weight, options, upstream)
+        return logit_tiles.loss_of_rows(logits, criterion, upstream)
 
     def loss_gradient(
         self,
         logits: Tensor,
         first: int,
-        target: Tensor,
-        weight: Tensor | None,
+        classes: int,
+        criterion: Criterion,
         stats: Tensor,
         upstream: Tensor,
-        options: LossOptions,
-        classes: int,
     ) -> None:
         """See `Backend.loss_gradient`."""
-        loss_tiles.loss_gradient(logits, first, target, weight, stats, upstream, options, classes)
+        logit_tiles.loss_gradient(logits, first, classes, criterion, stats, upstream)
 
     def loss_scratch(self, dtype: torch.dtype, dense: bool) -> float:
         """See `Backend.loss_scratch`."""
-        return loss_tiles.scratch(dtype, dense)
+        return logit_tiles.scratch(dtype, dense)
 
     def mse_loss(
         self, input: Tensor, target: Tensor, weight: Tensor | None, options: SquaredError

@@ -13,11 +13,11 @@ from fastmlp.backends.base import (
     NOTHING,
     Backend,
     BackwardOptions,
+    Criterion,
     Dropout,
     HeadOptions,
     HeadResult,
     LinearGrads,
-    LossOptions,
     Net,
     NetForward,
     NetGrads,
@@ -128,77 +128,46 @@ class TritonBackend(Backend):
         """See `Backend.dropout_mask`."""
         return dropout_mask(dropout, rows, features)
 
-    def cross_entropy(
-        self, logits: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions
-    ) -> tuple[Tensor, Tensor, None]:
+    def cross_entropy(self, logits: Tensor, criterion: Criterion) -> tuple[Tensor, Tensor, None]:
         """See `Backend.cross_entropy`."""
+        target, weight, options = criterion
         return *loss_kernels.forward(logits, target, weight, **options._asdict()), None
 
     def cross_entropy_backward(
         self,
         grad: Tensor,
         logits: Tensor,
-        target: Tensor,
-        weight: Tensor | None,
+        criterion: Criterion,
         stats: Tensor,
         denominator: Tensor | None,
         out: Tensor,
-        options: LossOptions,
     ) -> None:
         """See `Backend.cross_entropy_backward`."""
-        loss_kernels.backward(
-            grad,
-            logits,
-            target,
-            weight,
-            stats,
-            out,
-            reduction=options.reduction,
-            ignore_index=options.ignore_index,
-            label_smoothing=options.label_smoothing,
-        )
+        _loss_backward(criterion.options.reduction, grad, logits, criterion, stats, out)
 
     def loss_of_rows(
-        self,
-        logits: Tensor,
-        target: Tensor,
-        weight: Tensor | None,
-        options: LossOptions,
-        upstream: Tensor | None,
+        self, logits: Tensor, criterion: Criterion, upstream: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """See `Backend.loss_of_rows`."""
+        target, weight, options = criterion
         rows = options._replace(reduction="none")._asdict()
         loss, stats = loss_kernels.forward(logits, target, weight, loss_dtype=torch.float32, **rows)
         if upstream is not None:
             each = upstream.expand(loss.shape)
-            self.loss_gradient(logits, 0, target, weight, stats, each, options, logits.shape[1])
+            self.loss_gradient(logits, 0, logits.shape[1], criterion, stats, each)
         return loss, stats
 
     def loss_gradient(
         self,
         logits: Tensor,
         first: int,
-        target: Tensor,
-        weight: Tensor | None,
+        classes: int,
+        criterion: Criterion,
         stats: Tensor,
         upstream: Tensor,
-        options: LossOptions,
-        classes: int,
     ) -> None:
         """See `Backend.loss_gradient`."""
-        loss_kernels.backward(
-            upstream,
-            logits,
-            target,
-            weight,
-            stats,
-            logits,
-            reduction="none",
-            ignore_index=options.ignore_index,
-            label_smoothing=options.label_smoothing,
-            first=first,
-            classes=classes,
-        )
+        _loss_backward("none", upstream, logits, criterion, stats, logits, first=first, classes=classes)
 
     def loss_scratch(self, dtype: torch.dtype, dense: bool) -> float:
         """See `Backend.loss_scratch`."""
@@ -260,6 +229,24 @@ class TritonBackend(Backend):
         """See `Backend.mlp_backward`."""
         needs = {"need_input": need_input, "need_params": need_params}
         return NetGrads(*mlp_backward(grad, x, _net(net), saved, out_saved, **needs))
+
+
+def _loss_backward(
+    reduction: str, grad: Tensor, logits: Tensor, criterion: Criterion, *others: Tensor, **part: Any
+) -> None:
+    """The logits' gradient by the kernel, of all classes or a ``part`` of them."""
+    target, weight, (ignore_index, _, label_smoothing, _) = criterion
+    loss_kernels.backward(
+        grad,
+        logits,
+        target,
+        weight,
+        *others,
+        reduction=reduction,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        **part,
+    )
 
 
 def _instead(ways: tuple[str, ...], misfit: str | None) -> str:

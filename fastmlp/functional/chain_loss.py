@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +19,8 @@ from fastmlp.backends.route import Last, Routes
 from fastmlp.functional.checks import check_chain, fits_kernels
 from fastmlp.functional.layer import Layer, Layers, flat
 from fastmlp.functional.linear import chain
-from fastmlp.functional.loss import check_loss, cross_entropy, left_to_torch
+from fastmlp.functional.loss import cross_entropy
+from fastmlp.functional.loss_checks import check_loss, takes_constants
 from fastmlp.functional.mse import mse_loss
 from fastmlp.functional.quantized import is_constant, like
 from fastmlp.functional.ways import draw_seed
@@ -49,53 +50,7 @@ def chain_cross_entropy(
     Raises:
         ValueError, TypeError, RuntimeError, IndexError: as `chain` and `cross_entropy`.
     """
-    layers = layers if type(layers) is Layers else Layers(layers)
-    way = find(input, layers, target, weight, options, with_logits)
-    if way is None:
-        logits = chain(input, layers)
-        loss = cross_entropy(logits, target, weight, **options._asdict())
-        return loss, logits.detach() if with_logits else None
-    return way(target, weight, *flat(input, layers)[0])
-
-
-def find(
-    input: Tensor | Quantized,
-    layers: Layers,
-    target: Tensor,
-    weight: Tensor | None,
-    options: Loss,
-    with_output: bool,
-) -> Kernels | None:
-    """By what the chain and its loss go, and all that is to be decided about that; None for one by one."""
-    tensors, numbers = flat(input, layers)
-    what = (options, with_output, numbers, layers.what)
-    way, key = _WAYS.find(what, (*tensors, target, weight), _LAST)
-    if way is None:
-        x = like(input, layers[0].weight)
-        backend = _with_head(input, x, layers, options)
-        takes: Any = _takes_targets if isinstance(options, SquaredError) else _takes_labels
-        if backend is None or not takes(x, layers, target, weight, options):
-            way = "one by one"
-        else:
-            way = _closed(backend, input, x, layers, options, with_output, _WAYS.patience(key))
-        _WAYS.keep(key, way)
-    return way if isinstance(way, Kernels) else None
-
-
-def _takes_labels(
-    x: Tensor, layers: Layers, target: Tensor, weight: Tensor | None, options: LossOptions
-) -> bool:
-    """Whether the head does; raises an error for what nobody takes."""
-    if (
-        target.is_floating_point()
-        or left_to_torch(target, 2, weight, options)
-        or not backends.readable(target)
-        or (weight is not None and (not backends.readable(weight) or weight.requires_grad))
-    ):
-        return False
-    check_chain(x, layers)
-    check_loss((len(x), layers[-1].weight.shape[0]), x, target, weight, options)
-    return True
+    return _with_loss(cross_entropy, input, layers, target, weight, options, with_logits)
 
 
 def chain_mse_loss(
@@ -120,12 +75,61 @@ def chain_mse_loss(
     Raises:
         ValueError, TypeError, RuntimeError: as `chain` and `mse_loss`.
     """
+    return _with_loss(mse_loss, input, layers, target, None, options, with_output)
+
+
+def _with_loss(
+    loss: Callable[..., Tensor],
+    input: Tensor | Quantized,
+    layers: Sequence[Layer],
+    target: Tensor,
+    weight: Tensor | None,
+    options: Loss,
+    with_output: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """A chain and its ``loss`` at once, or one by one."""
     layers = layers if type(layers) is Layers else Layers(layers)
-    way = find(input, layers, target, None, options, with_output)
+    way, tensors = find(input, layers, target, weight, options, with_output)
+    if way is not None:
+        return way(target, weight, *tensors)
+    output = chain(input, layers)
+    value = loss(output, target, weight=weight, **options._asdict())
+    return value, output.detach() if with_output else None
+
+
+def find(
+    input: Tensor | Quantized,
+    layers: Layers,
+    target: Tensor,
+    weight: Tensor | None,
+    options: Loss,
+    with_output: bool,
+) -> tuple[Kernels | None, tuple[Tensor, ...]]:
+    """By what the chain and its loss go, None for one by one; and the chain's tensors for it."""
+    tensors, numbers = flat(input, layers)
+    what = (options, with_output, numbers, layers.what)
+    way, key = _WAYS.find(what, (*tensors, target, weight), _LAST)
     if way is None:
-        output = chain(input, layers)
-        return mse_loss(output, target, **options._asdict()), output.detach() if with_output else None
-    return way(target, None, *flat(input, layers)[0])
+        x = like(input, layers[0].weight)
+        backend = _with_head(input, x, layers, options)
+        takes: Any = _takes_targets if isinstance(options, SquaredError) else _takes_labels
+        if backend is None or not takes(x, layers, target, weight, options):
+            way = "one by one"
+        else:
+            way = _closed(backend, input, x, layers, options, with_output, _WAYS.patience(key))
+        _WAYS.keep(key, way)
+    return way if isinstance(way, Kernels) else None, tensors
+
+
+def _takes_labels(
+    x: Tensor, layers: Layers, target: Tensor, weight: Tensor | None, options: LossOptions
+) -> bool:
+    """Whether the head does; raises an error for what nobody takes."""
+    if target.is_floating_point() or not takes_constants(target, weight, 2, options):
+        return False
+    check_chain(x, layers)
+    check_loss((len(x), layers[-1].weight.shape[0]), x, target, weight, options)
+    return True
 
 
 def _takes_targets(x: Tensor, layers: Layers, target: Tensor, _: None, options: SquaredError) -> bool:

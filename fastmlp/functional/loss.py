@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -12,19 +12,16 @@ from torch.nn import _reduction as _Reduction
 from torch.nn import functional as F
 
 from fastmlp import backends, ops
-from fastmlp.autograd.cpu_cross_entropy import CpuCrossEntropy
-from fastmlp.autograd.cross_entropy import CrossEntropy, Decided, loss_route, reference_loss
+from fastmlp.autograd.cross_entropy import CpuCrossEntropy, CrossEntropy, Decided, loss_route, reference_loss
 from fastmlp.autograd.node import Node, Route, records_grad
 from fastmlp.backends import Traced
 from fastmlp.backends.base import Backend, LossOptions
-from fastmlp.backends.route import Last, Routes, debugging
+from fastmlp.backends.route import Last, Routes
 from fastmlp.backends.torch_backend import TorchBackend
+from fastmlp.functional.loss_checks import Tensors, check_loss, takes_constants, widened
 from fastmlp.functional.traced import of_stand_ins
 
-_REDUCTIONS = ("none", "mean", "sum")
 _CPU = TorchBackend()
-#: A loss' input, target and weight.
-Tensors = tuple[Tensor, Tensor, Tensor | None]
 #: From so many logits on one buffer instead of ATen's three is worth a Function in Python.
 _CPU_ELEMENTS = 1 << 21
 _CPU_CLASSES = 512
@@ -78,43 +75,21 @@ def cross_entropy(
         way, key = _WAYS.find(what, (input, target, weight), _LAST)
     if way is not None and not (inplace and input.is_leaf):
         return way(input, target, weight)
+    rest = (weight, size_average, ignore_index, reduce, reduction, label_smoothing)
     if not (isinstance(input, Tensor) and isinstance(target, Tensor)):
-        return of_stand_ins(
-            cross_entropy,
-            input,
-            target,
-            weight,
-            size_average,
-            ignore_index,
-            reduce,
-            reduction,
-            label_smoothing,
-            z_loss=z_loss,
-            inplace=inplace,
-        )
+        return of_stand_ins(cross_entropy, input, target, *rest, z_loss=z_loss, inplace=inplace)
     backend = None if off else backends.choose(input).backend
     compiling = torch.compiler.is_compiling()
+    legacy = size_average is not None or reduce is not None
     if backend is None and z_loss == 0 and (compiling or input.numel() < _CPU_ELEMENTS):
-        plain = label_smoothing == 0 and size_average is None and reduce is None
-        if plain and not compiling and _is_tall(input, target, weight):  # a trace is for every size
-            loss = F.cross_entropy(
-                input.t().unsqueeze(0),
-                target.unsqueeze(0),
-                weight,
-                ignore_index=ignore_index,
-                reduction=reduction,
-            )
-            return loss.squeeze(0) if reduction == "none" else loss
-        return F.cross_entropy(
-            input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing
-        )
-    if size_average is not None or reduce is not None:
+        plain = label_smoothing == 0 and not legacy and not compiling  # a trace is for every size
+        if plain and _is_tall(input, target, weight):
+            return _transposed(input, target, weight, ignore_index, reduction)
+        return F.cross_entropy(input, target, *rest)
+    if legacy:
         reduction = _Reduction.legacy_get_string(size_average, reduce)
     options = LossOptions(ignore_index, reduction, label_smoothing, z_loss)
-    way = _decide(key, backend, (input, target, weight), options, inplace)
-    if inplace and input.is_leaf and input.requires_grad and isinstance(way, Kernels | _Ops):
-        raise RuntimeError("inplace: a leaf that requires grad cannot be overwritten by its own gradient")
-    return way(input, target, weight)
+    return _decide(key, backend, (input, target, weight), options, inplace)(input, target, weight)
 
 
 class Kernels(NamedTuple):
@@ -138,41 +113,24 @@ class Kernels(NamedTuple):
         return loss if self.shape is None else loss.view(self.shape)
 
 
-@dataclass
-class _Ops:
+def _by_op(options: LossOptions, *given: Any) -> Tensor:
     """The loss by the op that torch.compile keeps whole."""
-
-    options: LossOptions
-
-    def __call__(self, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
-        shape = logits.shape
-        if backends.is_autocast(logits):
-            logits, target, weight = widened(logits, target, weight)
-        loss = ops.cross_entropy(*_matrices((logits, target, weight)), self.options)
-        return loss.view(len(logits), *shape[2:]) if self.options.reduction == "none" else loss
+    logits, target, weight = widened(*given) if backends.is_autocast(given[0]) else given
+    loss = ops.cross_entropy(*_matrices((logits, target, weight)), options)
+    return loss.view(len(logits), *logits.shape[2:]) if options.reduction == "none" else loss
 
 
-@dataclass
-class _Torch:
-    """The loss by torch's own op."""
-
-    options: LossOptions
-
-    def __call__(self, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
-        if self.options.z_loss and backends.is_autocast(logits):  # torch's op makes what it is to make
-            logits, target, weight = widened(logits, target, weight)
-        return reference_loss(logits, target, weight, self.options)
+def _by_torch(options: LossOptions, *given: Any) -> Tensor:
+    """The loss by torch's own ops; what autocast does is theirs, but for a z-loss."""
+    widens = options.z_loss and backends.is_autocast(given[0])
+    logits, target, weight = widened(*given) if widens else given
+    return reference_loss(logits, target, weight, options)
 
 
-class _OnCpu(NamedTuple):
+def _on_cpu(options: LossOptions, *given: Any) -> Tensor:
     """The loss by the chunked passes of `TorchBackend`."""
-
-    options: LossOptions
-
-    def __call__(self, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
-        if backends.is_autocast(logits):
-            logits, target, weight = widened(logits, target, weight)
-        return CpuCrossEntropy.apply(_CPU, self.options, logits, target, weight)
+    tensors = widened(*given) if backends.is_autocast(given[0]) else given
+    return CpuCrossEntropy.apply(_CPU, options, *tensors)
 
 
 def _matrices(tensors: Tensors) -> Tensors:
@@ -183,8 +141,8 @@ def _matrices(tensors: Tensors) -> Tensors:
     return logits.reshape(n, c, -1), target, weight
 
 
-_Way = Kernels | _Ops | _Torch | _OnCpu
-#: By what a loss goes.
+#: By what a loss goes: a function of its tensors.
+_Way = Kernels | partial[Tensor]
 _WAYS: Routes[_Way] = Routes()
 _LAST: Last[_Way] = Last()
 
@@ -207,12 +165,14 @@ def _decide(
     if backend is None and taken and untouched and _pays_on_cpu(tensors, options):
         backend = _CPU
     if backend is None or not taken:
-        return _WAYS.keep(key, _Torch(options))
+        return _WAYS.keep(key, partial(_by_torch, options))
     if backend is _CPU and options.z_loss == 0 and not inplace:
-        return _WAYS.keep(key, _OnCpu(options))
+        return _WAYS.keep(key, partial(_on_cpu, options))
     check_loss(tuple(input.shape), input, target, weight, options)
+    if inplace and given[0].is_leaf and given[0].requires_grad:
+        raise RuntimeError("inplace: a leaf that requires grad cannot be overwritten by its own gradient")
     if isinstance(backend, Traced):
-        return _Ops(options)
+        return partial(_by_op, options)
     # Where elements may share memory (expanded logits) the gradient must not.
     decided = Decided(
         backend, options, inplace and (input if input.dim() == 2 else input.flatten(2)).is_contiguous()
@@ -224,25 +184,6 @@ def _decide(
     return _WAYS.keep(key, way)
 
 
-def widened(input: Tensor, target: Tensor, weight: Tensor | None) -> Tensors:
-    """What autocast makes of a loss' arguments."""
-    half = (torch.float16, torch.bfloat16)
-    wide = [t.float() if t is not None and t.dtype in half else t for t in (input, target, weight)]
-    return tuple(wide)  # type: ignore[return-value]
-
-
-def left_to_torch(target: Tensor, rank: int, weight: Tensor | None, options: LossOptions) -> bool:
-    """Corners of class indices where torch's own op says what is right, for logits of ``rank`` dimensions.
-
-    A smoothing of 1 multiplies the target's loss by 0, which makes a NaN of an infinite one. uint8 is an
-    error in images, and where class weights are to be gathered for a smoothed mean.
-    """
-    if target.is_floating_point():
-        return False
-    refused = rank > 2 or (weight is not None and options.label_smoothing > 0 and options.reduction == "mean")
-    return options.label_smoothing == 1 or (target.dtype == torch.uint8 and refused)
-
-
 def _is_taken(tensors: Tensors, options: LossOptions) -> bool:
     """Whether kernels of ours compute it. torch's own op takes, or refuses, whatever they do not."""
     input, target, weight = tensors
@@ -250,13 +191,10 @@ def _is_taken(tensors: Tensors, options: LossOptions) -> bool:
     return (
         input.dim() >= 2
         and input.numel() > 0
-        and options.reduction in _REDUCTIONS
-        and not any(t is not None and (t.requires_grad or not backends.readable(t)) for t in (target, weight))
+        and takes_constants(target, weight, input.dim(), options)
         and input.dtype in backends.KERNEL_DTYPES  # of float64 under autocast `choose` knows nothing
         and not any(t is not None and t.dtype != input.dtype for t in values)  # torch promotes, or refuses
         and (weight is None or weight.dim() == 1)  # of others torch takes some
-        and not (target.dtype == torch.uint8 and input.dim() > 2)  # which torch refuses
-        and not left_to_torch(target, input.dim(), weight, options)
     )
 
 
@@ -295,42 +233,10 @@ def _is_tall(input: Tensor, target: Tensor, weight: Tensor | None) -> bool:
     )
 
 
-def check_loss(
-    shape: tuple[int, ...], like: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions
-) -> None:
-    """Raise an error that names the argument, its shape and what was expected.
-
-    Args:
-        shape: of the logits.
-        like: a tensor of the logits' device and dtype.
-        target: see `cross_entropy`.
-        weight: see `cross_entropy`.
-        options: see `cross_entropy`.
-    """
-    classes = shape[1]
-    rows = (shape[0], *shape[2:])
-    if not 0 <= options.label_smoothing <= 1:
-        raise RuntimeError(f"label_smoothing: expected a number in [0, 1], got {options.label_smoothing}")
-    soft = target.is_floating_point()
-    if target.shape != (shape if soft else rows):
-        wanted = f"probabilities of input's shape {shape}" if soft else f"{rows} for input {shape}"
-        error = ValueError if target.shape[:1] != shape[:1] else RuntimeError  # as torch's
-        raise error(f"target: expected {wanted}, got {tuple(target.shape)}")
-    if soft and options.ignore_index >= 0:
-        raise RuntimeError("ignore_index: of no use with class probabilities as the target")
-    if not soft and target.dtype not in (torch.int64, torch.uint8):
-        raise RuntimeError(f"target: expected class indices of int64 or uint8, got {target.dtype}")
-    if target.device != like.device:
-        raise RuntimeError(f"target: expected on {like.device} as the input, got {target.device}")
-    if weight is not None:
-        if weight.shape != (classes,):
-            raise RuntimeError(f"weight: expected ({classes},), one a class, got {tuple(weight.shape)}")
-        if weight.device != like.device or weight.dtype != like.dtype:
-            raise RuntimeError(
-                f"weight: expected {like.dtype} on {like.device} as the input, "
-                f"got {weight.dtype} on {weight.device}"
-            )
-    if debugging() and not target.is_floating_point():
-        wrong = (target != options.ignore_index) & ((target < 0) | (target >= classes))
-        if bool(wrong.any()):
-            raise IndexError(f"target: {int(target[wrong][0])} is out of bounds for {classes} classes")
+def _transposed(
+    input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str
+) -> Tensor:
+    """torch's op where `_is_tall`, of the transposed logits."""
+    columns, labels = input.t().unsqueeze(0), target.unsqueeze(0)
+    loss = F.cross_entropy(columns, labels, weight, ignore_index=ignore_index, reduction=reduction)
+    return loss.squeeze(0) if reduction == "none" else loss

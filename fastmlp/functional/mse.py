@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from torch import Tensor
 from torch.nn import _reduction as _Reduction
@@ -14,7 +15,8 @@ from fastmlp.autograd.node import records_grad
 from fastmlp.backends import Traced
 from fastmlp.backends.base import SquaredError
 from fastmlp.backends.route import Last, Routes
-from fastmlp.functional.loss import Kernels, Tensors, widened
+from fastmlp.functional.loss import Kernels
+from fastmlp.functional.loss_checks import REDUCTIONS, Tensors, widened
 from fastmlp.functional.traced import of_stand_ins
 
 
@@ -49,12 +51,8 @@ def mse_loss(
     """
     way = key = None
     if backends.off_gpu(input):
-        if (
-            isinstance(input, Tensor)
-            and isinstance(target, Tensor)
-            and size_average is None
-            and reduce is None
-        ):
+        tensors_alone = isinstance(input, Tensor) and isinstance(target, Tensor)
+        if tensors_alone and size_average is None and reduce is None:
             return reference(input, target, weight, SquaredError(reduction))
     elif size_average is None and reduce is None:
         way, key = _WAYS.find(reduction, (input, target, weight), _LAST)
@@ -67,11 +65,11 @@ def mse_loss(
     options = SquaredError(reduction)
     backend = backends.choose(input).backend
     if backend is None or isinstance(backend, Traced):
-        return _WAYS.keep(key, _Torch(options))(input, target, weight)
+        return _WAYS.keep(key, partial(reference, options=options))(input, target, weight)
     widens = backends.is_autocast(input)
     tensors = widened(input, target, weight) if widens else (input, target, weight)
     if not _fits(tensors, options):
-        return _WAYS.keep(key, _Torch(options, widens))(input, target, weight)
+        return _WAYS.keep(key, partial(_by_torch, options, widens))(input, target, weight)
     recorded = records_grad() and any(t is not None and t.requires_grad for t in tensors)
     route = mse_route(Decided(backend, options), _WAYS.patience(key))
     reshaped = None if input.dim() == 2 else _matrices
@@ -80,21 +78,16 @@ def mse_loss(
     return _WAYS.keep(key, way)(input, target, weight)
 
 
-@dataclass
-class _Torch:
+def _by_torch(options: SquaredError, widens: bool, *given: Any) -> Tensor:
     """The loss by torch's own op."""
-
-    options: SquaredError
-    widens: bool = False
-
-    def __call__(self, input: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
-        tensors = widened(input, target, weight) if self.widens else (input, target, weight)
-        return reference(*tensors, self.options)
+    input, target, weight = widened(*given) if widens else given
+    return reference(input, target, weight, options)
 
 
-#: By what a loss goes.
-_WAYS: Routes[Kernels | _Torch] = Routes()
-_LAST: Last[Kernels | _Torch] = Last()
+#: By what a loss goes: a function of its tensors.
+_Way = Kernels | partial[Tensor]
+_WAYS: Routes[_Way] = Routes()
+_LAST: Last[_Way] = Last()
 
 
 def _fits(tensors: Sequence[Tensor | None], options: SquaredError) -> bool:
@@ -104,7 +97,7 @@ def _fits(tensors: Sequence[Tensor | None], options: SquaredError) -> bool:
     return (
         input.numel() > 0
         and input.dtype in backends.KERNEL_DTYPES
-        and options.reduction in ("none", "mean", "sum")
+        and options.reduction in REDUCTIONS
         and not (weight is not None and weight.requires_grad)
         and all(
             t.shape == input.shape

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastmlp import backends
-from fastmlp.autograd.cross_entropy import torch_gradient
+from fastmlp.autograd.cross_entropy import Decided, loss_backward, loss_forward, torch_gradient
 from fastmlp.autograd.node import transformed
 from fastmlp.backends.base import LossOptions
 from fastmlp.ops.register import differentiable, op, recorded
@@ -30,10 +31,14 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 
 
 def _gradients(ctx: Any, grad: Tensor, *_: Tensor | None) -> list[Tensor | None]:
-    logits, target, weight, stats = ctx.saved_tensors
+    *given, stats = ctx.saved_tensors
     if transformed(grad):
-        return [torch_gradient(grad, logits, target, weight, LossOptions(*ctx.options))]
-    return [_backward(grad, logits, target, weight, stats, *ctx.options)]
+        return [torch_gradient(LossOptions(*ctx.options), grad, *given)]
+    return [_backward(grad, *given, stats, *ctx.options)]
+
+
+def _decided(logits: Tensor, options: Sequence[Any]) -> Decided:
+    return Decided(backends.kernels(logits), LossOptions(*options), inplace=False)
 
 
 @differentiable(
@@ -55,33 +60,19 @@ def _cross_entropy(
         weight: (C,).
         options: the fields of `LossOptions`.
     """
-    return backends.kernels(logits).cross_entropy(logits, target, weight, LossOptions(*options))[:2]
-
-
-def _fake_grad(grad: Tensor, logits: Tensor, *others: Any) -> Tensor:
-    return torch.empty_like(logits)
+    return loss_forward(_decided(logits, options), logits, target, weight)[:2]
 
 
 @op(
     "cross_entropy_backward",
     f"(Tensor grad, Tensor logits, Tensor target, Tensor? weight, Tensor stats, {_OPTIONS}) -> Tensor",
-    _fake_grad,
+    lambda grad, logits, *_: torch.empty_like(logits),
 )
 @recorded
-def _backward(
-    grad: Tensor,
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    stats: Tensor,
-    *options: Any,
-) -> Tensor:
+def _backward(grad: Tensor, logits: Tensor, target: Tensor, *others: Any) -> Tensor:
     """The logits' gradient, from the loss' ``grad``."""
-    out = torch.empty_like(logits)
-    backends.kernels(logits).cross_entropy_backward(
-        grad, logits, target, weight, stats, None, out, LossOptions(*options)
-    )
-    return out
+    weight, stats, *options = others
+    return loss_backward(_decided(logits, options), (), grad, logits, target, weight, stats, None)
 
 
 def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions) -> Tensor:

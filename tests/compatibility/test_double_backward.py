@@ -25,6 +25,7 @@ from fastmlp.functional import (
     linear_cross_entropy,
     mse_loss,
 )
+from tests import references
 from tests.compatibility.compare import same_or_as_good
 
 GROUP = "Autograd"
@@ -143,21 +144,11 @@ def loss_case(
 
 
 def by_torch(logits: Tensor, target: Tensor, reduction: str, **options: Any) -> Tensor:
-    """F.cross_entropy, and the z-loss written out."""
-    z, kind = options.pop("z_loss", 0.0), logits.dtype
-    weight, ignored = options.get("weight"), options.get("ignore_index", -100)
-    if weight is not None:
-        options["weight"] = weight = weight.to(kind)
-    target = target.to(kind) if target.is_floating_point() else target
-    loss = F.cross_entropy(logits, target, reduction=reduction, **options)
-    if not z:
-        return loss
-    kept = target != ignored
-    extra = z * logits.logsumexp(1).square() * kept
-    if reduction == "mean":
-        each = torch.ones_like(extra) if weight is None else weight[target]
-        return loss + extra.sum() / (each * kept).sum()
-    return loss + (extra if reduction == "none" else extra.sum())
+    """F.cross_entropy, and the z-loss written out; of constants in the logits' dtype."""
+    weight = options.pop("weight", None)
+    weight = None if weight is None else weight.to(logits.dtype)
+    target = target.to(logits.dtype) if target.is_floating_point() else target
+    return references.cross_entropy(logits, target, weight, reduction=reduction, **options)
 
 
 @rows(list(LOSSES), "double backward of cross_entropy")

@@ -16,6 +16,7 @@ from fastmlp import backends, functional
 from fastmlp.backends.base import LossOptions
 from fastmlp.functional import Layer
 from tests.fuzzing import ERRORS, LAYOUTS, SEEDS, fuzz, judge, sprinkle, tensor
+from tests.references import cross_entropy as reference
 
 
 @pytest.fixture(params=["torch", "triton", "auto"])
@@ -24,7 +25,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("fastmlp.functional.loss._CPU_ELEMENTS", 1)
     monkeypatch.setattr("fastmlp.functional.loss._MANY_ROWS", 4)
     monkeypatch.setattr("fastmlp.functional.linear_loss._CPU_ELEMENTS", 1)
-    monkeypatch.setattr("fastmlp.autograd.tiling._LEAST", 0)
+    monkeypatch.setattr("fastmlp.autograd.tile_sizes._LEAST", 0)
     with backends.use(request.param):
         yield request.param
 
@@ -108,27 +109,6 @@ def class_weights(case: Case, dtype: torch.dtype, device: str) -> Tensor | None:
     if case.weight == "some zeros":
         weight[::2] = 0
     return weight if case.weight != "zeros" else weight.zero_()
-
-
-def reference(logits: Tensor, target: Tensor, weight: Tensor | None, z_loss: float, **options: Any) -> Tensor:
-    """torch's loss with, in the open, the one argument that it lacks."""
-    if z_loss == 0:
-        return F.cross_entropy(logits, target, weight, **options)
-    reduction, options["reduction"] = options["reduction"], "none"
-    axis = 0 if logits.dim() == 1 else 1
-    dtype = logits.dtype
-    wide = torch.promote_types(dtype, torch.float32)
-    logits, weight = logits.to(wide), None if weight is None else weight.to(wide)
-    soft = target.is_floating_point()
-    rows = F.cross_entropy(logits, target.to(wide) if soft else target, weight, **options)
-    kept = torch.ones_like(rows) if soft else (target != options["ignore_index"]).to(wide)
-    rows = rows + torch.where(kept != 0, z_loss * logits.logsumexp(axis) ** 2, 0.0)
-    if reduction == "none":
-        return rows.to(dtype)
-    if reduction == "mean":
-        counted = kept if weight is None or soft else kept * weight[torch.where(kept != 0, target.long(), 0)]
-        return (rows.sum() / counted.sum()).to(dtype)
-    return rows.sum().to(dtype)
 
 
 def fill(logits: Tensor, case: Case) -> Tensor:

@@ -18,7 +18,7 @@ import fastmlp
 from fastmlp import backends
 from fastmlp import functional as fastmlp_functional
 from fastmlp.activations import NAMES, NONE, TABLE, Act
-from fastmlp.backends.base import BackwardOptions, Dropout, LossOptions, Quantized, Scale, Undo
+from fastmlp.backends.base import BackwardOptions, Criterion, Dropout, LossOptions, Quantized, Scale, Undo
 from fastmlp.backends.triton_backend import TritonBackend
 from fastmlp.functional import Layer
 from fastmlp.kernels.linear import backward as linear_backward
@@ -196,9 +196,10 @@ def test_cross_entropy(shape: tuple[int, ...], reduction: str, dtype: torch.dtyp
     )
 
     def run() -> Results:
-        found = BACKEND.cross_entropy(logits, target, weight, options)
+        criterion = Criterion(target, weight, options)
+        found = BACKEND.cross_entropy(logits, criterion)
         dx = torch.empty_like(logits)
-        BACKEND.cross_entropy_backward(upstream, logits, target, weight, *found[1:], dx, options)
+        BACKEND.cross_entropy_backward(upstream, logits, criterion, *found[1:], dx)
         return [found[0], dx]
 
     check(run, {"cross_entropy_forward_kernel", "cross_entropy_backward_kernel"})

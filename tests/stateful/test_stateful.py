@@ -34,7 +34,7 @@ def small_is_large(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("fastmlp.functional.loss._CPU_CLASSES", 1)
     patch.setattr("fastmlp.functional.loss._MANY_ROWS", 4)
     patch.setattr("fastmlp.functional.linear_loss._CPU_ELEMENTS", 1)
-    patch.setattr("fastmlp.autograd.tiling._LEAST", 0)
+    patch.setattr("fastmlp.autograd.tile_sizes._LEAST", 0)
     patch.setattr("fastmlp.backends.onednn.LEAST_WORK", dict.fromkeys(onednn.LEAST_WORK, 1))
 
 

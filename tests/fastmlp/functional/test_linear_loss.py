@@ -1,4 +1,4 @@
-"""linear_cross_entropy against linear and cross_entropy in float64: every argument, tiling and derivative."""
+"""linear_cross_entropy against linear and cross_entropy in float64: every argument, and all tilings."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from fastmlp.kernels.launch import record_launches
 from tests.memory import peak
 from tests.numerics import assert_as_good_as_torch
 from tests.problems import DTYPES, matrix, vector
+from tests.references import linear_cross_entropy as reference
 
 TORCHS = getattr(F, "linear_cross_entropy", None)
 needs_torchs = pytest.mark.skipif(TORCHS is None, reason="this torch has no linear_cross_entropy")
@@ -29,18 +30,7 @@ BACKENDS = ("triton", "auto")
 def _low_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a small problem runs in tiles on a CPU, and a tenth of eager's memory is a tenth there too."""
     monkeypatch.setattr("fastmlp.functional.linear_loss._CPU_ELEMENTS", 1)
-    monkeypatch.setattr("fastmlp.autograd.tiling._LEAST", 0)
-
-
-def reference(
-    x: Tensor, w: Tensor, target: Tensor, linear_bias: Tensor | None = None, **kwargs: Any
-) -> Tensor:
-    """torch's linear and cross_entropy."""
-    bias = None if linear_bias is None else linear_bias.reshape(-1)
-    logits = F.linear(x, w.reshape(-1, w.shape[-1]), bias).reshape(*x.shape[:-1], *w.shape[:-1])
-    if kwargs.get("ignore_index", 0) is None:
-        del kwargs["ignore_index"]
-    return F.cross_entropy(logits, target, **kwargs)
+    monkeypatch.setattr("fastmlp.autograd.tile_sizes._LEAST", 0)
 
 
 @dataclass(frozen=True)
@@ -188,49 +178,6 @@ def test_signature_is_torchs_and_one_keyword() -> None:
         assert found == [(p.name, p.default, p.kind) for p in theirs]
 
 
-@pytest.mark.few(4)
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("needs", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 1, 1)], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_only_some_need_gradients(
-    needs: tuple[int, ...], backend: str, dtype: torch.dtype, device: str
-) -> None:
-    """Which leaves them alone as they are beside the others; and what needs none gets none."""
-    data = [torch.randn(s, device=device).to(dtype) for s in ((40, 8), (301, 8), (301,))]
-    target = torch.randint(301, (40,), device=device)
-
-    def grads(needs: tuple[int, ...]) -> list[Tensor | None]:
-        x, w, b = (t.clone().requires_grad_(bool(need)) for t, need in zip(data, needs))
-        with backends.use(backend):
-            linear_cross_entropy(x, w, target, linear_bias=b).backward()
-        return [x.grad, w.grad, b.grad]
-
-    for got, wanted, need in zip(grads(needs), grads((1, 1, 1)), needs):
-        assert (got is None) == (not need)
-        if need:
-            torch.testing.assert_close(got, wanted)
-
-
-@pytest.mark.few(3)
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_backward_twice(backend: str, reduction: str, dtype: torch.dtype, device: str) -> None:
-    """The first hands out what the forward made, the second makes it again; the input is left alone."""
-    x = torch.randn(30, 9, device=device).to(dtype).requires_grad_()
-    w = (torch.randn(300, 9, device=device) / 3).to(dtype).requires_grad_()
-    before = x.detach().clone()
-    with backends.use(backend):
-        loss = linear_cross_entropy(x, w, torch.arange(30, device=device), reduction=reduction)
-        grad = torch.randn_like(loss)
-        passes = [torch.autograd.grad(loss, (x, w), grad, retain_graph=True) for _ in range(3)]
-        passes += [torch.autograd.grad(loss, leaf, grad, retain_graph=True) for leaf in (x, w)]
-    alone = (passes[-2][0], passes[-1][0])
-    for again in (*passes[1:3], alone):
-        assert all(map(torch.equal, passes[0], again))
-    assert torch.equal(x.detach(), before)
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kwargs", [{}, {"reduction": "none", "label_smoothing": 0.1}], ids=str)
 def test_double_backward(backend: str, kwargs: dict[str, Any], device: str) -> None:
@@ -254,40 +201,6 @@ def test_double_backward(backend: str, kwargs: dict[str, Any], device: str) -> N
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_other_derivatives_are_torchs(backend: str, device: str) -> None:
-    """torch.func, forward-mode AD, a batch of upstream gradients, torch.compile."""
-    x, w = torch.randn(6, 5, device=device), torch.randn(300, 5, device=device)
-    target = torch.randint(300, (6,), device=device)
-
-    def of(function: Callable[..., Tensor]) -> list[Tensor]:
-        tangent = torch.ones_like(x)
-        found = [torch.func.grad(lambda x: function(x, w, target))(x)]
-        found.append(torch.func.jvp(lambda x: function(x, w, target), (x,), (tangent,))[1])
-        with torch.autograd.forward_ad.dual_level():
-            dual = torch.autograd.forward_ad.make_dual(x, tangent)
-            found.append(torch.autograd.forward_ad.unpack_dual(function(dual, w, target)).tangent)
-        leaf, ups = x.clone().requires_grad_(), torch.tensor([1.0, 0.5], device=device)
-        found += torch.autograd.grad(function(leaf, w, target), leaf, ups, is_grads_batched=True)
-        found.append(torch.compile(function, backend="eager", fullgraph=True)(x, w, target))
-        return found
-
-    with backends.use(backend):
-        for a, b in zip(of(linear_cross_entropy), of(reference)):
-            torch.testing.assert_close(a, b)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_gradients_of_weight_and_probabilities_are_torchs(backend: str, device: str) -> None:
-    x, w = torch.randn(6, 5, device=device), torch.randn(300, 5, device=device)
-    soft = torch.rand(6, 300, device=device, requires_grad=True)
-    weight = torch.rand(300, device=device, requires_grad=True)
-    with backends.use(backend):
-        found = torch.autograd.grad(linear_cross_entropy(x, w, soft, weight=weight), (soft, weight))
-    expected = torch.autograd.grad(reference(x, w, soft, weight=weight), (soft, weight))
-    torch.testing.assert_close(found, expected)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtypes", [("float32", "float32"), ("bfloat16", "float32")], ids=str)
 @pytest.mark.parametrize("cast", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast(backend: str, dtypes: tuple[str, str], cast: torch.dtype, device: str) -> None:
@@ -308,36 +221,6 @@ def test_autocast(backend: str, dtypes: tuple[str, str], cast: torch.dtype, devi
     for a, b, c in zip(found, of(reference), of(reference, torch.float64)):
         assert a.dtype == b.dtype
         assert_as_good_as_torch(a.to(cast), b.to(cast), c, f"{tuple(a.shape)}", roundings=2)
-
-
-@pytest.mark.few(1)
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_loss_scaling_of_half_precision(backend: str, device: str) -> None:
-    """A gradient of 1/N² passes float16 when the loss is scaled, as in torch; and does without."""
-    x = torch.randn(200, 8, device=device).half().requires_grad_()
-    w = (torch.randn(300, 8, device=device) / 3).half().requires_grad_()
-    target = torch.randint(300, (200,), device=device)
-    exact = [t.detach().double().requires_grad_() for t in (x, w)]
-    wanted = torch.autograd.grad(reference(*exact, target), exact)
-    for scale in (1.0, 2.0**14):
-        with backends.use(backend):
-            loss = linear_cross_entropy(x, w, target).float() * scale
-        for got, exactly in zip(torch.autograd.grad(loss, (x, w)), wanted):
-            error = (got.double() / scale - exactly).norm() / exactly.norm()
-            assert error < (4e-3 if scale > 1 else 4e-2), scale
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_all_rows_ignored(backend: str, dtype: torch.dtype, device: str) -> None:
-    """The mean is NaN, its gradients 0."""
-    x = torch.randn(20, 4, device=device).to(dtype).requires_grad_()
-    w = torch.randn(300, 4, device=device).to(dtype).requires_grad_()
-    with backends.use(backend):
-        loss = linear_cross_entropy(x, w, torch.full((20,), 7, device=device), ignore_index=7)
-    assert loss.isnan()
-    for grad in torch.autograd.grad(loss, (x, w)):
-        assert torch.equal(grad, torch.zeros_like(grad))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -368,16 +251,6 @@ def test_special_values(backend: str, device: str) -> None:
         b[2] = value
         with backends.use(backend):
             Problem(x, w, target, b, reduction="none").check(f"one of {value}")
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_without_gradients(backend: str, device: str) -> None:
-    x, w = torch.randn(20, 4, device=device), torch.randn(300, 4, device=device, requires_grad=True)
-    target = torch.randint(300, (20,), device=device)
-    with torch.no_grad(), backends.use(backend):
-        loss = linear_cross_entropy(x, w, target)
-    assert not loss.requires_grad
-    torch.testing.assert_close(loss, reference(x, w, target).detach())
 
 
 # Memory.
@@ -415,20 +288,6 @@ def test_a_tenth_of_eagers_memory(backend: str, dtype: torch.dtype, kwargs: dict
 
 
 # Which code runs.
-
-
-@pytest.mark.parametrize(("dtype", "launches"), [(torch.float32, 8), (torch.bfloat16, 12)], ids=str)
-def test_launches(dtype: torch.dtype, launches: int, device: str) -> None:
-    """Two a tile of rows, loss and gradient; and one a tile of classes, which float32 does not need."""
-    x = torch.randn(64, 4, device=device).to(dtype).requires_grad_()
-    w = torch.randn(512, 4, device=device).to(dtype).requires_grad_()
-    with backends.use("triton"), record_launches() as seen:
-        linear_cross_entropy(x, w, torch.zeros(64, device=device).long()).backward()
-    assert len(seen) == launches, [launch.name for launch in seen]
-    assert {launch.name for launch in seen} == {
-        "cross_entropy_forward_kernel",
-        "cross_entropy_backward_kernel",
-    }
 
 
 def test_few_classes_take_the_head(device: str) -> None:
@@ -509,21 +368,6 @@ def test_bad_input_raises_what_torch_raises(name: str) -> None:
 def test_a_workspace_of_nothing() -> None:
     with pytest.raises(ValueError, match="workspace"):
         linear_cross_entropy(X, W, T, workspace=0)
-
-
-def test_a_target_that_is_no_class_is_nan_in_the_kernels(
-    monkeypatch: pytest.MonkeyPatch, device: str
-) -> None:
-    x, w = torch.randn(3, 4, device=device), torch.randn(300, 4, device=device)
-    target = torch.tensor([0, 300, -100], device=device)
-    with backends.use("triton"):
-        for weight in (None, torch.ones(300, device=device)):
-            loss = linear_cross_entropy(x, w, target, weight=weight, reduction="none")
-            assert loss.isnan().tolist() == [False, True, False]
-            assert linear_cross_entropy(x, w, target, weight=weight).isnan()
-        monkeypatch.setenv("FASTMLP_DEBUG", "1")
-        with pytest.raises(IndexError, match="target: 300 is out of bounds for 300 classes"):
-            linear_cross_entropy(x, w, target)
 
 
 def test_tiles_do_not_change_the_result(device: str) -> None:

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from fastmlp import backends
 from fastmlp.functional import cross_entropy, linear_cross_entropy, mse_loss
 from fastmlp.kernels.launch import record_launches
+from tests import references
 
 CLASSES, K = 300, 4
 
@@ -46,17 +47,13 @@ class Path(NamedTuple):
         return [x, torch.randn(CLASSES, K, device=device, requires_grad=True), target]
 
 
-def linear_then_loss(x: Tensor, w: Tensor, target: Tensor, **kwargs: Any) -> Tensor:
-    return F.cross_entropy(F.linear(x, w), target, **kwargs)
-
-
 PATHS = {
     "small": Path(cross_entropy, F.cross_entropy, (256, 10)),
     "tall": Path(cross_entropy, F.cross_entropy, (1030, 10)),
     "large": Path(cross_entropy, F.cross_entropy, (20, 600)),
     "kernels": Path(cross_entropy, F.cross_entropy, (33, 10), "triton"),
-    "linear, in tiles": Path(linear_cross_entropy, linear_then_loss, (30, K)),
-    "linear, kernels": Path(linear_cross_entropy, linear_then_loss, (30, K), "triton"),
+    "linear, in tiles": Path(linear_cross_entropy, references.linear_cross_entropy, (30, K)),
+    "linear, kernels": Path(linear_cross_entropy, references.linear_cross_entropy, (30, K), "triton"),
     "squared error": Path(mse_loss, F.mse_loss, (33, 5)),
     "squared error, kernels": Path(mse_loss, F.mse_loss, (33, 5), "triton"),
 }
@@ -89,6 +86,76 @@ def test_a_weight_that_does_not_fit_raises_what_torch_raises(path: Path, shape: 
         path.torchs(*inputs, weight=weight)
     with pytest.raises(theirs.type, match="weight"):
         path.ours(*inputs, weight=weight)
+
+
+@every_path_of_classes
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_target_that_is_no_class(
+    path: Path, weighted: bool, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU it raises, as torch's; the kernels make a NaN of it, and raise where they are to look."""
+    *inputs, target = path.inputs(device)
+    weight = torch.ones(path.classes, device=device) if weighted else None
+    for wrong in (path.classes, -1):
+        target[1], target[2] = wrong, -100
+        if path.backend == "triton":
+            loss = path.ours(*inputs, target, weight=weight, reduction="none")
+            assert loss[:3].isnan().tolist() == [False, True, False]
+            assert path.ours(*inputs, target, weight=weight).isnan()
+            monkeypatch.setenv("FASTMLP_DEBUG", "1")
+        with pytest.raises(IndexError, match=f"{wrong} is out of bounds"):
+            path.ours(*inputs, target, weight=weight)
+        monkeypatch.delenv("FASTMLP_DEBUG", raising=False)
+    target[1] = 0
+    assert path.ours(*inputs, target, weight=weight).isfinite()
+
+
+@every_path_of_classes
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_all_rows_ignored(path: Path, dtype: torch.dtype, device: str) -> None:
+    """The mean is NaN, its gradients 0."""
+    *inputs, target = path.inputs(device)
+    inputs = [t.detach().to(dtype).requires_grad_() for t in inputs]
+    loss = path.ours(*inputs, target.fill_(7), ignore_index=7)
+    assert loss.isnan()
+    for grad in torch.autograd.grad(loss, inputs):
+        assert torch.equal(grad, torch.zeros_like(grad))
+
+
+@every_path_of_classes
+def test_gradients_of_weight_and_probabilities_are_torchs(path: Path, device: str) -> None:
+    """No kernel computes them: torch's own op does, which has none of a weight for class indices."""
+    *inputs, target = path.inputs(device)
+    soft = torch.rand(len(target), path.classes, device=device, requires_grad=True)
+    weight = torch.rand(path.classes, device=device, requires_grad=True)
+    ours, theirs = (
+        torch.autograd.grad(function(*inputs, soft, weight=weight), (*inputs, soft, weight))
+        for function in (path.ours, path.torchs)
+    )
+    torch.testing.assert_close(ours, theirs)
+    with pytest.raises(RuntimeError, match="weight"):
+        path.ours(*inputs, target, weight=weight)
+
+
+@every_path
+def test_other_derivatives_are_torchs(path: Path, device: str) -> None:
+    """torch.func, forward-mode AD, a batch of upstream gradients, torch.compile."""
+    given, *others = path.inputs(device)
+    x, tangent = given.detach(), torch.randn(path.shape, device=device)
+
+    def of(loss: Callable[..., Tensor]) -> list[Tensor]:
+        found = [torch.func.grad(lambda x: loss(x, *others))(x)]
+        found.append(torch.func.jvp(lambda x: loss(x, *others), (x,), (tangent,))[1])
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(x, tangent)
+            found.append(torch.autograd.forward_ad.unpack_dual(loss(dual, *others)).tangent)
+        leaf, ups = x.clone().requires_grad_(), torch.tensor([1.0, 0.5], device=device)
+        found += torch.autograd.grad(loss(leaf, *others), leaf, ups, is_grads_batched=True)
+        found.append(torch.compile(loss, backend="eager", fullgraph=True)(x, *others))
+        return found
+
+    for a, b in zip(of(path.ours), of(path.torchs)):
+        torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("target", [0, -100])
@@ -195,7 +262,10 @@ def test_constants_with_other_data(path: Path, device: str) -> None:
 
 @pytest.mark.parametrize("path", ["small", "tall", "large", "kernels"], indirect=True)
 def test_logits_written_over(path: Path, device: str) -> None:
-    """torch's op keeps their log-softmax; the kernels keep them alone, and never go on with others."""
+    """torch's op keeps their log-softmax; the kernels keep them alone, and never go on with others.
+
+    Nor does a second backward of the passes on a CPU, whose first has handed out the gradient.
+    """
     x, target = path.inputs(device)
     expected = torch.autograd.grad(F.cross_entropy(x, target), x)[0]
     logits = x * 1
@@ -204,15 +274,20 @@ def test_logits_written_over(path: Path, device: str) -> None:
     if path.backend == "triton":
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             loss.backward()
-    else:
-        torch.testing.assert_close(torch.autograd.grad(loss, x)[0], expected)
+        return
+    torch.testing.assert_close(torch.autograd.grad(loss, x, retain_graph=True)[0], expected)
+    if path.shape == PATHS["large"].shape:
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            torch.autograd.grad(loss, x)
 
 
 @every_path
 @pytest.mark.parametrize("made", ["outside", "inside"])
 def test_grad_mode_within_inference_mode(path: Path, made: str, device: str) -> None:
-    """Nothing is recorded, and nothing raises."""
+    """Nothing is recorded, and nothing raises; nor where grad mode is off."""
     inputs = path.inputs(device)
+    with torch.no_grad():
+        assert not path.ours(*inputs).requires_grad
     with torch.inference_mode(), torch.enable_grad():
         given = inputs if made == "outside" else [t.clone() for t in inputs]
         loss = path.ours(*given)

@@ -11,12 +11,12 @@ import pytest
 import torch
 import triton.language as tl
 from torch import Tensor
-from torch.nn import functional as F
 
 from fastmlp.kernels.launch import Launch, record_launches
 from fastmlp.kernels.loss import cross_entropy as kernels
 from tests.numerics import assert_as_good_as_torch
 from tests.problems import DTYPES, SIZES, vector
+from tests.references import cross_entropy
 
 CLASSES = (1, 2, 3, 10, 16, 61, 257, 1000)
 ONLINE = 5000  # more than one tile of classes
@@ -104,17 +104,16 @@ def torchs(problem: Problem, grad: Tensor | None, dtype: torch.dtype) -> tuple[T
     """The same by torch's own ops in ``dtype``."""
     p = problem.cast(dtype)
     x = p.logits.detach().requires_grad_()
-    options = {"ignore_index": p.ignore_index, "label_smoothing": p.label_smoothing}
     target = p.target if p.target.is_floating_point() else p.target.long()  # of uint8, torch takes (N,) alone
-    loss = F.cross_entropy(x, target, p.weight, reduction=p.reduction, **options)
-    if p.z_loss:
-        extra = p.z_loss * x.logsumexp(1).square()
-        count = torch.ones_like(extra)
-        if not target.is_floating_point():
-            kept = target != p.ignore_index
-            count = kept.to(dtype) if p.weight is None else p.weight[target.where(kept, 0)] * kept
-            extra = extra.where(kept, 0)
-        loss = loss + {"none": extra, "sum": extra.sum(), "mean": extra.sum() / count.sum()}[p.reduction]
+    loss = cross_entropy(
+        x,
+        target,
+        p.weight,
+        z_loss=p.z_loss,
+        ignore_index=p.ignore_index,
+        reduction=p.reduction,
+        label_smoothing=p.label_smoothing,
+    )
     (dx,) = torch.autograd.grad(loss, x, torch.ones_like(loss) if grad is None else grad.to(dtype))
     return loss, dx
 

@@ -1,8 +1,13 @@
-"""Loss and gradient of a tile of logits in plain torch: every argument of the loss, in float16 to float64.
+"""Tiles of a linear layer's logits in plain torch: their loss and gradient, and the products around them.
 
-All forms of the loss are Σ_c a_c (lse - x_c) with gradient A p_c - a_c, A = Σ_c a_c, as in the kernels
-(`fastmlp.kernels.loss.softmax`). A block of rows at a time is computed in float32 (float64 for float64), in
-place where the logits are that already, so that what is allocated stays a fraction of the tile.
+Every argument of the loss is taken, in float16 to float64. All forms of it are Σ_c a_c (lse - x_c) with
+gradient A p_c - a_c, A = Σ_c a_c, as in `fastmlp.kernels.loss.softmax`. A block of rows at a time
+is computed in float32 (float64 for float64), in place where the logits are that already, so that what is
+allocated stays a fraction of the tile.
+
+The products are torch's own, into memory that is there. Panels of 2,000 classes instead of whole tiles were
+tried on a CPU in float32, where MKL likes few columns: 4 % faster at (512, 512, 32000) on two idle cores,
+half as fast on busy ones, for the many calls wait there.
 """
 
 from __future__ import annotations
@@ -12,10 +17,39 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fastmlp.backends.base import LossOptions
+from fastmlp.backends.base import Criterion
 
 _BLOCK = 1 << 24  # bytes: no more than the last cache holds, and few calls
 _PARTS = 4  # a block is at most this part of its tile
+_CAST = 8192  # classes whose weights' gradient is in memory in two dtypes at once
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    """out (M, C) = x (M, K) weightᵀ + bias."""
+    if bias is None:
+        torch.mm(x, weight.t(), out=out)
+    else:
+        torch.addmm(bias, x, weight.t(), out=out)
+
+
+def input_gradient(dlogits: Tensor, weight: Tensor, out: Tensor) -> None:
+    """out (M, K) = dlogits (M, C) weight."""
+    if out.dtype == dlogits.dtype:
+        torch.mm(dlogits, weight, out=out)
+    else:
+        out.copy_(torch.mm(dlogits, weight))
+
+
+def weight_gradient(dlogits: Tensor, x: Tensor, out: Tensor, accumulate: bool) -> None:
+    """out (C, K) = dlogitsᵀ x, or added to it, which takes an ``out`` of the operands' dtype."""
+    if accumulate:
+        out.addmm_(dlogits.t(), x)
+    elif out.dtype == dlogits.dtype:
+        torch.mm(dlogits.t(), x, out=out)
+    else:
+        for first in range(0, len(out), _CAST):
+            part = slice(first, first + _CAST)
+            out[part].copy_(torch.mm(dlogits[:, part].t(), x))
 
 
 def scratch(dtype: torch.dtype, dense: bool) -> float:
@@ -25,29 +59,29 @@ def scratch(dtype: torch.dtype, dense: bool) -> float:
     return copies * wide.itemsize / _PARTS
 
 
-def loss_of_rows(
-    logits: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions, upstream: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def loss_of_rows(logits: Tensor, criterion: Criterion, upstream: Tensor | None) -> tuple[Tensor, Tensor]:
     """See `Backend.loss_of_rows`."""
     n, c, d = logits.shape
+    options = criterion.options
     wide = torch.promote_types(logits.dtype, torch.float32)
     losses = torch.empty((n, d), dtype=wide, device=logits.device)
     stats = torch.empty((3, n * d), dtype=wide, device=logits.device)
     for rows in _blocks(logits):
         x = _rows(logits, rows).to(wide)
-        t = _rows(target, rows)
+        part = _part(criterion, rows)
+        t = part.target
         peak = x.amax(1)
         a = None
-        if _is_dense(target, options):
-            a = _coefficients(t, weight, options, x, 0, c)
+        if _is_dense(part):
+            a = _coefficients(part, x, 0, c)
             total = a.sum(1)
             weighted = (x - _finite(peak).unsqueeze(1)).mul_(a).sum(1)
         else:
-            index, total = _index_and_weight(t, weight, options, wide)
+            index, total = _index_and_weight(part, wide)
             weighted = total * (x.gather(1, index.unsqueeze(1)).squeeze(1) - peak)
         log_sum = _softmax(x, peak)
         loss = total * log_sum - weighted
-        if not target.is_floating_point():
+        if not t.is_floating_point():
             ignored = t == options.ignore_index
             loss = torch.where(ignored, 0.0, loss)
             total = torch.where(ignored, 0.0, total)
@@ -56,7 +90,7 @@ def loss_of_rows(
         for plane, value in zip(stats, (peak, log_sum, total)):
             plane[at] = value.reshape(-1)
         if upstream is not None:
-            _subtract(x.mul_((upstream * total).unsqueeze(1)), a, t, total, 0, upstream, options)
+            _subtract(x.mul_((upstream * total).unsqueeze(1)), a, part, total, 0, upstream)
             if wide != logits.dtype:
                 _rows(logits, rows).copy_(x)
         del x, a  # before the next block is made
@@ -64,63 +98,55 @@ def loss_of_rows(
 
 
 def loss_gradient(
-    logits: Tensor,
-    first: int,
-    target: Tensor,
-    weight: Tensor | None,
-    stats: Tensor,
-    upstream: Tensor,
-    options: LossOptions,
-    classes: int,
+    logits: Tensor, first: int, classes: int, criterion: Criterion, stats: Tensor, upstream: Tensor
 ) -> None:
     """See `Backend.loss_gradient`."""
     n, _, d = logits.shape
     wide = torch.promote_types(logits.dtype, torch.float32)
     for rows in _blocks(logits):
         x = _rows(logits, rows).to(wide)
-        t = _rows(target, rows)
+        part = _part(criterion, rows)
+        t = part.target
         peak, log_sum, total = (_rows(plane.view(n, d), rows) for plane in stats)
         up = _rows(upstream, rows).to(wide)
-        if not target.is_floating_point():  # selected, not multiplied: 0 * inf is NaN
-            up = torch.where(t == options.ignore_index, 0.0, up)
+        if not t.is_floating_point():  # selected, not multiplied: 0 * inf is NaN
+            up = torch.where(t == criterion.options.ignore_index, 0.0, up)
         # Not exp(x - lse): near 1e4 one float has no digits left for the difference.
         x.sub_(peak.unsqueeze(1)).exp_().mul_((up * total * log_sum.neg().exp_()).unsqueeze(1))
-        dense = _is_dense(target, options)
-        a = _coefficients(t, weight, options, x, first, classes) if dense else None
-        _subtract(x, a, t, total, first, up, options)
+        a = _coefficients(part, x, first, classes) if _is_dense(part) else None
+        _subtract(x, a, part, total, first, up)
         if wide != logits.dtype:
             _rows(logits, rows).copy_(x)
         del x, a
 
 
 def _subtract(
-    x: Tensor, a: Tensor | None, target: Tensor, total: Tensor, first: int, up: Tensor, options: LossOptions
+    x: Tensor, a: Tensor | None, criterion: Criterion, total: Tensor, first: int, up: Tensor
 ) -> None:
     """x -= up * a, for classes from ``first`` on; of class indices alone, a is ``total`` at the target."""
     if a is not None:
         x.sub_(a.mul_(up if up.dim() == 0 else up.unsqueeze(1)))
         return
+    target, _, options = criterion
     inside = (target >= first) & (target < first + x.shape[1]) & (target != options.ignore_index)
     index = torch.where(inside, target - first, 0).unsqueeze(1)
     x.scatter_add_(1, index, torch.where(inside, -(up * total), 0.0).unsqueeze(1))
 
 
-def _is_dense(target: Tensor, options: LossOptions) -> bool:
-    return target.is_floating_point() or options.label_smoothing > 0
+def _is_dense(criterion: Criterion) -> bool:
+    return criterion.target.is_floating_point() or criterion.options.label_smoothing > 0
 
 
-def _index_and_weight(
-    target: Tensor, weight: Tensor | None, options: LossOptions, wide: torch.dtype
-) -> tuple[Tensor, Tensor]:
+def _index_and_weight(criterion: Criterion, wide: torch.dtype) -> tuple[Tensor, Tensor]:
     """A class for every row (0 for the ignored), and its weight."""
+    target, weight, options = criterion
     index = torch.where(target == options.ignore_index, 0, target)
     return index, torch.ones_like(index, dtype=wide) if weight is None else weight.to(wide)[index]
 
 
-def _coefficients(
-    target: Tensor, weight: Tensor | None, options: LossOptions, x: Tensor, first: int, classes: int
-) -> Tensor:
+def _coefficients(criterion: Criterion, x: Tensor, first: int, classes: int) -> Tensor:
     """a_c = w_c ((1 - ε) t_c + ε / C) of the classes of ``x``, from ``first`` on; 0 in ignored rows."""
+    target, weight, options = criterion
     epsilon, last = options.label_smoothing, first + x.shape[1]
     if target.is_floating_point():
         a = torch.empty_like(x).copy_(target[:, first:last]).mul_(1 - epsilon)
@@ -157,6 +183,11 @@ def _rows(tensor: Tensor, rows: slice) -> Tensor:
     """Some rows of (N, D) or (N, C, D), without a D of 1: ATen has a fast softmax of the last dimension."""
     part = tensor[rows]
     return part.squeeze(-1) if part.shape[-1] == 1 else part
+
+
+def _part(criterion: Criterion, rows: slice) -> Criterion:
+    """Of some rows, as `_rows`."""
+    return criterion._replace(target=_rows(criterion.target, rows))
 
 
 def _blocks(logits: Tensor) -> Iterator[slice]:

@@ -1,4 +1,4 @@
-"""In which tiles the logits of a linear cross-entropy are made, so that few of them exist at a time.
+"""How large the tiles of logits are in which a linear cross-entropy is computed, so that few exist at a time.
 
 A sweep over rows makes some rows' logits of every class, so that their loss and gradient are known at
 once; it gives dX, each row complete in one product. dW sums over all rows. In float32 the sweep over rows
@@ -22,14 +22,14 @@ _LEAST = 1 << 25
 _ALIGNED = 64
 
 
-class Plan(NamedTuple):
-    """The tiles of the two sweeps."""
+class TileSizes(NamedTuple):
+    """Of the two sweeps."""
 
     rows: int  # of a tile that has every class
     classes: int  # of a tile that has every row; 0: the sweep over rows gives dW too
 
 
-def plan(
+def tile_sizes(
     x: Tensor,
     weight: Tensor,
     dtype: torch.dtype,
@@ -38,7 +38,7 @@ def plan(
     scratch: float,
     need_params: bool,
     workspace: int | None,
-) -> Plan:
+) -> TileSizes:
     """The largest tiles that fit into ``workspace``.
 
     Args:
@@ -63,8 +63,8 @@ def plan(
     rows = _part(n, free, c * d * element)
     accumulates = weight.dtype == dtype and dtype.itemsize >= 4
     if accumulates or rows == n or not need_params:
-        return Plan(rows, 0)
-    return Plan(rows, _part(c, free, d * (n * element + (weight.dtype != dtype) * k * dtype.itemsize)))
+        return TileSizes(rows, 0)
+    return TileSizes(rows, _part(c, free, d * (n * element + (weight.dtype != dtype) * k * dtype.itemsize)))
 
 
 def _part(count: int, free: int, each: float) -> int:

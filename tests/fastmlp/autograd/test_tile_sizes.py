@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastmlp.autograd.tiling import Plan, plan
+from fastmlp.autograd.tile_sizes import TileSizes, tile_sizes
 
 #: Tokens, hidden size, vocabulary of some language models' heads.
 SIZES = (
@@ -26,13 +26,13 @@ def planned(
     workspace: int | None = None,
     need_params: bool = True,
     d: int = 1,
-) -> Plan:
+) -> TileSizes:
     n, k, c = sizes
     x = torch.empty(n, k, dtype=dtype, device="meta")
     weight = torch.empty(c, d, k, dtype=dtype, device="meta")
     loss = torch.float32 if autocast else dtype
     arguments: dict[str, Any] = {"scratch": scratch, "need_params": need_params, "workspace": workspace}
-    return plan(x, weight, autocast or dtype, loss, **arguments)
+    return tile_sizes(x, weight, autocast or dtype, loss, **arguments)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -51,8 +51,8 @@ def test_a_tenth_of_eagers_memory(sizes: tuple[int, int, int], dtype: torch.dtyp
 
 def test_the_issues_size() -> None:
     """bfloat16: 0.63 GB of eager's 6.3 GB; four tiles of rows, four of classes."""
-    assert planned(SIZES[0], torch.bfloat16) == Plan(2048, 32064)
-    assert planned(SIZES[0], torch.float32) == Plan(2048, 0)
+    assert planned(SIZES[0], torch.bfloat16) == TileSizes(2048, 32064)
+    assert planned(SIZES[0], torch.float32) == TileSizes(2048, 0)
 
 
 def test_autocast_holds_the_cast_operands_too() -> None:
@@ -68,8 +68,8 @@ def test_autocast_holds_the_cast_operands_too() -> None:
 def test_one_tile_where_there_is_room() -> None:
     """All rows at once: three products, and nothing to accumulate in any dtype."""
     for dtype in (torch.float32, torch.bfloat16):
-        assert planned((512, 64, 1000), dtype, workspace=1 << 30) == Plan(512, 0)
-    assert planned((512, 64, 1000), torch.float32) == Plan(512, 0)  # 32 MB are no burden
+        assert planned((512, 64, 1000), dtype, workspace=1 << 30) == TileSizes(512, 0)
+    assert planned((512, 64, 1000), torch.float32) == TileSizes(512, 0)  # 32 MB are no burden
 
 
 def test_no_sweep_over_classes_without_parameters() -> None:

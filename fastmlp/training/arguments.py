@@ -53,11 +53,7 @@ class FunctionLoss(nn.Module):
 
 
 def loss_of(loss: Loss | None) -> nn.Module:
-    """``loss`` as a module; None stands for `CrossEntropyLoss`.
-
-    Raises:
-        ValueError: it is none, or one that gives a number for each example.
-    """
+    """``loss`` as a module, or a ValueError for what gives no single number; None is `CrossEntropyLoss`."""
     if loss is None:
         return CrossEntropyLoss()
     require_called(loss, "loss", "(outputs, targets)")

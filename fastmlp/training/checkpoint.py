@@ -111,11 +111,7 @@ def _kind(value: Any) -> str:
 
 
 def write(path: Path | str, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
-    """Write ``tensors`` and ``content``, anything JSON can hold, with a checksum over all of it.
-
-    Raises:
-        OSError: as `save`.
-    """
+    """Write ``tensors`` and ``content``, anything JSON can hold, with a checksum over all of it."""
     from safetensors.torch import save as to_bytes
 
     copies = {
@@ -129,11 +125,7 @@ def write(path: Path | str, tensors: dict[str, Tensor], content: dict[str, Any])
 
 
 def read(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `write` wrote.
-
-    Raises:
-        FileNotFoundError, ValueError: as `load`.
-    """
+    """What `write` wrote; raises as `load`."""
     from safetensors import SafetensorError
     from safetensors.torch import load as from_bytes
 
@@ -161,11 +153,7 @@ def read(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def is_one(path: Path) -> bool:
-    """Whether `write` wrote it, by how it begins; it may be damaged.
-
-    Raises:
-        OSError: it cannot be read.
-    """
+    """Whether `write` wrote it, by how it begins; it may be damaged."""
     with path.open("rb") as file:
         return _CHECKSUM.search(file.read(256)) is not None
 
@@ -212,11 +200,7 @@ def flatten(tree: Any, name: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def unflatten(tree: Any, tensors: dict[str, Tensor]) -> Any:
-    """What `flatten` was given.
-
-    Raises:
-        ValueError: these are nothing that `flatten` gives.
-    """
+    """What `flatten` was given; a ValueError for what it does not give."""
     left = dict(tensors)
     found = _unflatten(tree, left)
     if left:

@@ -57,22 +57,14 @@ class Clip:
         self._finite = finite if self._finite is None else self._finite & finite
 
     def check(self) -> None:
-        """Look at the norms that nobody has looked at yet.
-
-        Raises:
-            NotFiniteError: one was not finite.
-        """
+        """Raise a `NotFiniteError` if one of the norms that nobody has looked at yet was not finite."""
         finite, self._finite = self._finite, None
         if finite is not None and not finite.item():
             raise NotFiniteError("not finite")
 
 
 def checked(limit: float | None, engine: str, dtype: torch.dtype, optimizer: torch.optim.Optimizer) -> str:
-    """The engine that clips to ``limit``: ``engine``, but eager where there is one.
-
-    Raises:
-        ValueError: no positive limit, or an engine or an optimizer that cannot.
-    """
+    """The engine that clips to ``limit``: ``engine``, but eager where there is one; or a ValueError."""
     if limit is None:
         return engine
     if not 0 < limit < math.inf:

@@ -124,21 +124,21 @@ def _pass(job: Job, number: int, began: float) -> tuple[float, float]:
 
 def _failure(job: Job, number: int, what: str) -> TrainingError:
     """That ``what`` was found in epoch ``number``, with what may help."""
-    done = job.loop.done
-    where = f"{what} in epoch {number}"
+    step, done = "", job.loop.done
     if done:
-        where += f", step {done}" + (f" of {job.steps}" if job.steps else "")
+        step = f", step {done}" + (f" of {job.steps}" if job.steps else "")
     label = _all_ignored(job)
     if label is not None:
-        why = f": every label is {label}, which the loss ignores, and a mean over none is nan"
-    elif number == done == 1:
-        why = (
-            ", before any update: look for parameters that are not finite and numbers too large for "
-            f"{job.run.dtype}"
+        return TrainingError(
+            f"{what} in epoch {number}{step}: every label is {label}, which the loss ignores, and a mean "
+            f"over none is nan{job.saved()}"
         )
-    else:
-        why = "; a smaller lr may help"
-    return TrainingError(where + why + job.saved())
+    if number == done == 1:
+        return TrainingError(
+            f"{what} in epoch {number}{step}, before any update: look for parameters that are not finite "
+            f"and numbers too large for {job.run.dtype}{job.saved()}"
+        )
+    return TrainingError(f"{what} in epoch {number}{step}; a smaller lr may help{job.saved()}")
 
 
 def _all_ignored(job: Job) -> int | None:

@@ -128,11 +128,7 @@ def _cell(value: float | None) -> str:
 
 
 def epochs_of(found: Any) -> list[Epoch]:
-    """Epochs as ``asdict`` gives each of them.
-
-    Raises:
-        ValueError: they are something else.
-    """
+    """Epochs of what ``asdict`` gives of each; a ValueError for anything else."""
     if not isinstance(found, list):
         raise ValueError(f"epochs are a {type(found).__name__}, not a list")
     epochs = []

@@ -62,10 +62,9 @@ class Source(ABC):
 
     @abstractmethod
     def require(self, spec: DataSpec) -> None:
-        """Make all examples what net and loss take: now, or each batch as it is read, and now the first.
+        """Make all examples what net and loss take, or raise a ValueError.
 
-        Raises:
-            ValueError: they do not take them.
+        Now, or each batch as it is read, and now the first.
         """
 
     @property

@@ -52,11 +52,7 @@ class FeatureSpec:
         self._known: dict[object, Answer] = {}
 
     def ask(self, x: Tensor, origin: Origin) -> Answer:
-        """What the net makes of features like x (N, ...).
-
-        Raises:
-            ValueError: it does not take them.
-        """
+        """What the net makes of features like x (N, ...); or a ValueError if it does not take them."""
         kind = x.shape[1:], x.dtype, origin.dtype
         if kind not in self._known:
             self._known[kind] = self._asked(x, origin)
@@ -68,11 +64,7 @@ class FeatureSpec:
         return x if dtype is None else x.to(dtype)
 
     def accept(self, x: Tensor, origin: Origin) -> Tensor:
-        """x (N, ...) as the net takes it; see `ask`.
-
-        Raises:
-            ValueError: the net does not take them, or they are not finite, unless it makes something of that.
-        """
+        """x (N, ...) as the net takes it, finite unless it makes something of the rest; or a ValueError."""
         x = self.cast(x, origin)
         rows = nonfinite.bad_rows(x, origin.dtype)
         if len(rows) and not self._bears(self._on_device(x[rows[:_ROWS]], origin)):
@@ -167,12 +159,9 @@ class TargetSpec(NamedTuple):
         return self.shape is None and self.classes is None
 
     def accept(self, y: Tensor, origin: Origin) -> Tensor:
-        """y (N, ...), whole numbers of it int64, as the loss takes it. On a GPU this reads from it.
+        """y (N, ...), whole numbers of it int64, as the loss takes it; or a ValueError.
 
-        A label out of range would there be a NaN, or an abort.
-
-        Raises:
-            ValueError: the loss does not take them.
+        On a GPU this reads from it: a label out of range would there be a NaN, or an abort.
         """
         y, name = self.shaped(y), origin.name
         if self.shape is None:
@@ -241,8 +230,7 @@ def spec_of(
 ) -> DataSpec:
     """What goes with a net and ``loss``, seen from an example, (1, ...) and (1, ...), of the data ``name``.
 
-    Raises:
-        ValueError: they do not take it.
+    A ValueError says so where they do not take it.
     """
     x, y = example
     outputs = tuple(features.ask(x, Origin(name)).outputs)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import fastmlp
 from fastmlp.training import checkpoint
+from tests.untouched import untouched
 
 
 def net() -> fastmlp.Sequential:
@@ -76,12 +77,9 @@ def test_into_a_net(tmp_path: Path) -> None:
     assert checkpoint.load_into(other, tmp_path / "net") == {"a": 1}
     assert all(map(torch.equal, other.parameters(), saved.parameters()))
     wrong = nn.Sequential(nn.Linear(5, 4), nn.PReLU(), nn.Linear(4, 2))
-    before = [p.clone() for p in wrong.parameters()]
-    with pytest.raises(
-        ValueError, match=r"net: the state of another net: 2\.weight is \(3, 4\) float32, here \(2, 4\)"
-    ):
+    said = r"net: the state of another net: 2\.weight is \(3, 4\) float32, here \(2, 4\)"
+    with untouched(wrong), pytest.raises(ValueError, match=said):
         checkpoint.load_into(wrong, tmp_path / "net")
-    assert all(map(torch.equal, wrong.parameters(), before))
 
 
 def test_a_foreign_file(tmp_path: Path) -> None:
@@ -101,3 +99,21 @@ def test_state_that_is_no_tensor(tmp_path: Path) -> None:
 
     with pytest.raises(TypeError, match="expected tensors in its state, got _extra_state as a dict"):
         checkpoint.save(Extra(2, 2), tmp_path / "net")
+
+
+def test_trees() -> None:
+    """Keys that are numbers, tuples, odd floats, and paths that are one another's."""
+    tree = {
+        "a": {"b": torch.ones(2), 0: (1, [None, True])},
+        "a.b": torch.zeros(1),
+        "nan": float("inf"),
+        "dict": {"tensor": "x"},
+    }
+    tensors: dict[str, Tensor] = {}
+    flat = checkpoint.flatten(tree, "", tensors)
+    again = checkpoint.unflatten(flat, tensors)
+    assert torch.equal(again["a"].pop("b"), tree["a"].pop("b"))  # type: ignore[attr-defined]
+    assert torch.equal(again.pop("a.b"), tree.pop("a.b"))  # type: ignore[arg-type]
+    assert again == tree
+    with pytest.raises(TypeError, match=r"a\.1: a set; a checkpoint holds"):
+        checkpoint.flatten({"a": [0, {1}]}, "", {})

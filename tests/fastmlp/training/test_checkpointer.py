@@ -14,7 +14,6 @@ from torch import Tensor, nn
 import fastmlp
 from fastmlp import backends
 from fastmlp.training import History, checkpoint, fit, position
-from fastmlp.training.checkpoint import flatten, unflatten
 
 
 def run(path: Path | None, net: nn.Module | None = None, epochs: int = 4, **options: Any) -> History:
@@ -22,24 +21,6 @@ def run(path: Path | None, net: nn.Module | None = None, epochs: int = 4, **opti
     x, y = torch.randn(20, 5), torch.randint(3, (20,))
     net = net or fastmlp.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3))
     return fit(net, (x, y), epochs=epochs, batch_size=8, checkpoint=path, **options)
-
-
-def test_trees() -> None:
-    """Keys that are numbers, tuples, odd floats, and paths that are one another's."""
-    tree = {
-        "a": {"b": torch.ones(2), 0: (1, [None, True])},
-        "a.b": torch.zeros(1),
-        "nan": float("inf"),
-        "dict": {"tensor": "x"},
-    }
-    tensors: dict[str, Tensor] = {}
-    flat = flatten(tree, "", tensors)
-    again = unflatten(flat, tensors)
-    assert torch.equal(again["a"].pop("b"), tree["a"].pop("b"))  # type: ignore[attr-defined]
-    assert torch.equal(again.pop("a.b"), tree.pop("a.b"))  # type: ignore[arg-type]
-    assert again == tree
-    with pytest.raises(TypeError, match=r"a\.1: a set; a checkpoint holds"):
-        flatten({"a": [0, {1}]}, "", {})
 
 
 def test_every(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

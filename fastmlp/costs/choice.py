@@ -53,13 +53,17 @@ def choose(
         if misfit is not None:
             raise ValueError(f"plan: {asked!r} does not take these layers: {misfit}")
         return asked
-    trained = sum(layer.trained for layer in layers)
-    if misfit is not None or 0 < trained < len(layers):  # which skip the frozen ones' gradients
+    if misfit is not None or partly_frozen(layers):
         return "layers"
-    training = trained > 0 or input_grad
+    training = layers[0].trained or input_grad
     if batch is None:
         return _for_traces(widths_of(layers), dtype, device, training)
     return choose_plan(widths_of(layers), batch, dtype, device, training)
+
+
+def partly_frozen(layers: Sequence[Dense]) -> bool:
+    """Whether some layers alone want gradients: a kernel a layer skips those of the others."""
+    return len({layer.trained for layer in layers}) > 1
 
 
 def whole_misfit(layers: Sequence[Dense], kind: str) -> str | None:

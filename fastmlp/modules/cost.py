@@ -217,6 +217,8 @@ class _Walk:
             return Choice(name, "eager", "off the GPU torch's own ops are the fastest")
         if misfit is not None:
             return Choice(name, "layers", f"the whole-network kernels do not take it: {misfit}")
+        if self.training and choice.partly_frozen(layers):
+            return Choice(name, "layers", "no gradients of frozen layers")
         chosen = choice.choose_plan(widths, self.batch, self.dtype, self.device.name, self.training)
         floors = ", ".join(
             f"{plan} {_time(found.floor(self.device, self.kind))}"

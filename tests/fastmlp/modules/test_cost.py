@@ -100,6 +100,15 @@ def test_a_linear_act_is_a_chain_of_one() -> None:
     assert "one layer leaves nothing" in found.choices[0].why
 
 
+def test_frozen_layers_go_by_layers() -> None:
+    """As a call does, whose kernels a layer skip the gradients that nobody wants."""
+    net = nn.Sequential(*(f for _ in range(8) for f in (nn.Linear(64, 64), nn.ReLU())))
+    assert fastmlp.cost(net, 256, device="h200").choices[0].plan != "layers"
+    net[0].weight.requires_grad_(False)
+    assert fastmlp.cost(net, 256, device="h200").choices[0].why == "no gradients of frozen layers"
+    assert fastmlp.cost(net, 256, device="h200", training=False).choices[0].plan == "whole"
+
+
 def test_learned_slopes_are_counted() -> None:
     net = nn.Sequential(nn.Linear(20, 30), nn.PReLU(30), nn.Linear(30, 5))
     found = fastmlp.cost(net, 64, device="h200")

@@ -15,7 +15,7 @@ from rich.padding import Padding
 from typer import Option
 
 from fastmlp import files
-from fastmlp.cli.common import device_of, emit, errors, fail, start, table_of
+from fastmlp.cli.common import device_of, emit, errors, errors_of, fail, start, table_of
 from fastmlp.cli.options import AsJson
 
 EXAMPLE = "Example: fastmlp bench --match inference --html out/"
@@ -24,7 +24,6 @@ _FOREVER = 1e9
 _READ = (
     "median (quartiles); vs: the other's time over fastmlp's; floor: the least possible time over fastmlp's"
 )
-_PRECISION = {"float32": "fp32", "bfloat16": "bf16"}
 Report = dict[str, Any]
 Groups = dict[str, list[list[str]]]  # the lines of a table by what they have in common
 
@@ -149,9 +148,8 @@ def _load(path: Path, option: str) -> Report:
     """The report that a folder or a file holds."""
     file = _file(path)
     try:
-        report = json.loads(file.read_text())
-    except OSError as error:
-        fail(f"{option} {file}: {error.strerror or error}")
+        with errors_of(f"{option} {file}"):
+            report = json.loads(file.read_text())
     except (ValueError, RecursionError) as error:
         fail(f"{option} {file}: no JSON ({error})")
     if not _is_report(report):
@@ -184,19 +182,17 @@ def _write_page(report: Report, stored: Path | None, out: Path) -> None:
     from fastmlp.benchmarks import page
 
     file = out / "report.json"
-    try:
+    with errors_of(f"--html {out}"):
         if stored is not None and not (file.exists() and file.samefile(_file(stored))):
             if file.exists() and _load(file, "--html")["machine"] != report["machine"]:
                 fail(f"--html {out}: holds another report")
             files.write(file, [json.dumps(report, indent=1).encode() + b"\n"])
         path = page.write(report, out)
-    except OSError as error:
-        fail(f"--html {out}: {error.strerror or error}")
     errors.print(f"written: {path}")
 
 
 def _print(console: Console, report: Report) -> None:
-    from fastmlp.benchmarks import tables
+    from fastmlp.benchmarks import formats, tables
     from fastmlp.benchmarks.peers import EAGER, OURS
 
     console.print(f"{tables.machine(report['machine'])}\n")
@@ -206,7 +202,7 @@ def _print(console: Console, report: Report) -> None:
         _, label, dtype, ours, eager, *others = tables.cells(row)
         # Eager's spread is on the page, and a mode of torch.compile is known by its own name.
         others[1] = others[1].replace("torch.compile max", "max").replace("torch.compile reduce", "reduce")
-        line = [f"{label}, {_PRECISION.get(dtype, dtype)}", ours, eager.partition(" (")[0], *others]
+        line = [f"{label}, {formats.precision(dtype)}", ours, eager.partition(" (")[0], *others]
         groups.setdefault(_group(row), []).append(line)
     if rows:
         _table(console, ["", OURS, EAGER, f"vs {EAGER}", "vs the fastest", "floor"], groups)
@@ -230,7 +226,7 @@ def _group(row: dict[str, Any]) -> str:
 
 
 def _compare(console: Console, before: Path, after: Path, match: str, as_json: bool) -> None:
-    from fastmlp.benchmarks import compare, tables
+    from fastmlp.benchmarks import compare, formats, tables
 
     one, other = (_load(path, "--compare") for path in (before, after))
     found = compare.compare(one, other, match)
@@ -244,7 +240,7 @@ def _compare(console: Console, before: Path, after: Path, match: str, as_json: b
     groups: Groups = {}
     for row in found["rows"]:
         _, label, dtype, *others = compare.cells(row)
-        groups.setdefault(_group(row), []).append([f"{label}, {_PRECISION.get(dtype, dtype)}", *others])
+        groups.setdefault(_group(row), []).append([f"{label}, {formats.precision(dtype)}", *others])
     console.print()
     _table(console, ["", *compare.HEAD[3:]], groups)
     left = len(found["only_before"]), len(found["only_after"])

@@ -119,6 +119,15 @@ def plain(message: str) -> str:
 
 
 @contextmanager
+def errors_of(file: object) -> Iterator[None]:
+    """Say of which ``file`` it is that the machine does not read or write it."""
+    try:
+        yield
+    except OSError as error:
+        fail(f"{file}: {error.strerror or error}")
+
+
+@contextmanager
 def memory_for(option: str) -> Iterator[None]:
     """Say which ``option`` and value want more memory than there is."""
     try:
@@ -161,16 +170,12 @@ def writable(path: Path, option: str, over_nets: bool = False) -> None:
     """Say before the work that what comes of it cannot be saved, or would take a trained net's place."""
     from fastmlp.training import checkpoint
 
-    try:
-        if not path.name:  # of "", "." and "/"
-            raise IsADirectoryError
+    with errors_of(f"{option} {path}"):
+        if not path.name or path.is_dir():  # of "", "." and "/" there is no name
+            fail(f"{option} {path}: a directory")
         files.prepare(path)
         if not over_nets and path.is_file() and checkpoint.is_one(path):
             fail(f"{option} {path}: a trained net is there; expected another name")
-    except IsADirectoryError:
-        fail(f"{option} {path}: a directory")
-    except OSError as error:
-        fail(f"{option} {path}: {error.strerror or error}")
 
 
 def device_of(text: str) -> torch.device:

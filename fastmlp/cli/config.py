@@ -12,7 +12,7 @@ import typer
 
 import fastmlp
 from fastmlp import files
-from fastmlp.cli.common import fail, plain
+from fastmlp.cli.common import errors_of, fail, plain
 from fastmlp.cli.options import Settings
 
 if sys.version_info >= (3, 11):
@@ -33,9 +33,8 @@ def read(context: typer.Context, path: Path | None) -> Path | None:
     if path is None or context.resilient_parsing:
         return path
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        fail(f"--config {path}: {error.strerror or error}")
+        with errors_of(f"--config {path}"):
+            found = tomllib.loads(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError:
         fail(f"--config {path}: expected TOML in UTF-8", 2)
     except (tomllib.TOMLDecodeError, RecursionError) as error:

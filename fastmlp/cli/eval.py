@@ -31,7 +31,6 @@ def evaluate(
     too, a row for each true class. Of a regression: mean squared error and R2.
     """
     console = start(as_json)
-    import torch
     from torch.nn import functional as F
 
     from fastmlp.cli import nets, sets
@@ -41,7 +40,7 @@ def evaluate(
     test = sets.test_of(about, dataset, data).to(where)
     x, y = sets.pair(test)
     with memory_for(f"--batch-size {batch_size}"):
-        outputs = nets.outputs(model, x, batch_size, getattr(torch, dtype.value))
+        outputs = nets.outputs(model, x, batch_size, dtype.torch)
     found: dict[str, Any] = {
         "net": str(net),
         "dataset": test.name,

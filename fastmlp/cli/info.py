@@ -48,7 +48,6 @@ def info(
 ) -> None:
     """Versions, devices, which backend would run and why; and what a net costs by each plan."""
     console = start(as_json)
-    import torch
 
     import fastmlp
     from fastmlp.costs import plans
@@ -58,9 +57,7 @@ def info(
         fail(f"--widths {widths}: expected two at least, such as 784,256,10", 2)
     if device:
         one_of(DEVICES, device, "--device")
-    cost = fastmlp.cost(
-        sizes, batch_size, dtype=getattr(torch, dtype.value), device=device or None, training=not inference
-    )
+    cost = fastmlp.cost(sizes, batch_size, dtype=dtype.torch, device=device or None, training=not inference)
     versions, devices = _versions(), _devices()
     console.print(_table(versions, devices))
     console.print()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import fastmlp
 from fastmlp import activations
 from fastmlp.activations import module_of
-from fastmlp.cli.common import fail
+from fastmlp.cli.common import errors_of, fail
 from fastmlp.cli.options import Dataset, Settings
 from fastmlp.engine.autograd import precision
 from fastmlp.training import checkpoint, load
@@ -143,8 +143,7 @@ def outputs(net: nn.Module, x: Tensor, batch_size: int, dtype: torch.dtype) -> T
 def opened(path: Path, device: torch.device) -> tuple[fastmlp.Sequential, dict[str, Any]]:
     """`load_net`, its errors in a line."""
     try:
-        return load_net(path, device)
-    except OSError as error:
-        fail(f"{path}: {error.strerror or error}")
+        with errors_of(path):
+            return load_net(path, device)
     except ValueError as error:
         fail(str(error))

@@ -13,9 +13,12 @@ from dataclasses import dataclass, fields
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 from typer import Argument, BadParameter, Option
+
+if TYPE_CHECKING:
+    import torch
 
 #: `fastmlp.activations.NAMES`
 ACTIVATIONS = ("none", "relu", "leaky_relu", "sigmoid", "tanh", "gelu", "gelu_tanh", "silu", "prelu")
@@ -34,6 +37,13 @@ class Dtype(str, Enum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
+
+    @property
+    def torch(self) -> torch.dtype:
+        """torch's own."""
+        import torch
+
+        return getattr(torch, self.value)
 
 
 class Dataset(str, Enum):
@@ -132,8 +142,10 @@ def _number(text: str | float) -> float:
 _data = partial(Option, rich_help_panel="Data")
 _net = partial(Option, rich_help_panel="Net")
 _training = partial(Option, rich_help_panel="Training")
+_number_of = partial(_training, metavar="X [x>=0]", parser=_number)
 _runs = partial(Option, rich_help_panel="What runs it")
 _leaves = partial(Option, rich_help_panel="What it leaves")
+_file = partial(_leaves, metavar="FILE")
 
 
 @dataclass(frozen=True)
@@ -171,40 +183,23 @@ class Settings:
     )
     lr: Annotated[
         float | None,
-        _training(
-            metavar="X [x>=0]",
-            parser=_number,
-            help="Learning rate; default: 0.1, with momentum 0.05, of Adam and AdamW 0.001.",
-        ),
+        _number_of(help="Learning rate; default: 0.1, with momentum 0.05, of Adam and AdamW 0.001."),
     ] = None
     momentum: Annotated[
-        float | None,
-        _training(
-            metavar="X [x>=0]", parser=_number, help="Of --optimizer momentum or nesterov; default: 0.9."
-        ),
+        float | None, _number_of(help="Of --optimizer momentum or nesterov; default: 0.9.")
     ] = None
-    weight_decay: Annotated[
-        float | None, _training(metavar="X [x>=0]", parser=_number, help="Default: 0, of AdamW 0.01.")
-    ] = None
+    weight_decay: Annotated[float | None, _number_of(help="Default: 0, of AdamW 0.01.")] = None
     schedule: Annotated[
         Schedule, _training(metavar="NAME", help=f"Of the learning rate over the run: {names_of(Schedule)}.")
     ] = Schedule.constant
     clip: Annotated[
-        float | None,
-        _training(
-            metavar="X [x>=0]", parser=_number, help="Largest norm of a step's gradient; default: no limit."
-        ),
+        float | None, _number_of(help="Largest norm of a step's gradient; default: no limit.")
     ] = None
     patience: Annotated[
         int | None, _training(metavar="N", min=1, help="Stop early: after N epochs that were no better.")
     ] = None
     min_delta: Annotated[
-        float,
-        _training(
-            metavar="X [x>=0]",
-            parser=_number,
-            help="With --patience: how much lower a test loss must be to count as better.",
-        ),
+        float, _number_of(help="With --patience: how much lower a test loss must be to count as better.")
     ] = 0.0
     seed: Annotated[int, _training(metavar="N", help="Of the initial weights and the batch order.")] = 0
 
@@ -221,22 +216,17 @@ class Settings:
     ] = False
 
     out: Annotated[
-        Path | None,
-        _leaves(metavar="FILE", help="The trained net; default: runs/DATASET-N.safetensors, the next N."),
+        Path | None, _file(help="The trained net; default: runs/DATASET-N.safetensors, the next N.")
     ] = None
     history: Annotated[
-        Path | None,
-        _leaves(metavar="FILE", help="Every epoch, as JSON; default: --out's name with .history.json."),
+        Path | None, _file(help="Every epoch, as JSON; default: --out's name with .history.json.")
     ] = None
     tensorboard: Annotated[Path | None, _leaves(metavar="DIR", help="TensorBoard's logs; default: none.")] = (
         None
     )
     checkpoint: Annotated[
         Path | None,
-        _leaves(
-            metavar="FILE",
-            help="The run's state, to go on from; default: --out's name with .ckpt.safetensors.",
-        ),
+        _file(help="The run's state, to go on from; default: --out's name with .ckpt.safetensors."),
     ] = None
     every: Annotated[
         int, _leaves(metavar="N", min=0, help="Epochs between two checkpoints; 0: only when interrupted.")

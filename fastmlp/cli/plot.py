@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from typer import Argument, Option
 
-from fastmlp.cli.common import device_of, emit, fail, one_of, start, warn, writable
+from fastmlp.cli.common import device_of, emit, errors_of, fail, one_of, start, warn, writable
 from fastmlp.cli.options import (
     ACTIVATIONS,
     STUDIES,
@@ -46,6 +45,32 @@ def _out(default: str) -> Any:
     return Option(metavar="FILE", help=f"Ends in .png, .svg or .pdf; default: {default}.")
 
 
+class _Picture:
+    """Where a picture goes, if it can go there and can be drawn at all; and what is said of it."""
+
+    def __init__(self, out: Path | None, default: str, as_json: bool) -> None:
+        self.console, self.path, self._as_json = start(as_json), out or Path(default), as_json
+        try:
+            from fastmlp.plots.save import kind_of
+
+            kind_of(self.path)
+        except ImportError as error:
+            fail(str(error))
+        except ValueError:
+            fail(f"--out {self.path}: expected a name that ends in .png, .svg or .pdf", 2)
+        writable(self.path, "--out")
+
+    def save(self, figure: Figure, numbers: dict[str, Any], what: str = "") -> None:
+        """Write it; with --json its ``numbers`` are the object that is printed."""
+        from fastmlp import plots
+
+        with errors_of(f"--out {self.path}"):
+            plots.save(figure, self.path)
+        self.console.print(f"{what}saved to {self.path}", style="bold")
+        if self._as_json:
+            emit({"picture": str(self.path), **numbers})
+
+
 @app.command("activations", epilog="Example: fastmlp plot activations relu gelu silu --out gelu.svg")
 def activations(
     names: Annotated[
@@ -64,18 +89,14 @@ def activations(
     """
     for name in names or ():
         one_of(ACTIVATIONS, name, "NAME")
-    console, path, where = start(as_json), _target(out, "activations.png"), device_of(device)
+    picture, where = _Picture(out, "activations.png", as_json), device_of(device)
     from fastmlp import plots
     from fastmlp.plots.activations import SHOWN, curves
 
     chosen = tuple(names) if names else SHOWN
-    _save(plots.activations(chosen, device=where), path, console)
-    if as_json:
-        found, source = curves(chosen, device=where)
-        numbers = {
-            name: {key: t.tolist() for key, t in each._asdict().items()} for name, each in found.items()
-        }
-        emit({"picture": str(path), "by": source, "activations": numbers})
+    found, source = curves(chosen, device=where)
+    numbers = {name: {key: t.tolist() for key, t in each._asdict().items()} for name, each in found.items()}
+    picture.save(plots.activations(chosen, device=where), {"by": source, "activations": numbers})
 
 
 @app.command(
@@ -92,7 +113,7 @@ def curve(
     as_json: AsJson = False,
 ) -> None:
     """The training curve: loss, train and test accuracy by epoch; of several runs in one picture."""
-    console, path = start(as_json), _target(out, "curve.png")
+    picture = _Picture(out, "curve.png", as_json)
     from fastmlp import plots
     from fastmlp.plots.history import PANELS, points
 
@@ -101,13 +122,9 @@ def curve(
         figure = plots.history(runs if len(runs) > 1 else next(iter(runs.values())), title=title)
     except ValueError as error:
         fail(str(error))
-    _save(figure, path, console)
-    if as_json:
-        numbers = {
-            name: {field: points(run, field) for fields in PANELS.values() for field in fields}
-            for name, run in runs.items()
-        }
-        emit({"picture": str(path), "runs": numbers})
+    shown = [field for fields in PANELS.values() for field in fields]
+    numbers = {name: {field: points(run, field) for field in shown} for name, run in runs.items()}
+    picture.save(figure, {"runs": numbers})
 
 
 @app.command(
@@ -125,7 +142,7 @@ def predictions(
     as_json: AsJson = False,
 ) -> None:
     """Images of the test set with their true labels and what a net takes them for."""
-    console, path = start(as_json), _target(out, "mistakes.png" if wrong else "predictions.png")
+    picture = _Picture(out, "mistakes.png" if wrong else "predictions.png", as_json)
     test, predicted = _predicted(net, dataset, data, device)
     from fastmlp import plots
 
@@ -134,15 +151,12 @@ def predictions(
         figure = plots.predictions(test.images, test.labels, predicted, test.classes, **shown)
     except ValueError as error:  # nothing is wrong, or these are no square pictures
         fail(str(error))
-    _save(figure, path, console)
-    if as_json:
-        mistakes = (predicted != test.labels).nonzero()[:, 0]
-        listed = mistakes.tolist() if wrong else range(len(predicted))
-        examples = [
-            {"example": i, "label": test.classes[test.labels[i]], "predicted": test.classes[predicted[i]]}
-            for i in listed[: rows * columns]
-        ]
-        emit({"picture": str(path), "examples": len(predicted), "wrong": len(mistakes), "shown": examples})
+    mistakes = (predicted != test.labels).nonzero()[:, 0].tolist()
+    examples = [
+        {"example": i, "label": test.classes[test.labels[i]], "predicted": test.classes[predicted[i]]}
+        for i in (mistakes if wrong else range(len(predicted)))[: rows * columns]
+    ]
+    picture.save(figure, {"examples": len(predicted), "wrong": len(mistakes), "shown": examples})
 
 
 @app.command(
@@ -157,15 +171,14 @@ def confusion(
     as_json: AsJson = False,
 ) -> None:
     """The confusion matrix of a net on the test set: a row for each true class, its share as colour."""
-    console, path = start(as_json), _target(out, "confusion.png")
+    picture = _Picture(out, "confusion.png", as_json)
     test, predicted = _predicted(net, dataset, data, device)
     from fastmlp import plots
-    from fastmlp.plots.confusion import matrix
+    from fastmlp.plots.labelled import matrix
 
-    _save(plots.confusion(test.labels, predicted, test.classes), path, console)
-    if as_json:
-        counts = matrix(test.labels, predicted, len(test.classes)).tolist()
-        emit({"picture": str(path), "classes": list(test.classes), "confusion": counts})
+    counts = matrix(test.labels, predicted, len(test.classes)).tolist()
+    figure = plots.confusion(test.labels, predicted, test.classes)
+    picture.save(figure, {"classes": list(test.classes), "confusion": counts})
 
 
 @app.command("study", epilog="Example: fastmlp plot study learning-rate --out rates.svg")
@@ -186,7 +199,7 @@ def study(
     """Run one of the chapter's exercises, print its table and draw it. Without --small it takes minutes."""
     name = name.replace("_", "-")
     one_of(STUDIES, name, "NAME")
-    console, path, where = start(as_json), _target(out, f"{name}.png"), device_of(device)
+    picture, where = _Picture(out, f"{name}.png", as_json), device_of(device)
     from fastmlp import studies
     from fastmlp.data import DataError
 
@@ -197,10 +210,8 @@ def study(
         fail(str(error))
     except ValueError as error:  # a study that reads no data was given some
         fail(f"--{error}", 2)
-    console.print(f"{found.question}\n\n{found.table()}\n\n{found.caption()}")
-    _save(found.plot(), path, console)
-    if as_json:
-        emit({"picture": str(path), **found.to_dict()})
+    picture.console.print(f"{found.question}\n\n{found.table()}\n\n{found.caption()}")
+    picture.save(found.plot(), found.to_dict())
 
 
 @app.command("roofline", epilog="Example: fastmlp plot roofline --out roofline.svg")
@@ -215,52 +226,22 @@ def roofline(
     Every kernel of a training step of two nets, and a cross-entropy, by its operations a byte: under the
     slope it is bound by memory, under the flat roof by the products; how far below is what is left to gain.
     """
-    console, path, where = start(as_json), _target(out, ""), device_of(device)
+    picture, where = _Picture(out, "", as_json), device_of(device)
     from fastmlp import plots
-    from fastmlp.cli import roofline as measuring
     from fastmlp.cli import workload
     from fastmlp.costs.ceilings import ceilings_of, device_name
 
     with workload.on(where):
         ceilings = ceilings_of(where, again=remeasure)
-        points = [*measuring.points(where, ceilings)]
-    figure = plots.roofline(points, ceilings, note=measuring.note(where, ceilings))
-    _save(figure, path, console, f"{len(points)} kernels; ")
-    workload.say_ceilings(console, ceilings)
-    if as_json:
-        emit(
-            {
-                "picture": str(path),
-                "device": device_name(where),
-                "points": [point._asdict() for point in points],
-                "ceilings": ceilings.json(),
-            }
-        )
-
-
-def _target(out: Path | None, default: str) -> Path:
-    """Where the picture goes, if it can go there and can be drawn at all."""
-    path = out or Path(default)
-    try:
-        from fastmlp.plots.save import kind_of
-
-        kind_of(path)
-    except ImportError as error:
-        fail(str(error))
-    except ValueError:
-        fail(f"--out {path}: expected a name that ends in .png, .svg or .pdf", 2)
-    writable(path, "--out")
-    return path
-
-
-def _save(figure: Figure, path: Path, console: Console, what: str = "") -> None:
-    from fastmlp import plots
-
-    try:
-        plots.save(figure, path)
-    except OSError as error:
-        fail(f"--out {path}: {error.strerror or error}")
-    console.print(f"{what}saved to {path}", style="bold")
+        points = [*workload.roofline(where, ceilings)]
+    figure = plots.roofline(points, ceilings, note=workload.roofline_note(where, ceilings))
+    numbers = {
+        "device": device_name(where),
+        "points": [point._asdict() for point in points],
+        "ceilings": ceilings.json(),
+    }
+    picture.save(figure, numbers, f"{len(points)} kernels; ")
+    workload.say_ceilings(picture.console, ceilings)
 
 
 def _labels(paths: list[Path]) -> list[str]:
@@ -277,9 +258,8 @@ def _history(path: Path) -> History:
     from fastmlp.training import History
 
     try:
-        return History.from_json(path.read_text())
-    except OSError as error:
-        fail(f"{path}: {error.strerror or error}")
+        with errors_of(path):
+            return History.from_json(path.read_text())
     except (ValueError, RecursionError):
         fail(f"{path}: expected a history, as train saves it with --history")
 

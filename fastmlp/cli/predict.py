@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -14,6 +15,7 @@ from fastmlp import files
 from fastmlp.cli.common import (
     device_of,
     emit,
+    errors_of,
     fail,
     json_of,
     memory_for,
@@ -42,44 +44,27 @@ EXAMPLE = """Example: fastmlp predict runs/fashion-mnist-1.safetensors --index 0
 
 fastmlp predict runs/fashion-mnist-1.safetensors --image boot.png --invert --json"""
 
-_SET, _OWN = "Of the test set", "Of yours"
+_test = partial(Option, rich_help_panel="Of the test set")
+_own = partial(Option, rich_help_panel="Of yours")
 
 
 def predict(
     net: Net,
-    index: Annotated[str, Option(metavar="0,5,9", help="These examples.", rich_help_panel=_SET)] = "",
-    count: Annotated[
-        int | None,
-        Option(metavar="N", min=1, help="The first N examples; default: 10.", rich_help_panel=_SET),
-    ] = None,
-    dataset: Annotated[
-        Dataset | None, Option(metavar="NAME", help=DATASET_HELP, rich_help_panel=_SET)
-    ] = None,
-    data: Annotated[Path | None, Option(metavar="DIR", help=DATA_HELP, rich_help_panel=_SET)] = None,
+    index: Annotated[str, _test(metavar="0,5,9", help="These examples.")] = "",
+    count: Annotated[int | None, _test(metavar="N", min=1, help="The first N examples; default: 10.")] = None,
+    dataset: Annotated[Dataset | None, _test(metavar="NAME", help=DATASET_HELP)] = None,
+    data: Annotated[Path | None, _test(metavar="DIR", help=DATA_HELP)] = None,
     image: Annotated[
         list[Path] | None,
-        Option(
-            metavar="FILE",
-            help="A picture, made grey and of the net's size; repeatable.",
-            rich_help_panel=_OWN,
-        ),
+        _own(metavar="FILE", help="A picture, made grey and of the net's size; repeatable."),
     ] = None,
     invert: Annotated[
         bool,
-        Option(
-            "--invert",
-            help="Invert the pictures: they are dark on white, the data is bright on black.",
-            rich_help_panel=_OWN,
-        ),
+        _own("--invert", help="Invert the pictures: they are dark on white, the data is bright on black."),
     ] = False,
     array: Annotated[
         Path | None,
-        Option(
-            "--input",
-            metavar="FILE",
-            help="Rows of numbers: .npy, .pt or .safetensors.",
-            rich_help_panel=_OWN,
-        ),
+        _own("--input", metavar="FILE", help="Rows of numbers: .npy, .pt or .safetensors."),
     ] = None,
     top: Annotated[int, Option(metavar="K", min=1, help="How many of the likeliest classes to show.")] = 3,
     batch_size: BatchSize = 4096,
@@ -105,18 +90,17 @@ def predict(
         if out.suffix not in (".json", ".csv"):
             fail(f"--out {out}: expected a name that ends in .json or .csv", 2)
         writable(out, "--out")
-    import torch
 
     from fastmlp.cli import nets, sets
 
     where = device_of(device)
     model, about = nets.opened(net, where)
     if image or array:
-        examples = _own(image or [], invert, array, about["widths"][0])
+        examples = _of_files(image or [], invert, array, about["widths"][0])
     else:
         examples = _of_test_set(index, count or 10, sets.test_of(about, dataset, data))
     with memory_for(f"--batch-size {batch_size}"):
-        outputs = nets.outputs(model, examples.x.to(where), batch_size, getattr(torch, dtype.value)).cpu()
+        outputs = nets.outputs(model, examples.x.to(where), batch_size, dtype.torch).cpu()
     _check_outputs(outputs, examples)
     classes = about["classes"]
     rows = classified(examples, outputs, classes, top) if classes else regressed(examples, outputs)
@@ -127,10 +111,8 @@ def predict(
         console.print(f"{sum(known)} of {len(known)} right")
     if out is not None:
         text = json_of(found) if out.suffix == ".json" else csv_of(rows)
-        try:
+        with errors_of(f"--out {out}"):
             files.write(out, [text.encode()])
-        except OSError as error:
-            fail(f"--out {out}: {error.strerror or error}")
         console.print(f"saved to {out}")
     if as_json:
         emit(found)
@@ -144,7 +126,7 @@ class Examples(NamedTuple):
     truth: Tensor | None  # labels (N,) or targets (N, out)
 
 
-def _own(image: list[Path], invert: bool, array: Path | None, features: int) -> Examples:
+def _of_files(image: list[Path], invert: bool, array: Path | None, features: int) -> Examples:
     import torch
 
     from fastmlp.cli import inputs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from types import TracebackType
 
@@ -33,12 +34,14 @@ class Live:
     def __init__(
         self, console: Console, count: int, epochs: int, done: Position | None, batch_size: int
     ) -> None:
+        width = len(f"{count:,}")
         columns = [
-            _Epoch(count, epochs),
+            _Words(lambda task: f"epoch {min(int(task.completed) // count + 1, epochs)}/{epochs}"),
             BarColumn(bar_width=16),
-            _Examples(count),
+            _Words(lambda task: f"{int(task.completed) % count:{width},}/{count:,}"),
             TextColumn("{task.fields[last]}"),
-            _Rate(),
+            # The last epoch's; in the first one the host's.
+            _Words(lambda task: f"{task.fields['rate'] or task.speed or 0:,.0f} examples/s"),
             TimeRemainingColumn(),
         ]
         if console.width < 100:  # the numbers are what matters
@@ -89,31 +92,12 @@ def _from_notebook() -> bool:
     return "JPY_PARENT_PID" in os.environ or (told("TERM"), told("CLICOLOR_FORCE")) == ("xterm-color", "1")
 
 
-class _Epoch(ProgressColumn):
-    def __init__(self, count: int, epochs: int) -> None:
+class _Words(ProgressColumn):
+    """What a function says of the task, on one line."""
+
+    def __init__(self, words: Callable[[Task], str]) -> None:
         super().__init__(Column(no_wrap=True))
-        self._count, self._epochs = count, epochs
+        self._words = words
 
     def render(self, task: Task) -> Text:
-        number = min(int(task.completed) // self._count + 1, self._epochs)
-        return Text(f"epoch {number}/{self._epochs}")
-
-
-class _Examples(ProgressColumn):
-    def __init__(self, count: int) -> None:
-        super().__init__(Column(no_wrap=True))
-        self._count = count
-
-    def render(self, task: Task) -> Text:
-        width = len(f"{self._count:,}")
-        return Text(f"{int(task.completed) % self._count:{width},}/{self._count:,}")
-
-
-class _Rate(ProgressColumn):
-    """The last epoch's; in the first one the host's."""
-
-    def __init__(self) -> None:
-        super().__init__(Column(no_wrap=True))
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.fields['rate'] or task.speed or 0:,.0f} examples/s")
+        return Text(self._words(task))

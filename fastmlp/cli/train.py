@@ -48,8 +48,7 @@ def train(
     torchrun --nproc-per-node=2 -m fastmlp train shares the work among processes: docs/distributed.md.
     """
     console = start(as_json)
-    from fastmlp.cli import resuming, runs, trainer
-    from fastmlp.cli.record import Record
+    from fastmlp.cli import runs, trainer
     from fastmlp.training import distributed
 
     if distributed.size() > 1 and (settings.checkpoint is not None or resume):
@@ -60,10 +59,10 @@ def train(
         fail("--overwrite: expected --out with it; a run without takes a name that is free", 2)
     where = device_of(settings.device)
     settings = replace(_checked(settings), device=settings.device or where.type)
-    fields = resuming.fields_of(changed or (), settings.optimizer)
+    fields = runs.fields_of(changed or (), settings.optimizer)
     distributed.start(where)
     with runs.named(settings, resume, fields) as out:
-        record = Record(settings, out, overwrite)
+        record = runs.Record(settings, out, overwrite)
         history = trainer.run(record, where, fields if resume else None, console)
     if as_json and distributed.rank() == 0:
         emit(trainer.result(history, record))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+import sys
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,13 +15,14 @@ from rich.console import Console
 from torch import nn
 
 from fastmlp import backends
-from fastmlp.cli import nets, optimizers, resuming, sets, stops
-from fastmlp.cli.common import count_of, fail, memory_for, widths_of
+from fastmlp.cli import nets, optimizers, runs, sets
+from fastmlp.cli.common import by_option, count_of, errors, fail, memory_for, what_failed, widths_of
 from fastmlp.cli.options import Settings
 from fastmlp.cli.progress import Live
-from fastmlp.cli.record import Record
+from fastmlp.cli.runs import Record
 from fastmlp.data import DataError
-from fastmlp.training import Epoch, History, Position, distributed
+from fastmlp.training import Epoch, History, Interrupted, Position, TrainingError, distributed
+from fastmlp.training.errors import is_out_of_memory
 from fastmlp.training.fit import fit
 
 
@@ -42,7 +46,7 @@ def run(record: Record, where: torch.device, changed: Collection[str] | None, co
     about = nets.description(settings, widths, classes, train_set.name)
     begin = partial(record.begin, done.epoch if done else 0, -(-len(train_set) // settings.batch_size))
     torch.manual_seed(settings.seed)
-    with stops.said(kept or record.paths["net"]):
+    with stops_said(kept or record.paths["net"]):
         with memory_for(f"--hidden {settings.hidden}"):
             net = nets.build(widths, settings.activation).to(where)
         examples = count_of(len(train_set), "example")
@@ -90,10 +94,10 @@ def run(record: Record, where: torch.device, changed: Collection[str] | None, co
 def _done(record: Record, resume: bool) -> Position | None:
     """How far the run is that is gone on from; what is in the way of its files is said or put aside."""
     kept = record.paths.get("checkpoint")
-    done = resuming.place(kept) if kept is not None and resume else None
+    done = runs.place(kept) if kept is not None and resume else None
     distributed.first(record.check, done is not None)
     if kept is not None and not resume:
-        resuming.put_aside(kept)
+        runs.put_aside(kept)
     return done
 
 
@@ -120,7 +124,7 @@ def _numbers(settings: Settings) -> dict[str, Any]:
         "patience": settings.patience,
         "min_delta": settings.min_delta,
         "seed": settings.seed,
-        "dtype": getattr(torch, settings.dtype.value),
+        "dtype": settings.dtype.torch,
         "engine": "eager" if settings.compile else settings.engine.value,
         "every": settings.every,
     }
@@ -147,3 +151,39 @@ def result(history: History, record: Record) -> dict[str, Any]:
         "accuracy": history.epochs[-1].test_accuracy if history.epochs else None,
         "paths": {name: str(path) for name, path in record.paths.items()},
     }
+
+
+@contextmanager
+def stops_said(kept: Path) -> Iterator[None]:
+    """Say what stopped the training, and how to go on from the checkpoint ``kept`` if there is one of it."""
+    try:
+        yield
+    except Interrupted as error:
+        fail(f"{error}; the same command with --resume goes on from there", 128 + error.signal)
+    except KeyboardInterrupt:
+        fail("interrupted", 130)
+    except ValueError as error:  # an engine that cannot run here, a checkpoint of another run
+        fail(by_option(str(error), [*Settings.__dataclass_fields__, "changed"], {"clip_norm": "clip"}), 2)
+    except OSError as error:
+        fail(f"--checkpoint {kept}: {error.strerror or error}")
+    except (RuntimeError, MemoryError) as error:
+        if distributed.is_gone(error):
+            errors.print(f"error: another process is gone ({str(error).splitlines()[0]})", style="red")
+            distributed.leave(1)
+        if _is_compilers(error):
+            fail(f"--compile: {str(error).strip().splitlines()[0]}")
+        if not isinstance(error, TrainingError) and not is_out_of_memory(error):
+            raise
+        again = "--batch-size N --changed batch-size" if is_out_of_memory(error) else "--lr LR --changed lr"
+        goes_on = f"; --resume {again} goes on from there" if str(kept) in str(error) else ""
+        whose = ""
+        if is_out_of_memory(error) and distributed.size() > 1:  # the others may have enough
+            whose, errors.quiet = f"process {distributed.rank()}: ", False
+        what = str(error).splitlines()[0] if isinstance(error, TrainingError) else what_failed(error)
+        fail(f"{whose}{what}{goes_on}")
+
+
+def _is_compilers(error: BaseException) -> bool:
+    """Whether torch.compile says that it cannot, such as for want of a C++ compiler."""
+    dynamo = sys.modules.get("torch._dynamo.exc")  # not imported where nothing is compiled
+    return dynamo is not None and isinstance(error, dynamo.TorchDynamoException)

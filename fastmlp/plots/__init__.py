@@ -3,11 +3,8 @@
 ``style``        colours, sizes, and figures that show themselves in a notebook
 ``save``         a figure as a PNG, SVG or PDF file
 ``activations``  functions and their gradients, as the kernels compute them
-``history``      training curves
-``live``         the same, drawn anew after every epoch
-``predictions``  images with their labels
-``confusion``    which class is taken for which
-``labelled``     what these two check
+``history``      training curves, drawn anew after every epoch too
+``labelled``     images with their labels and predictions; which class is taken for which
 ``roofline``     kernels under what the device reaches
 """
 
@@ -17,10 +14,8 @@ except ImportError as error:  # pragma: no cover
     raise ImportError(f"fastmlp.plots needs matplotlib ({error}): pip install 'fastmlp[train]'") from error
 
 from fastmlp.plots.activations import activations
-from fastmlp.plots.confusion import confusion
-from fastmlp.plots.history import history
-from fastmlp.plots.live import Live
-from fastmlp.plots.predictions import predictions
+from fastmlp.plots.history import Live, history
+from fastmlp.plots.labelled import confusion, predictions
 from fastmlp.plots.roofline import roofline
 from fastmlp.plots.save import save
 

@@ -12,7 +12,7 @@ import torch
 from fastmlp.engine import TrainStep
 from fastmlp.modules import MLP, CrossEntropyLoss
 from fastmlp.studies.exercise import Say
-from fastmlp.studies.study import Study, machine, place
+from fastmlp.studies.study import Study, check_some, machine, place
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,9 +54,7 @@ def alignment(
         raise ValueError(f"data: expected None, since this study times random numbers, got {data}")
     sizes = ((64, 65, 72) if small else (1024, 1025, 1026, 1028, 1032)) if sizes is None else sizes
     rounds = (3 if small else 15) if rounds is None else rounds
-    for name, given in (("sizes", sizes), ("dtypes", dtypes), ("rounds", range(rounds))):
-        if not len(given):
-            raise ValueError(f"{name}: expected at least one")
+    check_some(sizes=sizes, dtypes=dtypes, rounds=range(rounds))
     where = place(device)
     rows = []
     for dtype in dtypes:

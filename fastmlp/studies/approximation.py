@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastmlp.engine import TrainStep
 from fastmlp.studies.exercise import Say
 from fastmlp.studies.exercises import mlp
-from fastmlp.studies.study import Study, cell, machine, one_thread, place
+from fastmlp.studies.study import Study, cell, check_some, machine, one_thread, place
 from fastmlp.training.schedules import factors
 
 if TYPE_CHECKING:
@@ -63,9 +63,7 @@ def approximation(
     widths = ((2, 16, 64) if small else tuple(2**i for i in range(9))) if widths is None else widths
     seeds = (range(1) if small else range(3)) if seeds is None else seeds
     steps = (500 if small else 2000) if steps is None else steps
-    for name, found in (("widths", widths), ("seeds", seeds), ("steps", range(steps))):
-        if not len(found):
-            raise ValueError(f"{name}: expected at least one")
+    check_some(widths=widths, seeds=seeds, steps=range(steps))
     where = place(device)
     grid = torch.linspace(-1, 1, 2 * _POINTS + 1, device=where)[:, None]
     x, between = grid[::2], grid[1::2]

@@ -12,7 +12,7 @@ from torch import nn
 
 from fastmlp.data import Images, load
 from fastmlp.data.synthetic import synthetic
-from fastmlp.studies.study import Study, cell, machine, place
+from fastmlp.studies.study import Study, cell, check_some, machine, place
 from fastmlp.training import Epoch, TrainingError
 from fastmlp.training.fit import fit
 from fastmlp.training.inputs import Data
@@ -78,9 +78,7 @@ class Exercise:
         seeds = (range(1) if small else range(3)) if seeds is None else seeds
         epochs = (3 if small else 5) if epochs is None else epochs
         values = (self.few if small else self.values) if values is None else values
-        for name, found in (("values", values), ("seeds", seeds), ("epochs", range(epochs))):
-            if not len(found):
-                raise ValueError(f"{name}: expected at least one")
+        check_some(values=values, seeds=seeds, epochs=range(epochs))
         where, batch = place(device), batch_size(small)
         train, test = sets(data, small, say)
         setup = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -99,6 +99,17 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def check_some(**given: Sized) -> None:
+    """See that there is something to try.
+
+    Raises:
+        ValueError: one of them is empty.
+    """
+    for name, found in given.items():
+        if not len(found):
+            raise ValueError(f"{name}: expected at least one")
 
 
 def place(device: torch.device | str | None) -> torch.device:

@@ -104,6 +104,6 @@ def _difference(run: History, first: History, field: str) -> float:
 
 def _draw(study: Study, runs: dict[str, History]) -> Figure:
     """The curves over each other, and how far they are apart."""
-    from fastmlp.plots.agreement import agreement  # matplotlib is needed by pictures alone
+    from fastmlp.plots.history import agreement  # matplotlib is needed by pictures alone
 
     return agreement(runs, title=study.question, note=study.caption())

@@ -12,8 +12,8 @@ from torch import nn
 
 import fastmlp
 from fastmlp import plots
-from fastmlp.plots import live, style
-from fastmlp.plots.agreement import agreement
+from fastmlp.plots import style
+from fastmlp.plots.history import _in_notebook, agreement
 from fastmlp.training import Epoch, History
 
 
@@ -134,4 +134,4 @@ def test_live_in_a_notebook_draws_in_place(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("shell", [None, SimpleNamespace()])
 def test_a_terminal_is_no_notebook(shell: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
-    assert not live._in_notebook()
+    assert not _in_notebook()

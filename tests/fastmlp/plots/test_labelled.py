@@ -7,7 +7,7 @@ import torch
 
 from fastmlp import plots
 from fastmlp.plots import style
-from fastmlp.plots.confusion import matrix
+from fastmlp.plots.labelled import matrix
 
 CLASSES = ("ankle boot", "bag", "coat")
 

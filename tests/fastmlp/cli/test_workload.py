@@ -1,4 +1,4 @@
-"""``fastmlp plot roofline`` as a user meets it."""
+"""``fastmlp plot roofline`` as a user meets it; `profile` has tests of its own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from fastmlp import cli
-from fastmlp.cli import roofline as command
+from fastmlp.cli import workload
 from fastmlp.costs import ceilings
 from tests.reached import CEILINGS
 
@@ -17,9 +17,9 @@ from tests.reached import CEILINGS
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ceilings, "ceilings_of", lambda device, again: CEILINGS)
-    monkeypatch.setattr(command, "NETS", (((12, 16, 16, 4), 8),))
-    monkeypatch.setattr(command, "LOGITS", (8, 5))
-    monkeypatch.setattr(command, "_STEPS", 2)
+    monkeypatch.setattr(workload, "NETS", (((12, 16, 16, 4), 8),))
+    monkeypatch.setattr(workload, "LOGITS", (8, 5))
+    monkeypatch.setattr(workload, "_STEPS", 2)
 
 
 def run(*arguments: str) -> Result:

@@ -108,11 +108,12 @@ def _read_table(text: str) -> dict[Key, Tile]:
     for line in text.splitlines():
         if line.startswith(" "):
             precision, buckets, *cells = line.split()
-            for family, bucket, (arch, cell) in product(
-                families, buckets.split(","), zip(ARCHITECTURES, cells)
-            ):
+            by_arch = zip(ARCHITECTURES, cells)
+            for family, bucket, (arch, cell) in product(families, buckets.split(","), by_arch):
+                key = family, arch, precision, bucket
+                assert key not in found, f"{key}: twice"
                 if cell != "-":
-                    found[family, arch, precision, bucket] = _parse_cell(family, cell)
+                    found[key] = _parse_cell(family, cell)
         elif line and not line.startswith("#"):
             families = line.split()
     return found

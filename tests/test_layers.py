@@ -16,7 +16,7 @@ _LAYERS = [
 ]
 #: What every layer may use, down to the one named: files, the table of activations, what work costs, data.
 _SHARED = {
-    "activations": "backends",
+    "activations": "costs",
     "files": "kernels",
     "compiling": "costs",
     "errors": "backends",

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import torch
 
+from fastmlp.activations import TABLE
 from fastmlp.costs.devices import Device
 from fastmlp.costs.floors import Work
 
@@ -28,7 +29,7 @@ PLANS = ("eager", "layers", "whole", "recompute")
 #: element: `fastmlp.kernels.tiles.configs` has the tiles, which differ a little between architectures.
 WHOLE_ROWS = {2: 64, 4: 32}
 #: torch keeps the input of these for its backward; ours keep the output of a leaky ReLU.
-_TORCH_KEEPS_INPUT = ("leaky_relu", "gelu", "gelu_tanh", "silu", "prelu")
+_TORCH_KEEPS_INPUT = {"leaky_relu", *(row.name for row in TABLE.values() if not row.saves_output)}
 _ALIGNMENT = 16  # of the columns that the whole-network kernels save, and of a split's part of a workspace
 _REDUCTION = 64  # rows of the batch in one step of a dW tile
 _SPLIT = 512  # rows of the batch that one program of dW reduces at the least

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastmlp import backends, functional
-from fastmlp.activations import NAMES, from_module
+from fastmlp.activations import NAMES, from_module, module_of
 from fastmlp.costs import floors, plans
 from fastmlp.costs.devices import DEVICES
 from fastmlp.costs.plans import Dense
@@ -118,14 +118,7 @@ def draw(seed: int, act: str) -> tuple[nn.Sequential, Tensor, list[Dense], bool]
 
 
 def module(act: str, slopes: int) -> nn.Module:
-    if act == "prelu":
-        return nn.PReLU(slopes)
-    if act == "gelu_tanh":
-        return nn.GELU("tanh")
-    return {
-        "relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "gelu": nn.GELU,
-        "silu": nn.SiLU,
-    }[act]()  # fmt: skip
+    return nn.PReLU(slopes) if act == "prelu" else module_of(act)
 
 
 def fused(layers: list[nn.Module]) -> list[Layer]:

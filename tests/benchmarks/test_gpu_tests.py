@@ -80,6 +80,7 @@ def test_every_outcome_is_kept_whatever_a_test_does(suite: Path) -> None:
     assert any("note" in message for message in said)
 
 
+@pytest.mark.deep
 def test_without_xdist_a_test_that_takes_pytest_along_is_named(
     suite: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,6 +65,7 @@ def test_a_call_calls_little(label: str) -> None:
     assert sum(entered.values()) <= MOST[label], sorted(entered.items(), key=lambda item: -item[1])[:20]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("label", _LABELS)
 def test_a_second_call_neither_specializes_nor_chooses(label: str) -> None:
     assert not _names(label, *_SPECIALIZED, *_CHOSEN)

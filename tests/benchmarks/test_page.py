@@ -258,6 +258,7 @@ def test_another_baseline_and_fewer_peers(opened: Opened) -> None:
     assert memory == [row["memory"][OURS] for row in rows if row["memory"].get(OURS)]
 
 
+@pytest.mark.deep
 def test_a_phone_in_the_dark(browser: Any, stored: Path) -> None:
     """Nothing is wider than the screen, and the dark page is dark."""
     phone = Opened(browser, stored, width=390, scheme="dark")

@@ -122,6 +122,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return told
 
 
+@pytest.mark.deep
 def test_a_gpus_rows_are_measured_by_a_process_that_is_told_the_same(
     tmp_path: Path, gpu: list[dict[str, Any]]
 ) -> None:
@@ -159,6 +160,7 @@ def test_a_row_is_replaced_in_its_place(tmp_path: Path) -> None:
     assert len(json.loads((tmp_path / "report.json").read_text())["rows"]) == 3
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("stage", "code"), [("aborts", 1), ("hangs", 1), ("outside", 1), ("fine", 0)])
 def test_a_row_that_kills_or_hangs_its_process_costs_only_itself(
     stage: str, code: int, tmp_path: Path, gpu: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch

@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 
 import fastmlp
 from fastmlp import backends, cli, data
+from fastmlp.cli import runs
 from fastmlp.training import distributed
 from tests.commands import synthetic
 
@@ -356,7 +357,7 @@ def command(rank: int, device: str, arguments: list[str]) -> tuple[int, str, int
         mock.patch.object(distributed, "stop"),
         mock.patch.object(distributed, "leave", sys.exit),
         mock.patch.object(data, "named", synthetic(601, 101)),
-        mock.patch.object(cli.record, "save", wraps=cli.record.save) as save,
+        mock.patch.object(runs, "save", wraps=runs.save) as save,
     ):
         result = CliRunner().invoke(cli.app, arguments)
     return result.exit_code, result.output, save.call_count

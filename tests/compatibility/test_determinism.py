@@ -123,7 +123,7 @@ def test_gradients_twice(backend: str, dtype: torch.dtype, device: str) -> None:
     same(lambda: gradients(device, dtype))
 
 
-@pytest.mark.few(1)
+@pytest.mark.deep
 @pytest.mark.feature("Determinism", "one seed, the same bits: training by every engine", dtype="float32")
 def test_training_twice(backend: str, device: str) -> None:
     for engine in engines(backend, device):

@@ -357,6 +357,7 @@ def test_the_command(run: Run, tmp_path: Path) -> None:
         torch.testing.assert_close(tensor, expected_state[name], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.few(2)
 @pytest.mark.feature(
     GROUP,
     "torchrun -m fastmlp train: an error is said once, and all processes fail",

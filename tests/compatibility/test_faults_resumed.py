@@ -192,10 +192,11 @@ def test_command_line(tmp_path: Path) -> None:
 _SCRIPT = """
 import time
 from fastmlp import cli
+from fastmlp.cli import trainer
 
 def slow_fit(*arguments, on_batch, **options):  # so that it is interrupted before it is done
     return fit(*arguments, on_batch=lambda count: (on_batch(count), time.sleep(0.005)), **options)
 
-fit, cli.train.fit = cli.train.fit, slow_fit
+fit, trainer.fit = trainer.fit, slow_fit
 cli.app()
 """

@@ -48,7 +48,7 @@ def stage(*keys: Key, **options: Any) -> dict[str, dict[str, Any]]:
 def every_kernel() -> set[tuple[str, str]]:
     """The entry points of all modules of the kernels."""
     found = set()
-    for module in pkgutil.iter_modules(kernels.__path__, "fastmlp.kernels."):
+    for module in pkgutil.walk_packages(kernels.__path__, "fastmlp.kernels."):
         names = vars(importlib.import_module(module.name))
         found |= {(v.fn.__module__, v.__name__) for n, v in names.items() if n.endswith("_kernel")}
     return found

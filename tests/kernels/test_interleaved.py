@@ -222,15 +222,17 @@ def test_the_same_bits_in_any_order(case: str, interleaved: Interleaved, seed: i
 def test_every_kernel_is_a_case() -> None:
     """With several programs, but for the one that adds the others' sums up."""
     found = set()
-    for file in Path(package.__path__[0]).glob("*.py"):
+    for file in Path(package.__path__[0]).rglob("*.py"):
         for node in ast.parse(file.read_text()).body:
             if isinstance(node, ast.FunctionDef) and node.name.endswith("_kernel"):
-                found.add((file.stem, node.name))
+                found.add((f"{file.parent.name}.{file.stem}", node.name))
     with dry_run(GPUTarget("cuda", 90, 32)), record_launches() as made:
         for case in CASES:
             outcome(case)
-    several = {(o.kernel.fn.__module__.split(".")[-1], o.name) for o in made if o.grid[0] > 1}
-    assert several == found - {("cross_entropy", "finish_loss_kernel")}
+    several = {
+        (o.kernel.fn.__module__.removeprefix("fastmlp.kernels."), o.name) for o in made if o.grid[0] > 1
+    }
+    assert several == found - {("loss.cross_entropy", "finish_loss_kernel")}
 
 
 class Fault(NamedTuple):

@@ -89,45 +89,44 @@ def eager_epoch(
     widths: Sequence[int] = A,
 ) -> Callable[[], object]:
     """The textbook's loop over tensors on the device; the loss is read once, at the end."""
-    model = net(widths).to(device)
-    step = eager_step(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=LR), dtype, wrap)
-    total = torch.zeros((), device=device)
-
-    def epoch() -> float:
-        total.zero_()
-        for rows in torch.randperm(len(labels), device=device).split(BATCH):
-            total.add_(step(images[rows].float().div_(255), labels[rows]).detach(), alpha=len(rows))
-        return total.item()
-
-    return epoch
+    train, total = _training(images, labels, dtype, device, wrap, widths)
+    return _epoch(train, total, len(labels))
 
 
 def _graphed_epoch(
     images: Tensor, labels: Tensor, dtype: torch.dtype, device: str, widths: Sequence[int]
 ) -> Callable[[], object]:
     """The same, with one CUDA graph for the full batches and one for the short last one."""
+    train, total = _training(images, labels, dtype, device, as_is, widths)
+    rows = {size: torch.arange(size, device=device) for size in {BATCH, len(labels) % BATCH or BATCH}}
+    replays = {size: peers.graphed(partial(train, some), device) for size, some in rows.items()}
+
+    def replay(chosen: Tensor) -> None:
+        rows[len(chosen)].copy_(chosen)
+        replays[len(chosen)]()
+
+    return _epoch(replay, total, len(labels))
+
+
+def _training(
+    images: Tensor, labels: Tensor, dtype: torch.dtype, device: str, wrap: Wrap, widths: Sequence[int]
+) -> tuple[Callable[[Tensor], None], Tensor]:
+    """A step on the rows of a batch, and where it adds their losses."""
     model = net(widths).to(device)
-    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
-    step = eager_step(model, nn.CrossEntropyLoss(), optimizer, dtype, as_is)
+    step = eager_step(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=LR), dtype, wrap)
     total = torch.zeros((), device=device)
 
-    def capture(size: int) -> tuple[Tensor, Callable[[], object]]:
-        rows = torch.arange(size, device=device)
+    def train(rows: Tensor) -> None:
+        total.add_(step(images[rows].float().div_(255), labels[rows]).detach(), alpha=len(rows))
 
-        def call() -> None:
-            total.add_(step(images[rows].float().div_(255), labels[rows]).detach(), alpha=size)
+    return train, total
 
-        return rows, peers.graphed(call, device)
 
-    sizes = {BATCH, len(labels) % BATCH or BATCH}
-    graphs = {size: capture(size) for size in sizes}
-
+def _epoch(train: Callable[[Tensor], None], total: Tensor, count: int) -> Callable[[], object]:
     def epoch() -> float:
         total.zero_()
-        for chosen in torch.randperm(len(labels), device=device).split(BATCH):
-            rows, replay = graphs[len(chosen)]
-            rows.copy_(chosen)
-            replay()
+        for rows in torch.randperm(count, device=total.device).split(BATCH):
+            train(rows)
         return total.item()
 
     return epoch

@@ -40,6 +40,12 @@ def new_row(group: str, label: str = "", dtype: str = "", **more: Any) -> Row:
     return {"group": group, "label": label, "dtype": dtype, "seconds": {}, "missing": {}, **more}
 
 
+def failed(key: str, why: str) -> Row:
+    """The row of what could not be measured, by what its ``key`` says."""
+    group, _, label = key.partition(", ")
+    return new_row(group, label.rpartition(", ")[0], key.rpartition(", ")[2], key=key, error=why)
+
+
 def measure(
     case: Case,
     device: str,

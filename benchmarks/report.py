@@ -137,8 +137,7 @@ class _Recorder:
         """A process that goes on with what is not done."""
         words = {
             "stage": stage, "seconds": seconds, "done": stand.done, "device": self._device,
-            "out": str(self._out.resolve()), "data": self._data and str(self._data.resolve()),
-            "asked": self._asked,
+            "out": self._out.resolve(), "data": self._data and self._data.resolve(), "asked": self._asked,
         }  # fmt: skip
         return Process(words, os.environ | {"PYTHONUNBUFFERED": "1"}, sys.stderr)
 

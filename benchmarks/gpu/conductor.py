@@ -117,8 +117,7 @@ class Conductor:
         words = {
             "stage": stage, "seconds": min(seconds, self._end - time.time()), "done": stand.done,
             "device": "cpu" if options.toy else "cuda", "toy": options.toy, "resumed": options.resume,
-            "out": str(options.out.resolve()),
-            "data": None if options.data is None else str(options.data.resolve()),
+            "out": options.out.resolve(), "data": options.data and options.data.resolve(),
         }  # fmt: skip
         return Process(words, environment(stage, options.toy), self._log)
 

@@ -17,9 +17,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from selectors import EVENT_READ, DefaultSelector
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
-from ..measure import Row, new_row
+from ..measure import Row, failed
 from . import summary
 from .stages import START
 from .worker import BROKEN
@@ -50,19 +50,13 @@ class Log:
             file.write(text)
 
 
-class Writes(Protocol):
-    """Takes what a process prints."""
-
-    def write(self, text: str, /) -> object: ...
-
-
 class Process:
     """It runs ``worker`` with ``words`` and the number of the pipe that it is to write its messages to."""
 
-    def __init__(self, words: dict[str, Any], environment: dict[str, str], log: Writes) -> None:
+    def __init__(self, words: dict[str, Any], environment: dict[str, str], log: Log | TextIO) -> None:
         ours, theirs = os.pipe()
         self._popen = subprocess.Popen(
-            [sys.executable, "-m", f"{__package__}.worker", json.dumps(words | {"pipe": theirs})],
+            [sys.executable, "-m", f"{__package__}.worker", json.dumps(words | {"pipe": theirs}, default=str)],
             cwd=_ROOT, env=environment, pass_fds=[theirs], stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
@@ -236,12 +230,6 @@ class Talk:
     def _out_of_time(self) -> bool:
         self._stand.left_out.append("the rest" if self._under_way is None else self._under_way[1])
         return False
-
-
-def failed(key: str, why: str) -> Row:
-    """The row of a case that cost its process."""
-    group, _, label = key.partition(", ")
-    return new_row(group, label.rpartition(", ")[0], key.rpartition(", ")[2], key=key, error=why)
 
 
 def ending(code: int) -> str:

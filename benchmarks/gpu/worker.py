@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from ..machine import describe
-from ..measure import Row, reason
+from ..measure import Row, failed, reason
 
 #: The exit code of a process that has told an error and cannot go on: a CUDA error is for good.
 BROKEN = 3
@@ -83,7 +83,7 @@ class Bench:
         try:
             row = make()
         except Exception as error:
-            row = {"error": reason(error)}
+            row = failed(key, reason(error))
         row = {"key": key, "took": round(time.time() - began, 3), **row}
         self._say({"row": row, "done": key, "part": part})
         if "error" in row:

@@ -131,7 +131,7 @@ def test_a_gpus_rows_are_measured_by_a_process_that_is_told_the_same(
     assert report.take(tmp_path / "out", "cuda", **options, budget=500.0) == 0
     (words,) = gpu
     assert words["device"] == "cuda"
-    assert words["data"] == str(tmp_path)
+    assert words["data"] == tmp_path
     assert 499 < words["seconds"] <= 500
     assert words["asked"] == {"only": ["cases"], "match": match, "quick": True}
     (row,) = load(tmp_path / "out")["rows"]

@@ -17,7 +17,7 @@ from fastmlp import files as atomic
 from . import accuracy, formats, palette, sweeps, tables, targets
 from .measure import LEFT_OUT, Row
 from .peers import EAGER, OF_OURS, OURS, PEERS
-from .sweeps import SWEEPS
+from .sweeps import SWEEPS, Sweep
 
 NAME = "index.html"
 _WEB = Path(__file__).resolve().parent / "web"
@@ -68,7 +68,7 @@ def payload(report: dict[str, Any]) -> dict[str, Any]:
             for row in rows
             if row.get("important") and row["part"] != "sweeps"
         ],
-        "sweeps": [found for sweep in SWEEPS if (found := _sweep(sweep.name, report))],
+        "sweeps": [found for sweep in SWEEPS if (found := _sweep(sweep, report))],
         "roofline": _roofline(report, rows),
         "accuracy": _accuracy(report),
         "target": accuracy.TARGET,
@@ -149,16 +149,15 @@ def _name(row: Row) -> str:
     return f"{group}, {label}, {formats.precision(row['dtype'])}"
 
 
-def _sweep(name: str, report: dict[str, Any]) -> dict[str, Any] | None:
-    sweep = next(sweep for sweep in SWEEPS if sweep.name == name)
-    rows = [row for row in _timed(report["rows"]) if row.get("sweep") == name]
+def _sweep(sweep: Sweep, report: dict[str, Any]) -> dict[str, Any] | None:
+    rows = [row for row in _timed(report["rows"]) if row.get("sweep") == sweep.name]
     if not rows:
         return None
     return {
-        "name": name,
+        "name": sweep.name,
         "title": f"{sweep.title}, {rows[0]['dtype']}",
         "axis": sweep.axis,
-        "stop": report.get("stops", {}).get(name, ""),
+        "stop": report.get("stops", {}).get(sweep.name, ""),
         "points": [
             _point(row)
             | {
@@ -180,12 +179,8 @@ def _roofline(report: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any] | N
     ceilings = report.get("ceilings")
     points = [
         _point(row)
-        | {
-            "name": _name(row),
-            "dtype": row["dtype"],
-            "operations": row["work"]["operations"],
-            "bytes": row["work"]["bytes"],
-        }
+        | {"name": _name(row), "dtype": row["dtype"]}
+        | {count: row["work"][count] for count in ("operations", "bytes")}
         for row in rows
         if row["part"] != "sweeps" and row.get("work", {}).get("operations")
     ]
@@ -239,22 +234,20 @@ def _lines(row: Row) -> list[dict[str, Any]]:
     if row.get("error"):
         lines.append(names | {"error": row["error"]})
     for peer in tables.in_order(row["seconds"]):
-        timing, faster = row["seconds"][peer], targets.ratio(row, peer)
-        lines.append(
-            names
-            | {
-                "error": "",
-                "peer": peer,
-                "median": timing["median"],
-                "text": formats.seconds(timing["median"]),
-                "spread": formats.time(timing).partition("(")[2].rstrip(")"),
-                "rounds": timing["rounds"],
-                "ratio": None if peer == OURS else faster,
-                "floor": row["floor"] / timing["median"],
-                "memory": (held := row.get("memory", {}).get(peer)),
-                "memory_text": "" if held is None else formats.size(held),
-            }
-        )
+        timing, held = row["seconds"][peer], row.get("memory", {}).get(peer)
+        measured = {
+            "error": "",
+            "peer": peer,
+            "median": timing["median"],
+            "text": formats.seconds(timing["median"]),
+            "spread": formats.time(timing).partition("(")[2].rstrip(")"),
+            "rounds": timing["rounds"],
+            "ratio": None if peer == OURS else targets.ratio(row, peer),
+            "floor": row["floor"] / timing["median"],
+            "memory": held,
+            "memory_text": "" if held is None else formats.size(held),
+        }
+        lines.append(names | measured)
     return lines
 
 

@@ -55,8 +55,9 @@ class Process:
 
     def __init__(self, words: dict[str, Any], environment: dict[str, str], log: Log | TextIO) -> None:
         ours, theirs = os.pipe()
+        told = json.dumps(words | {"pipe": theirs}, default=str)
         self._popen = subprocess.Popen(
-            [sys.executable, "-m", f"{__package__}.worker", json.dumps(words | {"pipe": theirs}, default=str)],
+            [sys.executable, "-m", f"{__package__}.worker", told],
             cwd=_ROOT, env=environment, pass_fds=[theirs], stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip

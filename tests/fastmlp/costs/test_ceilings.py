@@ -11,6 +11,7 @@ import torch
 
 from fastmlp.costs import ceilings as module
 from fastmlp.costs.ceilings import Ceilings, ceilings_of, device_name, measure_ceilings
+from fastmlp.costs.floors import Work
 from fastmlp.kernels.tiles import cache as files
 
 CPU = torch.device("cpu")
@@ -100,3 +101,19 @@ def test_products_that_would_take_minutes_are_left_out(monkeypatch: pytest.Monke
     monkeypatch.setattr(module, "_best", slow)
     assert module._matmul(torch.bfloat16, "cpu", rounds=1) == 2 * 512**3 / 0.2
     assert sizes == [512]
+
+
+_REACHED = Ceilings(copy={100: 50.0, 1000: 10.0}, matmul={"float32": 4.0}, launch=0.5)
+
+
+def test_memory_or_products_and_launches_on_top() -> None:
+    assert _REACHED.floor(Work(8, 0, 0, 0), "float32") == 2.0
+    assert _REACHED.floor(Work(8, 1000, 0, 1000), "float32") == 100.0
+    assert _REACHED.floor(Work(8, 1000, 4, 1000), "float32") == 102.0
+    assert _REACHED.floor(Work(0, 10, 1, 10), "int8") == 10 / 50 + 0.5  # no products, no rate needed
+
+
+@pytest.mark.parametrize(("size", "rate"), [(1, 50.0), (100, 50.0), (101, 10.0), (5000, 10.0)])
+def test_bandwidth_is_that_of_a_copy_as_large(size: int, rate: float) -> None:
+    """What fits in a cache is copied faster; what is larger than any copy, as the largest."""
+    assert _REACHED.bandwidth(size) == rate

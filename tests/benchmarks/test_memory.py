@@ -1,4 +1,4 @@
-"""The floor's formula."""
+"""The most memory that a run takes."""
 
 from __future__ import annotations
 
@@ -8,23 +8,6 @@ import torch
 from benchmarks import memory
 from benchmarks.timing import Run
 from fastmlp.backends import pages
-from fastmlp.costs.ceilings import Ceilings
-from fastmlp.costs.floors import Work
-
-_CEILINGS = Ceilings(copy={100: 50.0, 1000: 10.0}, matmul={"float32": 4.0}, launch=0.5)
-
-
-def test_memory_or_products_and_launches_on_top() -> None:
-    assert _CEILINGS.floor(Work(8, 0, 0, 0), "float32") == 2.0
-    assert _CEILINGS.floor(Work(8, 1000, 0, 1000), "float32") == 100.0
-    assert _CEILINGS.floor(Work(8, 1000, 4, 1000), "float32") == 102.0
-    assert _CEILINGS.floor(Work(0, 10, 1, 10), "int8") == 10 / 50 + 0.5  # no products, no rate needed
-
-
-@pytest.mark.parametrize(("size", "rate"), [(1, 50.0), (100, 50.0), (101, 10.0), (5000, 10.0)])
-def test_bandwidth_is_that_of_a_copy_as_large(size: int, rate: float) -> None:
-    """What fits in a cache is copied faster; what is larger than any copy, as the largest."""
-    assert _CEILINGS.bandwidth(size) == rate
 
 
 def test_peak_memory_is_what_a_run_takes() -> None:

@@ -12,11 +12,9 @@ from benchmarks.cases import Case
 from benchmarks.measure import Effort, Row, measure
 from benchmarks.peers import EAGER, OURS, Factory, MissingPeerError
 from benchmarks.timing import Run
-from fastmlp.costs.ceilings import Ceilings
 from fastmlp.costs.floors import Work
 from fastmlp.data import synthetic
-
-_CEILINGS = Ceilings(copy={1000: 1e9}, matmul={"float32": 1e12, "bfloat16": 1e12}, launch=1e-6)
+from tests.benchmarks.stored import CEILINGS
 
 
 def _fails(error: Exception) -> Factory:
@@ -29,7 +27,7 @@ def _fails(error: Exception) -> Factory:
 def _row(**found: Factory) -> Row:
     named = {{"ours": OURS}.get(name, name): factory for name, factory in found.items()}
     case = Case("work", "small", torch.float32, Work(1, 1, 1, 1), lambda device: named)
-    return measure(case, "cpu", _CEILINGS, Effort(rounds=3, seconds=0.1))
+    return measure(case, "cpu", CEILINGS, Effort(rounds=3, seconds=0.1))
 
 
 def _works() -> Run:
@@ -71,7 +69,7 @@ def test_a_wrong_result_has_no_time(value: float, wrong: str | None) -> None:
         peers.EXACT: gives(1.0, torch.float64),
     }  # fmt: skip
     case = Case("work", "small", torch.float32, Work(1, 1, 1, 1), lambda device: dict(named), roundings=4)
-    row = measure(case, "cpu", _CEILINGS, Effort(rounds=3, seconds=0.1, verify=True))
+    row = measure(case, "cpu", CEILINGS, Effort(rounds=3, seconds=0.1, verify=True))
     assert (wrong or "") in row.get("error", "")
     assert ("error" in row) == (wrong is not None)
     assert set(row["seconds"]) == ({EAGER} if wrong else {OURS, peers.OURS_GRAPH, EAGER})
@@ -92,7 +90,7 @@ def test_every_headline_is_compared_with_float64() -> None:
         whole_net.mlp((5, 16, 16, 3), 40, fp32, training=False),
     ):
         without = set(case.on("cpu")) - {OURS, EAGER, peers.EXACT}
-        row = measure(case, "cpu", _CEILINGS, Effort(rounds=3, seconds=0.01, without=without, verify=True))
+        row = measure(case, "cpu", CEILINGS, Effort(rounds=3, seconds=0.01, without=without, verify=True))
         assert "error" not in row, row
         assert 0 <= row["worst"]["error"] <= row["worst"]["allowed"] < 0.1, row["key"]
 
@@ -108,7 +106,7 @@ def test_inputs_that_cannot_be_made_are_an_error() -> None:
         raise MemoryError
 
     case = Case("work", "large", torch.float32, Work(1, 1, 1, 1), build)
-    assert measure(case, "cpu", _CEILINGS, Effort())["error"] == "MemoryError"
+    assert measure(case, "cpu", CEILINGS, Effort())["error"] == "MemoryError"
 
 
 def test_cases_cover_the_issue() -> None:
@@ -136,11 +134,14 @@ def test_cases_cover_the_issue() -> None:
         lambda: cases.linear_relu((8, 6, 5), torch.float32, backward=False),
         lambda: cases.linear_relu((8, 6, 5), torch.float32, backward=True),
         lambda: next(epochs.cases(synthetic(train=300, test=10)[0], "cpu", None)),
+        lambda: whole_net.mlp((5, 16, 16, 3), 40, torch.float32, training=False),
+        lambda: whole_net.mlp((5, 16, 16, 3), 40, torch.float32, training=True),
+        lambda: whole_net.dropout((40, 6, 5), torch.float32),
     ],
 )
 def test_every_peer_runs_or_says_why_not(make: Callable[[], Case]) -> None:
     """All but the compiled ones, which take too long for a test."""
-    row = measure(make(), "cpu", _CEILINGS, Effort(rounds=3, seconds=0.05, without=tuple(peers.MODES)))
+    row = measure(make(), "cpu", CEILINGS, Effort(rounds=3, seconds=0.05, without=tuple(peers.MODES)))
     assert "error" not in row
     assert {OURS, EAGER} <= set(row["seconds"])
     assert row["floor"] > 0

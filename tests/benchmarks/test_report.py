@@ -15,13 +15,12 @@ from benchmarks.gpu.process import Process
 from benchmarks.machine import describe
 from benchmarks.peers import COMPILED, EAGER, OURS
 from benchmarks.store import Store, load
-from fastmlp.costs.ceilings import Ceilings
+from tests.benchmarks.stored import CEILINGS
 
 
 @pytest.fixture(autouse=True)
 def _known_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
-    ceilings = Ceilings({1 << 20: 1e10}, {"float32": 1e11, "bfloat16": 1e11}, 1e-6)
-    monkeypatch.setattr(report, "measure_ceilings", lambda device, quick: ceilings)
+    monkeypatch.setattr(report, "measure_ceilings", lambda device, quick: CEILINGS)
 
 
 def _run(out: Path, code: int = 0, **options: Any) -> dict[str, Any]:

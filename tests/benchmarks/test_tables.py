@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks import cases, palette, peers, plots, readme, tables, targets, whole_net
+from benchmarks.epochs import EPOCH
 from benchmarks.machine import describe, folder
-from benchmarks.peers import EAGER, GRAPH, OURS, PEERS
+from benchmarks.peers import EAGER, GRAPH, JAX, OURS, PEERS
 from tests.benchmarks.stored import host_row, report, row, timing
 
 
@@ -71,10 +72,6 @@ def test_a_target_goes_by_the_digits_that_are_shown(value: float, verdict: str) 
 
 
 def test_a_gpus_targets() -> None:
-    from benchmarks.epochs import EPOCH
-    from benchmarks.peers import EAGER, GRAPH, JAX, OURS
-    from tests.benchmarks.stored import timing
-
     stored = report()
     stored["machine"]["kind"] = "gpu"
     seconds = {OURS: 2e-3, EAGER: 40e-3, GRAPH: 5e-3, JAX: 4e-3}

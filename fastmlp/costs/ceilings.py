@@ -195,7 +195,7 @@ def _matmul(dtype: torch.dtype, device: str, rounds: int) -> float:
 
 def _launch(device: str, rounds: int) -> float:
     """On a GPU an op on one element inside a CUDA graph, where launches are cheapest; else its dispatch."""
-    one = torch.zeros(1, device=device)
+    one = torch.zeros(1, device=device, dtype=torch.float32)
     if device != "cuda":
         return _best(one.zero_, device, rounds)
     graph = torch.cuda.CUDAGraph()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
-import pkgutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,9 +19,9 @@ from benchmarks.gpu import references, smoke
 from benchmarks.gpu.ahead import Ahead
 from benchmarks.gpu.smoke import Key
 from benchmarks.gpu.worker import BROKEN, Bench
-from fastmlp import kernels
 from fastmlp.kernels.launch import INTERPRETED, record_launches
 from fastmlp.kernels.offline.case import Case
+from tests.entry_points import entry_points
 
 pytestmark = pytest.mark.skipif(not INTERPRETED, reason="a rehearsal is on interpreted kernels")
 ROOT = Path(__file__).parents[2]
@@ -45,19 +43,10 @@ def stage(*keys: Key, **options: Any) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def every_kernel() -> set[tuple[str, str]]:
-    """The entry points of all modules of the kernels."""
-    found = set()
-    for module in pkgutil.walk_packages(kernels.__path__, "fastmlp.kernels."):
-        names = vars(importlib.import_module(module.name))
-        found |= {(v.fn.__module__, v.__name__) for n, v in names.items() if n.endswith("_kernel")}
-    return found
-
-
 def test_a_rehearsal_launches_every_kernel_and_judges_every_family() -> None:
     with record_launches() as launches:
         rows = stage()
-    assert {one.kernel.fn.__module__ + one.name for one in launches} == {a + b for a, b in every_kernel()}
+    assert {(one.kernel.fn.__module__, one.name) for one in launches} == entry_points()
     assert {row["family"] for row in rows.values()} == {
         "linear", "linear_backward", "matmul", "matmul_backward", "head", "cross_entropy", "mse", "mlp",
         "step", "epoch", "dropout",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
@@ -21,7 +20,6 @@ from triton.backends.compiler import GPUTarget
 
 import fastmlp
 from fastmlp import backends
-from fastmlp import kernels as package
 from fastmlp.kernels.common.dropout import dropout_mask
 from fastmlp.kernels.launch import dry_run, record_launches, tensors_in
 from fastmlp.kernels.linear import backward as linear_backward
@@ -38,6 +36,7 @@ from fastmlp.kernels.offline.mlp_cases import mlp
 from fastmlp.kernels.offline.training_cases import Kind, Problem, problem
 from fastmlp.kernels.tiles import configs
 from fastmlp.kernels.training import epoch, update
+from tests.entry_points import entry_points
 from tests.fuzzing import SEEDS, fuzz
 from tests.interleaved import StuckError
 from tests.ordered import RaceError
@@ -221,18 +220,11 @@ def test_the_same_bits_in_any_order(case: str, interleaved: Interleaved, seed: i
 @pytest.mark.usefixtures("interleaved")
 def test_every_kernel_is_a_case() -> None:
     """With several programs, but for the one that adds the others' sums up."""
-    found = set()
-    for file in Path(package.__path__[0]).rglob("*.py"):
-        for node in ast.parse(file.read_text()).body:
-            if isinstance(node, ast.FunctionDef) and node.name.endswith("_kernel"):
-                found.add((f"{file.parent.name}.{file.stem}", node.name))
     with dry_run(GPUTarget("cuda", 90, 32)), record_launches() as made:
         for case in CASES:
             outcome(case)
-    several = {
-        (o.kernel.fn.__module__.removeprefix("fastmlp.kernels."), o.name) for o in made if o.grid[0] > 1
-    }
-    assert several == found - {("loss.cross_entropy", "finish_loss_kernel")}
+    several = {(one.kernel.fn.__module__, one.name) for one in made if one.grid[0] > 1}
+    assert several == entry_points() - {("fastmlp.kernels.loss.cross_entropy", "finish_loss_kernel")}
 
 
 class Fault(NamedTuple):

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     import torch
 
 #: `fastmlp.activations.NAMES`
-ACTIVATIONS = ("none", "relu", "leaky_relu", "sigmoid", "tanh", "gelu", "gelu_tanh", "silu", "prelu")
+ACTIVATIONS = (
+    *("none", "relu", "leaky_relu", "sigmoid", "tanh"),
+    *("gelu", "gelu_tanh", "silu", "prelu"),
+)
 #: `fastmlp.costs.devices.DEVICES`
 DEVICES = ("a100", "h100", "h200", "b200", "rtx4090", "rtx5090", "mi300x", "cpu")
 #: `fastmlp.studies.STUDIES`

@@ -357,7 +357,7 @@ def test_the_command(run: Run, tmp_path: Path) -> None:
         torch.testing.assert_close(tensor, expected_state[name], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.feature(
     GROUP,
     "torchrun -m fastmlp train: an error is said once, and all processes fail",
@@ -386,6 +386,7 @@ def test_errors_of_the_command(run: Run, options: list[str], code: int, words: s
     assert not (tmp_path / "net").exists()
 
 
+@pytest.mark.deep
 @pytest.mark.skipif(torch.cuda.is_available(), reason="as it stands there it is for a CPU")
 def test_the_documents_example(run: Run) -> None:
     text = (Path(__file__).resolve().parents[2] / "docs" / "distributed.md").read_text()

@@ -114,7 +114,7 @@ def test_aot_inductor(device: str, tmp_path: Path) -> None:
     output_of(_RUNS_ALONE, package, str(tmp_path / "x.pt"), str(tmp_path / "y.pt"), timeout=600)
 
 
-@pytest.mark.few(1)
+@pytest.mark.deep
 @pytest.mark.feature(GROUP, "ONNX with a dynamic batch, run by onnxruntime", dtype="float32", kernels=False)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_onnx(backend: str, device: str, tmp_path: Path) -> None:

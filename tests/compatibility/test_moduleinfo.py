@@ -143,6 +143,7 @@ def test_reference(name: str, backend: str, dtype: torch.dtype, device: str) -> 
         torch.testing.assert_close(module(*args), expected.to(dtype), msg=lambda m: f"{sample.desc}: {m}")  # noqa: B023
 
 
+@pytest.mark.few(6)
 @backends
 @marked("ModuleInfo: {}", dtype="float32")
 def test_life(case: Case, backend: str, device: str) -> None:

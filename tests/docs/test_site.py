@@ -17,6 +17,7 @@ import fastmlp
 from tests.docs.html import Page, is_external, urls
 from tests.once import once
 
+pytestmark = pytest.mark.deep  # the site is built
 ROOT = Path(__file__).resolve().parents[2]
 #: Packages whose `__all__` is for users, and the page of docs/api that has it.
 PACKAGES = ("", "functional", "training", "data", "plots", "studies", "profiling")
@@ -48,7 +49,6 @@ def pages(site: Path) -> dict[Path, Page]:
     return {path: Page(path) for path in sorted(site.rglob("*.html"))}
 
 
-@pytest.mark.deep
 def test_every_link_leads_somewhere(site: Path, pages: dict[Path, Page]) -> None:
     broken, count = [], 0
     for path, page in pages.items():

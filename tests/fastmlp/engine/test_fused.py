@@ -38,7 +38,7 @@ def allowed(torchs: Tensor, exact: Tensor, dtype: torch.dtype) -> float:
     return 2 * error(torchs, exact) + 6 * torch.finfo(dtype).eps * (0.5 + 4 / exact.numel() ** 0.5)
 
 
-@pytest.mark.few(7)
+@pytest.mark.few(5)
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -256,17 +256,18 @@ def test_special_values(backend: str, device: str) -> None:
 # Memory.
 
 
-@pytest.mark.few(1)
 @pytest.mark.skipif(torch.cuda.is_available(), reason="counts a CPU's allocations")
 @pytest.mark.parametrize(
     ("backend", "dtype", "kwargs"),
     [
         ("auto", torch.float32, {}),
-        ("auto", torch.float32, {"label_smoothing": 0.1}),
-        ("auto", torch.float32, {"reduction": "none"}),
-        ("auto", torch.bfloat16, {}),
-        ("auto", torch.bfloat16, {"label_smoothing": 0.1, "reduction": "none"}),
-        ("triton", torch.float32, {}),
+        pytest.param("auto", torch.float32, {"label_smoothing": 0.1}, marks=pytest.mark.deep),
+        pytest.param("auto", torch.float32, {"reduction": "none"}, marks=pytest.mark.deep),
+        pytest.param("auto", torch.bfloat16, {}, marks=pytest.mark.deep),
+        pytest.param(
+            "auto", torch.bfloat16, {"label_smoothing": 0.1, "reduction": "none"}, marks=pytest.mark.deep
+        ),
+        pytest.param("triton", torch.float32, {}, marks=pytest.mark.deep),
     ],
     ids=str,
 )

@@ -167,11 +167,11 @@ class TargetSpec(NamedTuple):
         if self.shape is None:
             return y
         if self.classes is not None:
-            self._check_labels(y, name)
+            self._check_labels(y, origin)
             return y
         if y.shape[1:] != self.shape or y.is_complex():
             shape = f"{shape_of((len(y), *self.shape))}, the shape of the net's outputs, for {self.loss}"
-            raise ValueError(f"{name}: expected floating targets {shape}, got {_kind(y)}{self.hint}")
+            raise ValueError(f"{name}: expected floating targets {shape}, got {_kind(y, origin)}{self.hint}")
         if not y.is_floating_point():
             y = y.to(self.dtype or torch.float32)
         elif origin.dtype is None and y.dtype != self.dtype is not None:
@@ -180,7 +180,7 @@ class TargetSpec(NamedTuple):
         if len(rows):
             raise ValueError(nonfinite.message(origin, "targets", y, rows))
         if self.are_probabilities:
-            self._check_probabilities(y, name)
+            self._check_probabilities(y, origin)
         return y
 
     def shaped(self, y: Tensor) -> Tensor:
@@ -190,13 +190,14 @@ class TargetSpec(NamedTuple):
             return y
         return y.reshape(len(y), *shape)
 
-    def _check_labels(self, y: Tensor, name: str) -> None:
+    def _check_labels(self, y: Tensor, origin: Origin) -> None:
         assert self.shape is not None
         assert self.classes is not None
+        name = origin.name
         if y.shape[1:] != self.shape or y.dtype != torch.int64:
             hint = "; regression takes loss=nn.MSELoss()" if y.is_floating_point() else ""
             expected = f"expected labels {shape_of((len(y), *self.shape))} torch.int64 for {self.loss}"
-            raise ValueError(f"{name}: {expected}, got {_kind(y)}{hint}{self.hint}")
+            raise ValueError(f"{name}: {expected}, got {_kind(y, origin)}{hint}{self.hint}")
         counted = y[y != self.ignored]
         low, high = (int(counted.min()), int(counted.max())) if len(counted) else (0, 0)
         if low < 0 or high >= self.classes:
@@ -205,12 +206,13 @@ class TargetSpec(NamedTuple):
                 "an output, and torch.unique(y, return_inverse=True)[1] numbers them from 0"
             )
 
-    def _check_probabilities(self, y: Tensor, name: str) -> None:
+    def _check_probabilities(self, y: Tensor, origin: Origin) -> None:
         """Else a regression without its loss would pass for a classification."""
         if y.min() < 0 or (y.sum(1) - 1).abs().max() > _ONE:
+            name, kind = origin.name, _kind(y, origin)
             raise ValueError(
                 f"{name}: expected labels ({len(y)},) torch.int64 for {self.loss}, or shares of sum 1, "
-                f"got {_kind(y)} of {y.min():.4g} to {y.max():.4g}; regression takes loss=nn.MSELoss()"
+                f"got {kind} of {y.min():.4g} to {y.max():.4g}; regression takes loss=nn.MSELoss()"
             )
 
 
@@ -295,8 +297,9 @@ def _rows(sizes: tuple[int, ...]) -> str:
     return shape_of(("N", *sizes))
 
 
-def _kind(y: Tensor) -> str:
-    return f"{shape_of(tuple(y.shape))} {y.dtype}"
+def _kind(y: Tensor, origin: Origin) -> str:
+    dtype = origin.dtype if origin.dtype is not None and y.is_floating_point() else y.dtype
+    return f"{shape_of(tuple(y.shape))} {dtype}"
 
 
 def _first(net: nn.Module) -> nn.Module | None:

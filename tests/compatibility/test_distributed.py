@@ -122,7 +122,6 @@ def test_buffers_of_ddp(run: Run, backend: str, broadcast: bool) -> None:
     assert all(map(torch.equal, results[0][0][:parameters], results[1][0][:parameters]))
 
 
-@pytest.mark.deep
 @feature("DDP: uneven batches under Join", "float32")
 def test_join(run: Run, backend: str) -> None:
     check(run(cases.joined, backend), backend)
@@ -357,7 +356,6 @@ def test_the_command(run: Run, tmp_path: Path) -> None:
         torch.testing.assert_close(tensor, expected_state[name], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.few(1)
 @pytest.mark.feature(
     GROUP,
     "torchrun -m fastmlp train: an error is said once, and all processes fail",

@@ -336,7 +336,7 @@ def found(fault: Fault, around: AbstractContextManager[None]) -> bool:
         return True
 
 
-@pytest.mark.few(6)
+@pytest.mark.few(4)
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("name", FAULTS)
 def test_planted_faults_are_found(

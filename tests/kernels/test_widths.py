@@ -93,6 +93,7 @@ def test_sixteen_bytes_a_thread(arch: str) -> None:
     assert found == KERNELS
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_odd_rows_are_read_an_element_at_a_time(arch: str) -> None:
     rows = [row for row, _ in compiled() if row.arch == arch and row.variant in ODD["cross_entropy"]]

@@ -58,6 +58,7 @@ def test_curve_is_the_references(device: str) -> None:
     assert abs(theirs - history.epochs[-1].test_accuracy) < 0.02  # type: ignore[operator]
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("backend", "engine"),
     [("torch", "eager"), ("auto", "auto"), ("triton", "fused"), ("triton", "persistent")],

@@ -17,6 +17,7 @@ from tests.gradients import check
 from tests.problems import DTYPES, SIZES, activation, matrix
 
 
+@pytest.mark.few(36)
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("name", NAMES)

@@ -164,6 +164,7 @@ def test_every_size_of_a_batch(device: str) -> None:
         check(Problem(x, torch.randint(10, (n, 1), device=device)), what=f"{n} rows")
 
 
+@pytest.mark.few(8)
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(

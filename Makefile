@@ -1,7 +1,7 @@
 # What CI runs, by hand: everything works in .venv, which `make install` makes.
 BIN := .venv/bin
 
-.PHONY: install test test-deep fuzz oldest lint format compile gpu-rehearsal bench report page docs docs-serve tutorial package wheel-check clean
+.PHONY: install test test-deep fuzz mutants oldest lint format house compile gpu-rehearsal bench report page docs docs-serve tutorial package wheel-check clean
 
 install:
 	python3 -m venv .venv && $(BIN)/pip install -q -e '.[dev]'
@@ -18,6 +18,10 @@ test-deep:
 fuzz:
 	FASTMLP_FUZZ=deep $(BIN)/pytest -n 2 -m '' -rP tests/stateful
 
+# Faults planted one at a time (tests/faults.py), each of which `make test` must find: half an hour.
+mutants:
+	$(BIN)/python tests/mutants.py
+
 # What touches the edges of torch and Triton, with the oldest pair that is supported (2.9 brings Triton 3.5) and with
 # the one that most GPU machines have (2.11, Triton 3.6): `make oldest-2.11` for one, in a venv of its own, where
 # `make compile BIN=.venv-2.11/bin` compiles every kernel. The interpreters of those Tritons need NumPy 2.3.
@@ -32,12 +36,16 @@ oldest-%:
 lint:
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/python tests/parameters.py
+	$(BIN)/python tests/house.py --static
 	$(BIN)/mypy
 
 format:
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# The table of figures that have bounds: parameters, complexity, lines, Python calls before a launch.
+house:
+	$(BIN)/python tests/house.py
 
 compile:
 	$(BIN)/python -m fastmlp.kernels.compile --arch sm_80 sm_90 sm_100 sm_120 gfx942

@@ -1,7 +1,7 @@
 """Faults to plant: a line that is right, and one as it might have been written.
 
-Over all rooms, a few of each kind: a sign, a stride, a mask, an epsilon, a reduction, an argument that is ignored, a
-route that is stale.
+Over all rooms, a few of each kind: a sign, a stride, a mask, an epsilon, a reduction, an argument that is
+ignored, a route that is stale.
 """
 
 from __future__ import annotations

@@ -111,4 +111,122 @@ FAULTS = (
         "return tl.where(weight == 0, 0.0, 1.0 / weight)",
         "return tl.where(weight == 0, 0.0, 1.0)",
     ),
+    Fault(
+        "kernels/common/replay.py",
+        "stale: recorded calls outlive a change of tiles",
+        "self._known, self._generation = {}, door._generation",
+        "self._generation = door._generation",
+    ),
+    # a call
+    Fault(
+        "fastmlp/activations.py",
+        "derivative: tanh's",
+        "lambda y, _: 1 - y * y",
+        "lambda y, _: 1 - y",
+    ),
+    Fault(
+        "fastmlp/backends/route.py",
+        "stale: a negated tensor goes as a plain one",
+        "*(t.requires_grad, t.is_neg(), t.data_ptr() & 15)",
+        "*(t.requires_grad, t.data_ptr() & 15)",
+    ),
+    Fault(
+        "fastmlp/backends/route.py",
+        "stale: TF32 switched between two calls",
+        "return torch.is_grad_enabled(), *cast, precision()",
+        "return torch.is_grad_enabled(), *cast",
+    ),
+    Fault(
+        "fastmlp/autograd/chain.py",
+        "order: a PReLU is undone without its slopes' gradient",
+        'if layer < 0 or acts[layer].name == "prelu":',
+        "if layer < 0:",
+    ),
+    Fault(
+        "fastmlp/autograd/chain.py",
+        "saved: slopes that are written over go unnoticed",
+        "(any(needs[:start]), False, True)",
+        "(any(needs[:start]), False, False)",
+    ),
+    Fault(
+        "fastmlp/costs/plans.py",
+        "count: a sum is never split",
+        "wanted = max(1, min(rows // _SPLIT, sms // tiles))",
+        "wanted = 1",
+    ),
+    # a step
+    Fault(
+        "fastmlp/engine/cpu.py",
+        "decay: not times the learning rate",
+        "add(p, 1 - lr * decay, -lr * scale)",
+        "add(p, 1 - decay, -lr * scale)",
+    ),
+    Fault(
+        "fastmlp/engine/cpu.py",
+        "ignored: dampening",
+        'state[p].get("momentum_buffer"), 1 - group["dampening"]',
+        'state[p].get("momentum_buffer"), 1.0',
+    ),
+    Fault(
+        "fastmlp/engine/rules.py",
+        "start: a buffer's first gradient is dampened",
+        "table[0, i, 3] = 1.0",
+        'table[0, i, 3] = 1 - group["dampening"]',
+    ),
+    Fault(
+        "fastmlp/engine/rules.py",
+        "root: of Adam's second correction",
+        "table[:, 7] = (1 - beta2**t).sqrt()",
+        "table[:, 7] = 1 - beta2**t",
+    ),
+    Fault(
+        "fastmlp/engine/rules.py",
+        "stale: a group's parameters are exchanged",
+        ', *map(id, group["params"]))',
+        ")",
+    ),
+    # training
+    Fault(
+        "fastmlp/training/clipping.py",
+        "reduction: only the last norm is looked at",
+        "self._finite = finite if self._finite is None else self._finite & finite",
+        "self._finite = finite",
+    ),
+    Fault(
+        "fastmlp/training/history.py",
+        "equal: the last of equal epochs is the best",
+        "if loss < least - min_delta:",
+        "if loss <= least - min_delta:",
+    ),
+    Fault(
+        "fastmlp/training/checkpoint.py",
+        "checksum: what follows it is not covered",
+        "digest.update(view[stop:])",
+        "digest.update(view[stop:stop])",
+    ),
+    Fault(
+        "fastmlp/training/checkpoint.py",
+        "check: another dtype is loaded",
+        'return f"{tuple(value.shape)} {str(value.dtype)',
+        'return f"{tuple(value.shape)} {str(torch.float32)',
+    ),
+    Fault(
+        "fastmlp/data/images.py",
+        "scale: 256 for 255",
+        "batch.float().div_(255)",
+        "batch.float().div_(256)",
+    ),
+    # modules, files, and what is run
+    Fault(
+        "fastmlp/modules/mlp.py",
+        "ignored: the bias",
+        "nn.Linear(widths[i], widths[i + 1], bias, device, dtype)",
+        "nn.Linear(widths[i], widths[i + 1], True, device, dtype)",
+    ),
+    Fault(
+        "fastmlp/files.py",
+        "link: replaced by a file",
+        "target = Path(os.path.realpath(path))",
+        "target = Path(os.path.abspath(path))",
+    ),
 )

@@ -1,9 +1,9 @@
 """Faults planted one at a time: does the README's test command find each of them?
 
 ``python tests/mutants.py`` makes a clone of the tree for each fault of `tests/faults.py`, and runs there
-what the test command runs: first the tests of the fault's room, then, if those find nothing, all. It prints by
-which test each was found, and fails if one slips through. ``--match WORD`` takes only some, ``--list`` plants
-nothing.
+what the test command runs: first the tests of the fault's room, then, if those find nothing, all. It says
+by which test each was found, and fails if one slips through. ``--match WORD`` takes only some, ``--list``
+plants nothing.
 """
 
 from __future__ import annotations

@@ -388,8 +388,7 @@ def test_errors_of_the_command(run: Run, options: list[str], code: int, words: s
 @pytest.mark.skipif(torch.cuda.is_available(), reason="as it stands there it is for a CPU")
 def test_the_documents_example(run: Run) -> None:
     text = (Path(__file__).resolve().parents[2] / "docs" / "distributed.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    for names in run(cases.snippet, code):
+    for names in run(cases.snippet, *re.findall(r"```python\n(.*?)```", text, re.DOTALL)):
         assert names == [*cases.torchs(fastmlp.MLP(784, [64, 10])).state_dict()]
 
 

@@ -9,7 +9,6 @@ an upstream gradient for every row, the backward makes from the logits computed 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -27,8 +26,7 @@ UNTILED = TileSizes(0, 0)
 Params = tuple[Tensor, Tensor, Tensor | None]
 
 
-@dataclass(frozen=True)
-class LinearLoss:
+class LinearLoss(NamedTuple):
     """What is computed: everything but the tensors."""
 
     backend: Backend
@@ -51,7 +49,7 @@ class LinearLoss:
             need_params=need_params,
             workspace=workspace,
         )
-        return replace(self, tiles=tiles)
+        return self._replace(tiles=tiles)
 
     @property
     def wide(self) -> torch.dtype:
@@ -77,10 +75,10 @@ class LinearLoss:
 
         It gives the parameters' too, or leaves them to the one over classes.
         """
+        if not self.forms_in_forward:
+            return [False] * len(needs)
         later = bool(self.tiles.classes)
-        return [
-            self.forms_in_forward and need and not (later and place > 0) for place, need in enumerate(needs)
-        ]
+        return [needs[0], *[need and not later for need in needs[1:]]]
 
 
 class Grads(NamedTuple):
@@ -107,8 +105,7 @@ class Grads(NamedTuple):
                 grad.mul_(factor.view(1))  # not a scalar, which would be rounded to 16 bits first
 
 
-@dataclass(frozen=True)
-class Work:
+class Work(NamedTuple):
     """The tensors of one forward or backward."""
 
     job: LinearLoss
@@ -142,7 +139,7 @@ class Work:
         # Where the rows that count weigh nothing, torch's gradients of theirs are NaN, not those of ignored
         # rows.
         weight = torch.where((total == 0) & kept.any(), torch.nan, weight)
-        return replace(self, criterion=self.criterion._replace(weight=weight)), total
+        return self._replace(criterion=self.criterion._replace(weight=weight)), total
 
     def loss_and_grads(
         self, total: Tensor, needs: Sequence[bool]
@@ -242,12 +239,11 @@ class Work:
     def _empty_grads(self, needs: Sequence[bool]) -> Grads:
         """Memory for the gradients that are needed."""
         dtypes = (self.params[0].dtype, self.params[1].dtype, self.job.wide)
-        return Grads(
-            *(
-                torch.empty(p.shape, dtype=dtype, device=p.device) if need and p is not None else None
-                for p, dtype, need in zip(self.params, dtypes, needs)
-            )
-        )
+        grads = [
+            torch.empty(p.shape, dtype=dtype, device=p.device) if need and p is not None else None
+            for p, dtype, need in zip(self.params, dtypes, needs)
+        ]
+        return Grads(*grads)
 
     def _finished(self, grads: Grads) -> Grads:
         """The bias' in its own dtype."""

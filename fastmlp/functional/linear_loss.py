@@ -175,17 +175,18 @@ def _backend(problem: _Problem) -> Backend | backends.Traced | None:
 def _takes_tensors(problem: _Problem) -> bool:
     """Whether we take the tensors, whatever their dtypes."""
     input, w, target, bias, weight, options, *_ = problem
-    there = [t for t in (input, w, target, bias, weight) if t is not None]
+    params = (input, w) if bias is None else (input, w, bias)
+    constants = (target,) if weight is None else (target, weight)
     return (
-        all(map(backends.readable, there))
-        and all(t.device == input.device for t in there)
+        all(map(backends.readable, params))
+        and takes_constants(target, weight, w.dim(), options)
+        and all([t.device == input.device for t in (*params, *constants)])
         and input.numel() > 0
         and w.numel() > 0
         and input.is_floating_point()
         and problem.soft == target.is_floating_point()
         and (problem.soft or input.dim() == 2 or target.dim() == 0)  # torch takes (1,) for ()
         and (weight is None or weight.dim() == 1)
-        and takes_constants(target, weight, w.dim(), options)
     )
 
 

@@ -44,15 +44,16 @@ def chosen(cases: Sequence[Case], few: int | None = None) -> set[int]:
         return {(2 * place + 1) * many // (2 * few) for place in range(few)}
     if few is None:
         return set(cover(cases, min(2, parameters - 1)))
-    return set([*dict.fromkeys([*cover(cases, 1), *cover(cases, 2)])][:few])
+    order = dict.fromkeys([*cover(cases, 1, many // 2), *cover(cases, 2, many // 2)])
+    return set([*order][:few])
 
 
-def cover(cases: Sequence[Case], strength: int) -> list[int]:
-    """Cases with every value, or each pair of values: greedily what adds most, of equals the first."""
+def cover(cases: Sequence[Case], strength: int, start: int = 0) -> list[int]:
+    """Every value, or each pair of values: greedily what adds most, of equals the nearest to ``start``."""
     adds = [set(combinations(enumerate(case), strength)) for case in cases]
     wanted, kept = set().union(*adds), list[int]()
     while wanted:
-        kept.append(max(range(len(cases)), key=lambda i: (len(adds[i] & wanted), -i)))
+        kept.append(max(range(len(cases)), key=lambda i: (len(adds[i] & wanted), -abs(i - start))))
         wanted -= adds[kept[-1]]
     return kept
 

@@ -64,7 +64,6 @@ def test_backward_twice(backend: str, reduction: str, dtype: torch.dtype, device
     assert torch.equal(x.detach(), before)
 
 
-@pytest.mark.few(1)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_loss_scaling_of_half_precision(backend: str, device: str) -> None:
     """A gradient of 1/N² passes float16 when the loss is scaled, as in torch; and does without."""

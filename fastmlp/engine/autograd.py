@@ -140,11 +140,14 @@ def precision(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
 
 def products(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     """What matrix products run in where ``dtype`` is asked for: float32 gives way to an autocast around."""
-    if dtype != torch.float32 or not autocasts(device.type):
-        return dtype
-    return torch.get_autocast_dtype(device.type)
+    return torch.get_autocast_dtype(device.type) if dtype == torch.float32 and _is_on(device) else dtype
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Switch an autocast around off."""
-    return torch.autocast(device.type, enabled=False) if autocasts(device.type) else nullcontext()
+    return torch.autocast(device.type, enabled=False) if _is_on(device) else nullcontext()
+
+
+def _is_on(device: torch.device) -> bool:
+    # The first is what a step of a small net on a CPU can ask in time; the compiler cannot trace it.
+    return torch._C._is_any_autocast_enabled() and autocasts(device.type)

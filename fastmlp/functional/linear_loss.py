@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -163,6 +164,9 @@ def _by_torch(problem: _Problem) -> Tensor:
 def _backend(problem: _Problem) -> Backend | backends.Traced | None:
     """Who computes it; None for torch's own ops, which take, or refuse, whatever is odd."""
     if forward_ad._current_level >= 0:  # a Function has no jvp
+        return None
+    x, traced = problem.input, torch.compiler.is_compiling()  # a trace is for every size
+    if type(x) is Tensor and backends.off_gpu(x) and not traced and math.prod(problem.shape) < _CPU_ELEMENTS:
         return None
     if not (_takes_tensors(problem) and _takes_dtypes(problem)):
         return None

@@ -68,10 +68,10 @@ def cross_entropy(
     Raises:
         ValueError, RuntimeError, IndexError, TypeError: as torch's, naming the argument.
     """
-    what = (ignore_index, reduction, label_smoothing, z_loss, inplace)
     way = key = None
     off = backends.off_gpu(input)
     if not off and size_average is None and reduce is None:
+        what = (ignore_index, reduction, label_smoothing, z_loss, inplace)
         way, key = _WAYS.find(what, (input, target, weight), _LAST)
     if way is not None and not (inplace and input.is_leaf):
         return way(input, target, weight)
@@ -84,7 +84,9 @@ def cross_entropy(
     if backend is None and z_loss == 0 and (compiling or input.numel() < _CPU_ELEMENTS):
         plain = label_smoothing == 0 and not legacy and not compiling  # a trace is for every size
         if plain and _is_tall(input, target, weight):
-            return _transposed(input, target, weight, ignore_index, reduction)
+            columns, labels = input.t().unsqueeze(0), target.unsqueeze(0)
+            loss = F.cross_entropy(columns, labels, weight, ignore_index=ignore_index, reduction=reduction)
+            return loss.squeeze(0) if reduction == "none" else loss
         return F.cross_entropy(input, target, *rest)
     if legacy:
         reduction = _Reduction.legacy_get_string(size_average, reduce)
@@ -231,12 +233,3 @@ def _is_tall(input: Tensor, target: Tensor, weight: Tensor | None) -> bool:
         and target.shape == input.shape[:1]
         and (weight is None or weight.shape == input.shape[1:])
     )
-
-
-def _transposed(
-    input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str
-) -> Tensor:
-    """torch's op where `_is_tall`, of the transposed logits."""
-    columns, labels = input.t().unsqueeze(0), target.unsqueeze(0)
-    loss = F.cross_entropy(columns, labels, weight, ignore_index=ignore_index, reduction=reduction)
-    return loss.squeeze(0) if reduction == "none" else loss

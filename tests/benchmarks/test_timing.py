@@ -38,3 +38,12 @@ def test_what_runs_behind_the_back_is_waited_for() -> None:
     waited: list[int] = []
     interleave({"queued": Run(lambda: None, wait=lambda: waited.append(1))}, "cpu", rounds=3)
     assert len(waited) >= 6
+
+
+def test_peers_take_turns_at_being_first() -> None:
+    """Once there and once back: none always follows the same one."""
+    order: list[str] = []
+    slow = 0.21  # seconds: a call is a block, and warms nothing up
+    runs = {name: Run(lambda name=name: order.append(name) or slow, clocked=True) for name in "ab"}
+    interleave(runs, "cpu", rounds=3)
+    assert "".join(order) == "ab" + "ab" + "ba" + "ab"

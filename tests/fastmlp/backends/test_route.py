@@ -15,6 +15,8 @@ from fastmlp import backends, profiler_ranges
 from fastmlp.backends import route
 from fastmlp.backends.route import Last, Like, Routes, circumstances, describe
 from fastmlp.costs.ceilings import tf32
+from fastmlp.functional import mlp
+from fastmlp.kernels.launch import record_launches
 
 
 def matrix() -> Tensor:
@@ -177,3 +179,12 @@ def test_found_by_what_it_is(device: str) -> None:
         assert routes.find("relu", ("no tensor",), last) == (None, None)  # type: ignore[arg-type]
     if device == "cpu":
         assert routes.find("relu", (x,), last) == (None, None)  # torch's own ops decide for themselves
+
+
+def test_mlp_goes_by_its_plan_whatever_the_last_was(device: str) -> None:
+    x, w1, w2 = (torch.randn(s, device=device) for s in ((6, 5), (4, 5), (3, 4)))
+    with backends.use("triton"):
+        for plan, count in (("layers", 2), ("whole", 1), ("layers", 2)):
+            with record_launches() as launches:
+                mlp(x, [w1, w2], plan=plan)
+            assert len(launches) == count

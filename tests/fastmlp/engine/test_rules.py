@@ -89,6 +89,16 @@ def test_states_that_differ() -> None:
     assert "not float32" in str(rules.recognise(optimizer, p))
 
 
+def test_facts_know_whose_group_a_parameter_is_in() -> None:
+    p = parameters()
+    optimizer = torch.optim.SGD([{"params": p[:1]}, {"params": p[1:], "lr": 0.2}], lr=0.1)
+    before, (first, second) = rules.facts(optimizer, p), optimizer.param_groups
+    first["params"], second["params"] = second["params"], first["params"]
+    assert rules.facts(optimizer, p) != before
+    first["params"], second["params"] = second["params"], first["params"]
+    assert rules.facts(optimizer, p) == before
+
+
 def test_rows_of_sgd() -> None:
     p = parameters()
     groups = [{"params": p[:1], "weight_decay": 0.5}, {"params": p[1:], "lr": 0.2}]

@@ -46,6 +46,8 @@ def test_mlp_has_no_activation_after_the_last_layer(device: str) -> None:
     expected = F.linear(F.linear(x, w1, b1).tanh(), w2)
     torch.testing.assert_close(mlp(x, [w1, w2], [b1, None], "tanh"), expected, rtol=1e-5, atol=1e-6)
     assert mlp(x, [w1, w2]).shape == (6, 3)
+    with_one = mlp(x, [w1, w2], [b1, None], "tanh", output_activation="sigmoid")
+    torch.testing.assert_close(with_one, expected.sigmoid(), rtol=1e-5, atol=1e-6)
 
 
 def test_float64_is_torchs(device: str) -> None:

@@ -263,7 +263,7 @@ BAD: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
     "int32 targets": ((X, T.int()), {}, "target|scalar type"),
     "boolean targets": ((X, T.bool()), {}, "target|scalar type"),
     "probabilities of a wrong shape": ((X, X[:3]), {}, "target|batch_size"),
-    "probabilities and an ignored class": ((X, X), {"ignore_index": 1}, "ignore_index"),
+    "probabilities and an ignored class": ((X, X), {"ignore_index": 0}, "ignore_index"),
     "a short weight": ((X, T, ones(4)), {}, "weight"),
     "a matrix as weight": ((X, T, ones(5, 1)), {}, "weight"),
     "a float64 weight": ((X, T, ones(5).double()), {}, "weight|Double"),

@@ -93,7 +93,7 @@ def test_nothing_to_draw(runs: Any, message: str) -> None:
 
 
 def test_agreement_draws_the_differences() -> None:
-    figure = agreement({"one": a_run(), "other": a_run(0.125)}, title="the same?", note="where")
+    figure = agreement({"one": a_run(), "other": a_run(-0.125)}, title="the same?", note="where")
     *_, apart = figure.axes
     (line,) = apart.lines
     assert line.get_ydata() == pytest.approx((0.125, 0.125, 0.125))

@@ -12,6 +12,8 @@ from fastmlp.data import synthetic
 from fastmlp.studies import exercise
 from fastmlp.studies.exercises import mlp
 from fastmlp.studies.scratch import concise, from_scratch
+from fastmlp.studies.versions import _difference
+from fastmlp.training import Epoch, History
 
 
 def test_the_curves_overlap(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,6 +31,13 @@ def test_the_curves_overlap(device: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert list(loss.lines[0].get_ydata()) == first["train_loss by epoch"][0]
     assert len(loss.lines) == len(accuracy.lines) == 6
     assert len(apart.lines) == 2
+
+
+def test_differences_are_of_either_side() -> None:
+    def a_run(*losses: float) -> History:
+        return History([Epoch(i, loss, None, None, 1.0, 1.0) for i, loss in enumerate(losses, 1)])
+
+    assert _difference(a_run(1.0, 0.5), a_run(1.25, 1.0), "train_loss") == 0.5
 
 
 def test_it_trains() -> None:

@@ -11,6 +11,7 @@ from torch import nn
 
 import fastmlp
 from fastmlp.training import TrainingError, fit
+from fastmlp.training.clipping import Clip, NotFiniteError
 
 X, Y = torch.randn(40, 6) * 5, torch.randint(3, (40,))
 
@@ -103,6 +104,19 @@ def test_a_norm_that_is_not_finite(device: str, tmp_path: Path) -> None:
         run(model, device, clip_norm=1.0, loss=Burst(), checkpoint=tmp_path / "run", on_batch=note)
     if device == "cpu":
         assert all(map(torch.equal, model.parameters(), seen[-1]))
+
+
+def test_norms_that_are_looked_at_later() -> None:
+    """One of several that is not finite is enough."""
+    weight = nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    with Clip(optimizer, 1.0, looks=False) as clip:
+        for gradient in (1.0, float("inf"), 1.0):
+            weight.grad = torch.full((2,), gradient)
+            optimizer.step()
+        with pytest.raises(NotFiniteError):
+            clip.check()
+        clip.check()
 
 
 def test_a_checkpoint_knows(device: str, tmp_path: Path) -> None:

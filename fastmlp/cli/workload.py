@@ -24,7 +24,7 @@ from fastmlp.costs import floors, plans
 from fastmlp.costs.ceilings import Ceilings, device_name
 from fastmlp.engine import choose
 from fastmlp.engine.autograd import precision
-from fastmlp.profiling.rows import Point
+from fastmlp.profiling.points import Point
 from fastmlp.profiling.trace import Kernel
 
 _TIMED = 0.5  # seconds that `seconds` takes at the least

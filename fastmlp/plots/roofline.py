@@ -13,7 +13,8 @@ from matplotlib.transforms import Bbox, BboxBase
 
 from fastmlp.costs.ceilings import Ceilings
 from fastmlp.plots import style
-from fastmlp.profiling.rows import Point, amount
+from fastmlp.profiling.points import Point
+from fastmlp.profiling.rows import amount
 
 
 @style.styled

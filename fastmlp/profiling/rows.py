@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from fastmlp import markup
 from fastmlp.costs.ceilings import Ceilings
@@ -40,27 +40,6 @@ class Row:
     def to_json(self) -> dict[str, Any]:
         """All of it, and what follows from it, as plain data."""
         return {**asdict(self), "mean": self.mean, "efficiency": self.efficiency}
-
-
-class Point(NamedTuple):
-    """A kernel as a point of a roofline plot: what it does, and how long it takes."""
-
-    label: str
-    kind: str  # gives the colour: kernels of a kind look alike
-    operations: float
-    bytes: float
-    seconds: float
-    dtype: str  # whose roof it is under
-
-    @property
-    def intensity(self) -> float:
-        """Operations a byte."""
-        return self.operations / self.bytes
-
-    @property
-    def rate(self) -> float:
-        """Operations a second."""
-        return self.operations / self.seconds
 
 
 def rows(kernels: Iterable[Kernel], ceilings: Ceilings) -> list[Row]:

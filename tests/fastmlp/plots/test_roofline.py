@@ -12,7 +12,7 @@ from matplotlib.text import Annotation
 
 from fastmlp.plots import roofline, save
 from fastmlp.profiling import Ceilings
-from fastmlp.profiling.rows import Point
+from fastmlp.profiling.points import Point
 
 CEILINGS = Ceilings(
     {1 << 16: 9e10, 1 << 28: 5e9}, {"float32": 2e11, "bfloat16": 1.4e12, "float16": 1e12}, 2e-7

@@ -241,6 +241,27 @@ class Settings:
         return {name: _plain(value) for name, value in values.items() if value is not None}
 
 
+@dataclass(frozen=True)
+class Steps:
+    """What is run: steps of a net on random data."""
+
+    net: Annotated[Path | None, Argument(metavar="NET", help=NET_HELP + " Default: as --hidden says.")] = None
+    hidden: Annotated[str, Option(metavar="WIDTHS", help="Of the hidden layers of 784-...-10.")] = "256"
+    activation: Annotated[str, Option(metavar="NAME", help=f"One of {', '.join(ACTIVATIONS)}.")] = "relu"
+    batch_size: Annotated[int, Option(metavar="N", min=1, help="Examples a step.")] = 256
+    dtype: Annotated[Dtype, Option(metavar="NAME", help=f"Of the products: {names_of(Dtype)}.")] = (
+        Dtype.float32
+    )
+    engine: Annotated[Engine, Option(metavar="NAME", help=f"What runs it: {names_of(Engine)}.")] = Engine.auto
+    optimizer: Annotated[
+        Optimizer, Option(metavar="NAME", help=f"One of {names_of(Optimizer)}, with train's numbers.")
+    ] = Optimizer.sgd
+    inference: Annotated[bool, Option("--inference", help="The forward alone.")] = False
+    steps: Annotated[
+        int, Option(metavar="N", min=1, help="How many to profile: an epoch of that many batches.")
+    ] = 20
+
+
 def _plain(value: Any) -> Any:
     return value.value if isinstance(value, Enum) else str(value) if isinstance(value, Path) else value
 

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.console import Console
-from typer import Argument, Option
+from typer import Option
 
 from fastmlp.cli.common import count_of, device_of, emit, fail, memory_for, one_of, start, warn, writable
 from fastmlp.cli.options import (
     ACTIVATIONS,
-    NET_HELP,
     AsJson,
     Device,
-    Dtype,
-    Engine,
-    Optimizer,
     Remeasure,
     Sort,
+    Steps,
     names_of,
     spread,
 )
@@ -29,27 +25,6 @@ if TYPE_CHECKING:
     from fastmlp.cli.workload import Workload
 
 EXAMPLE = "Example: fastmlp profile --hidden 512,256 --dtype bfloat16 --steps 50 --trace trace.json"
-
-
-@dataclass(frozen=True)
-class Steps:
-    """What is run: steps of a net on random data."""
-
-    net: Annotated[Path | None, Argument(metavar="NET", help=NET_HELP + " Default: as --hidden says.")] = None
-    hidden: Annotated[str, Option(metavar="WIDTHS", help="Of the hidden layers of 784-...-10.")] = "256"
-    activation: Annotated[str, Option(metavar="NAME", help=f"One of {', '.join(ACTIVATIONS)}.")] = "relu"
-    batch_size: Annotated[int, Option(metavar="N", min=1, help="Examples a step.")] = 256
-    dtype: Annotated[Dtype, Option(metavar="NAME", help=f"Of the products: {names_of(Dtype)}.")] = (
-        Dtype.float32
-    )
-    engine: Annotated[Engine, Option(metavar="NAME", help=f"What runs it: {names_of(Engine)}.")] = Engine.auto
-    optimizer: Annotated[
-        Optimizer, Option(metavar="NAME", help=f"One of {names_of(Optimizer)}, with train's numbers.")
-    ] = Optimizer.sgd
-    inference: Annotated[bool, Option("--inference", help="The forward alone.")] = False
-    steps: Annotated[
-        int, Option(metavar="N", min=1, help="How many to profile: an epoch of that many batches.")
-    ] = 20
 
 
 @spread

@@ -18,8 +18,7 @@ from torch import nn
 import fastmlp
 from fastmlp.cli import nets, optimizers
 from fastmlp.cli.common import by_option, fail, widths_of
-from fastmlp.cli.options import Dtype, Engine, Settings
-from fastmlp.cli.profile import Steps
+from fastmlp.cli.options import Dtype, Engine, Settings, Steps
 from fastmlp.costs import floors, plans
 from fastmlp.costs.ceilings import Ceilings, device_name
 from fastmlp.engine import choose

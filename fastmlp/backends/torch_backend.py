@@ -90,7 +90,7 @@ class TorchBackend(Backend):
         return y if dropout is None else y * self.dropout_mask(dropout, *y.shape) * (1 / (1 - dropout.p))
 
     def cross_entropy(self, logits: Tensor, criterion: Criterion) -> tuple[Tensor, Tensor, Tensor]:
-        """See `Backend.cross_entropy`; class indices without weights or smoothing, D = 1.
+        """See `Backend.cross_entropy`; class indices without smoothing, D = 1.
 
         A few rows at a time stay in the cache through all passes, and nothing of the logits' size is
         kept. lse = max(x) - log(max(p)), and the largest p is at least 1/C: its log never saturates,
@@ -98,8 +98,8 @@ class TorchBackend(Backend):
         float would have no digits left for the logarithm.
         """
         options = criterion.options
-        logits, index = logits[:, :, 0], criterion.target[:, 0]
-        kept = index != options.ignore_index
+        logits = logits[:, :, 0]
+        kept, label, factor = _labels(criterion)
         peak, log_p = logits.new_empty(2, len(logits))
         chunks = _chunks(logits)
         buffer = torch.empty_like(logits[chunks[0]])
@@ -110,11 +110,11 @@ class TorchBackend(Backend):
             torch.amax(p, 1, out=log_p[rows])
         log_p.log_()
         lse = peak - log_p
-        loss = (peak - logits.gather(1, torch.where(kept, index, 0)[:, None])[:, 0]) - log_p
+        loss = ((peak - logits.gather(1, label[:, None])[:, 0]) - log_p) * factor
         if options.z_loss:
             loss = loss + options.z_loss * lse.square()
         loss = torch.where(kept, loss, 0.0)
-        denominator = kept.sum() if options.reduction == "mean" else loss.new_ones(())
+        denominator = factor.sum() if options.reduction == "mean" else loss.new_ones(())
         if options.reduction != "none":
             return loss.sum() / denominator, lse, denominator
         return loss[:, None], lse, denominator
@@ -130,15 +130,15 @@ class TorchBackend(Backend):
     ) -> None:
         """See `Backend.cross_entropy_backward`."""
         options = criterion.options
-        logits, out, index = logits[:, :, 0], out[:, :, 0], criterion.target[:, 0]
-        kept = index != options.ignore_index
+        logits, out = logits[:, :, 0], out[:, :, 0]
+        kept, label, factor = _labels(criterion)
         assert denominator is not None
         upstream = grad[:, 0] if options.reduction == "none" else (grad / denominator).expand(len(logits))
         upstream = torch.where(kept, upstream, 0.0)
-        scale = upstream * (1 + 2 * options.z_loss * stats) if options.z_loss else upstream
+        scale = upstream * (factor + 2 * options.z_loss * stats) if options.z_loss else upstream * factor
         for rows in _chunks(logits):
             torch.softmax(logits[rows], 1, out=out[rows]).mul_(scale[rows, None])
-        out.scatter_add_(1, torch.where(kept, index, 0)[:, None], -upstream[:, None])
+        out.scatter_add_(1, label[:, None], -(upstream * factor)[:, None])
 
     def cross_entropy_with_grad(
         self, logits: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions
@@ -261,6 +261,16 @@ def _undropped(undo: Undo) -> Tensor | None:
     if saved is None or dropout is None or not act.saves_output:
         return saved
     return saved * (1 - dropout.p)
+
+
+def _labels(criterion: Criterion) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each row whether it counts, its class or 0, and that class' weight, 0 where it does not count."""
+    index = criterion.target[:, 0]
+    kept = index != criterion.options.ignore_index
+    label = torch.where(kept, index, 0)
+    if criterion.weight is None:
+        return kept, label, kept
+    return kept, label, torch.where(kept, criterion.weight[label], 0.0)
 
 
 def _chunks(logits: Tensor) -> list[slice]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -360,6 +361,11 @@ def test_cpu_passes_with_class_weights(reduction: str, cpu_calls: list[str]) -> 
     weight[target[1]] = 0
     compare(x, target, weight=weight, reduction=reduction)
     assert cpu_calls
+    compare(x, target, weight=weight, reduction=reduction, z_loss=0.1)  # these two once forgot the weight
+    leaf = x.requires_grad_()
+    losses = partial(cross_entropy, inplace=True), F.cross_entropy
+    grads = [torch.autograd.grad(f(leaf * 1, target, weight).sum(), leaf)[0] for f in losses]
+    torch.testing.assert_close(*grads)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -378,9 +384,6 @@ def test_cpu_passes_with_upstream_gradients(reduction: str, upstream: float | st
     torch.autograd.grad(ours, x, grad)
     with pytest.raises(RuntimeError, match="second time"):
         torch.autograd.grad(ours, x, grad)
-
-
-# Many rows of few classes on a CPU: torch's op, on the transposed logits.
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"reduction": "sum"}, {"reduction": "none"}], ids=str)

@@ -10,8 +10,10 @@ more, each pair of values. A test with one parameter keeps them all. The marks d
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import combinations
+from zlib import crc32
 
 import pytest
 
@@ -44,8 +46,7 @@ def chosen(cases: Sequence[Case], few: int | None = None) -> set[int]:
         return {(2 * place + 1) * many // (2 * few) for place in range(few)}
     if few is None:
         return set(cover(cases, min(2, parameters - 1)))
-    order = dict.fromkeys([*cover(cases, 1, many // 2), *cover(cases, 2, many // 2)])
-    return set([*order][:few])
+    return set(spread(cases, few))
 
 
 def cover(cases: Sequence[Case], strength: int, start: int = 0) -> list[int]:
@@ -55,6 +56,21 @@ def cover(cases: Sequence[Case], strength: int, start: int = 0) -> list[int]:
     while wanted:
         kept.append(max(range(len(cases)), key=lambda i: (len(adds[i] & wanted), -abs(i - start))))
         wanted -= adds[kept[-1]]
+    return kept
+
+
+def spread(cases: Sequence[Case], few: int) -> list[int]:
+    """So many: each has as many values that are new as it can, and then those that were least used.
+
+    Among equals a hash decides: in their order neighbours would meet the same few values.
+    """
+    used, left, kept = Counter[tuple[int, str]](), list(range(len(cases))), list[int]()
+    for _ in range(min(few, len(cases))):
+        counts = {i: [used[value] for value in enumerate(cases[i])] for i in left}
+        order = {i: (-counts[i].count(0), sum(counts[i]), crc32(repr(cases[i]).encode())) for i in left}
+        kept.append(min(left, key=order.__getitem__))
+        left.remove(kept[-1])
+        used.update(enumerate(cases[kept[-1]]))
     return kept
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import combinations, product
 from math import prod
 
@@ -36,5 +37,10 @@ def test_a_few() -> None:
     """Spread over a list; of a product the ones that share least."""
     assert chosen([(name,) for name in "abcdef"], 3) == {1, 3, 5}
     assert chosen([("a",), ("b",)], 3) == {0, 1}
-    assert chosen(list(product("ab", "xyz", "12")), 2) == {5, 6}
-    assert len(chosen(list(product("ab", "xyz", "12")), 5)) == 5
+    cases = list(product("ab", "xyz", "12"))
+    one, two = (cases[place] for place in chosen(cases, 2))
+    assert all(a != b for a, b in zip(one, two))
+    cases = list(product("ab", "xyz", "123456"))
+    kept = [cases[place] for place in chosen(cases, 12)]
+    assert Counter(case[2] for case in kept) == dict.fromkeys("123456", 2)
+    assert Counter(case[0] for case in kept) == {"a": 6, "b": 6}

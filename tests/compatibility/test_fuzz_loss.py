@@ -23,6 +23,7 @@ from tests.references import cross_entropy as reference
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Also what runs by default; on a CPU small problems then go the ways of large ones."""
     monkeypatch.setattr("fastmlp.functional.loss._CPU_ELEMENTS", 1)
+    monkeypatch.setattr("fastmlp.functional.loss._CPU_CLASSES", 11)
     monkeypatch.setattr("fastmlp.functional.loss._MANY_ROWS", 4)
     monkeypatch.setattr("fastmlp.functional.linear_loss._CPU_ELEMENTS", 1)
     monkeypatch.setattr("fastmlp.autograd.tile_sizes._LEAST", 0)
@@ -160,6 +161,7 @@ def check_loss(case: Case, dtype: torch.dtype, device: str, equal: bool) -> None
 @example(case=Case(5, 2, target="uint8", weight="some", smoothing=0.1))  # and here
 @example(case=Case(1, 3, smoothing=1.0, special="-inf", weight="some zeros", reduction="none"))  # 0 * inf
 @example(case=Case(3, 3, ignored="a class", weight="zeros", smoothing=0.1))  # a mean over no weight
+@example(case=Case(5, 17, weight="some", z_loss=0.01))  # the weight is the loss' alone
 @example(case=Case(-1, 517, layout="expanded", smoothing=0.1, z_loss=0.01))  # to be rounded once
 def test_cross_entropy(case: Case, backend: str, dtype: torch.dtype, device: str) -> None:
     check_loss(case, dtype, device, equal=backend == "torch" or dtype == torch.float64)

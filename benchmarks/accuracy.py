@@ -1,15 +1,17 @@
 """Seconds of training until 784-256-10 is right on 88 % of Fashion-MNIST's test images.
 
-A recipe is fixed before it runs. Its time is that to the end of the first epoch after which the test
-accuracy is 88 %; the preparation of the pixels counts, the tests after the epochs do not.
+A recipe is fixed before it runs. Its time runs to the end of the first epoch after which test accuracy
+is 88 %; preparing the pixels counts, testing after each epoch does not.
 """
 
 from __future__ import annotations
 
 import itertools
+import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +27,7 @@ from .timing import synchronize
 TARGET = 0.88
 SEEDS = (0, 1, 2, 3, 4)
 GROUP = f"time to {TARGET:.0%} test accuracy"
+TITLE = f"{GROUP.capitalize()} on Fashion-MNIST"
 _SPREAD = 90.0  # standard deviation of the training set's pixels, of 255
 
 
@@ -42,11 +45,11 @@ class Recipe:
     centred: bool = False  # minus the mean training image, over `_SPREAD`
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Of ``model``'s parameters."""
+        """SGD over ``model``'s parameters."""
         return torch.optim.SGD(model.parameters(), self.lr, momentum=self.momentum, nesterov=self.nesterov)
 
     def factor(self, progress: float) -> float:
-        """Of the learning rate, when this share of the steps is done."""
+        """Of the learning rate, once this share of the steps is done."""
         return 1 - progress if self.schedule == "linear" else 1.0
 
     def __str__(self) -> str:
@@ -58,14 +61,14 @@ class Recipe:
         return f"{kind} {self.lr:g}{momentum}, {steps}{centred}"
 
 
-#: Found on a CPU, by final accuracy on the seeds 10 to 19, which are not those that are measured.
+#: Found on a CPU by final accuracy on seeds 10 to 19, none of which is measured.
 #:
-#: The mean image was worth most: with raw pixels none of SGD, Nesterov and AdamW was at 88 % in 5
-#: epochs, with one mean and deviation for all pixels in 3 (2 gave 0.867-0.883), with the mean image in
-#: 2. One epoch (batch 32 and 64) ended at 0.876-0.877. In 2 epochs, over learning rates:
-#: - batch 64 and 128 are at 0.880-0.888, but take more steps; 384 is at 0.881, with no steps to spare;
-#: - batch 256: 0.1 is below 88 %, 0.12 at 0.878-0.883, 0.15 at 0.8815-0.8848 (all ten seeds), 0.2
-#:   diverges for some seeds;
+#: Subtracting the mean image helped most: with raw pixels, none of SGD, Nesterov and AdamW reached 88 %
+#: in 5 epochs; one mean and deviation for all pixels took 3 (2 gave 0.867-0.883), the mean image 2.
+#: One epoch (batch 32 and 64) ended at 0.876-0.877. In 2 epochs, over learning rates:
+#: - batch 64 and 128 reach 0.880-0.888 but take more steps; 384 reaches 0.881 with no steps to spare;
+#: - batch 256: 0.1 stays below 88 %, 0.12 reaches 0.878-0.883, 0.15 0.8815-0.8848 (all ten seeds), and
+#:   0.2 diverges for some seeds;
 #: - momentum without Nesterov is 0.001 lower, a warm-up of 15 % 0.001-0.002, AdamW 0.003; SGD
 #:   without momentum, label smoothing and Xavier's or He's weights lose as well.
 BEST = Recipe(
@@ -83,7 +86,7 @@ RECIPES = (BEST, TEXTBOOK)
 
 
 def measure(recipe: Recipe, train: Images, test: Images, device: str, seeds: Sequence[int] = SEEDS) -> Row:
-    """Train from every seed by every peer, in turns."""
+    """Train every peer from every seed, in turns."""
     row: Row = {
         "key": f"{GROUP}: {recipe.name}",
         "group": GROUP,
@@ -117,8 +120,30 @@ def measure(recipe: Recipe, train: Images, test: Images, device: str, seeds: Seq
     return row
 
 
+def curves(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """For each recipe and each peer trained by it: the seeds' mean after each epoch, and their extremes."""
+    found = []
+    for row in rows:
+        for who, runs in row.get("runs", {}).items():
+            peer, _, dtype = who.partition(", ")
+            accuracies = list(zip(*(run["accuracy"] for run in runs)))
+            found.append(
+                {
+                    "recipe": row["label"],
+                    "peer": peer,
+                    "dtype": dtype,
+                    "seconds": [statistics.mean(values) for values in zip(*(run["seconds"] for run in runs))],
+                    "accuracy": [statistics.mean(values) for values in accuracies],
+                    "low": [min(values) for values in accuracies],
+                    "high": [max(values) for values in accuracies],
+                    "seeds": len(runs),
+                }
+            )
+    return found
+
+
 def reached(run: Row) -> float | None:
-    """Seconds until the target; None where it never was."""
+    """Seconds until the target; None if it was never reached."""
     return next((s for s, a in zip(run["seconds"], run["accuracy"]) if a >= TARGET), None)
 
 
@@ -130,7 +155,7 @@ class Prepared:
     test: Images
 
     def pixels(self, recipe: Recipe) -> tuple[Tensor, Callable[[], Tensor], float]:
-        """Training features, a function that makes the test's, and the seconds that the first took."""
+        """Training features, a function that makes the test's, and the seconds that the former took."""
         x, y = self.train.images.flatten(1), self.test.images.flatten(1)
         if not recipe.centred:
             return x, lambda: y, 0.0
@@ -184,8 +209,7 @@ def _eager(
         order = torch.randperm(len(labels), generator=generator, device=device)
         for rows in order.split(recipe.batch):
             optimizer.param_groups[0]["lr"] = recipe.lr * recipe.factor(done / steps)
-            x = features[rows]
-            step(x.float().div_(255) if x.dtype == torch.uint8 else x, labels[rows])
+            step(_scaled(features[rows]), labels[rows])
             done += 1
         synchronize(device)
         elapsed += time.perf_counter() - began
@@ -196,5 +220,8 @@ def _eager(
 
 @torch.no_grad()
 def _accuracy(model: nn.Module, x: Tensor, labels: Tensor) -> float:
-    x = x.float().div_(255) if x.dtype == torch.uint8 else x
-    return (model(x).argmax(1) == labels).float().mean().item()
+    return (model(_scaled(x)).argmax(1) == labels).float().mean().item()
+
+
+def _scaled(x: Tensor) -> Tensor:
+    return x.float().div_(255) if x.dtype == torch.uint8 else x

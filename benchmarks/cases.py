@@ -57,10 +57,10 @@ class Case:
     work: Work
     build: Callable[[str], dict[str, Factory]] = field(repr=False)
     key: bool = False  # in the README's table, and in a quick report
-    plans: dict[str, Work] = field(default_factory=dict)  # what it takes by each plan (`fastmlp.costs.plans`)
+    plans: dict[str, Work] = field(default_factory=dict)  # what each plan costs (`fastmlp.costs.plans`)
     memory: bool = False  # peak memory is measured too
-    tf32: bool = False  # float32 products run in TF32; whoever measures sets it
-    roundings: int = 1  # that a result may be off beside torch's own error: `numerics.allowed`
+    tf32: bool = False  # float32 products run in TF32; the caller sets it
+    roundings: int = 1  # allowed on top of torch's own error: `numerics.allowed`
 
     @property
     def precision(self) -> str:
@@ -76,14 +76,22 @@ class Case:
         return f"{self.group}, {self.label}, {self.precision}"
 
     def on(self, device: str) -> dict[str, Factory]:
-        """The peers, with their common inputs on ``device``; `peers.EXACT` is one of them, mostly."""
+        """The peers, with common inputs on ``device`` and weights of one seed; mostly with `peers.EXACT`."""
         torch.manual_seed(0)
-        torch._dynamo.reset()  # torch.compile gives up a function after eight sets of shapes
-        return self.build(device)
+        torch._dynamo.reset()  # torch.compile gives up on a function after eight sets of shapes
+
+        def seeded(factory: Factory) -> Factory:
+            def run() -> Run:
+                torch.manual_seed(0)
+                return factory()
+
+            return run
+
+        return {peer: seeded(factory) for peer, factory in self.build(device).items()}
 
 
 def cases(device: str) -> Iterator[Case]:
-    """Every case for ``device``; the largest ones are for a GPU alone."""
+    """Every case for ``device``; the largest ones are for a GPU only."""
     gpu = device == "cuda"
     for dtype in (torch.float32, torch.bfloat16):
         half = dtype == torch.bfloat16
@@ -93,7 +101,7 @@ def cases(device: str) -> Iterator[Case]:
         for batch in (1, 32, 256, 4096):
             yield inference(A, batch, dtype, key=batch in (1, 256, 4096))
         if half and not gpu:
-            continue  # a CPU has no bfloat16 target but these
+            continue  # a CPU has no other bfloat16 targets
         for rows, classes in [(256, 10), (4096, 1000), (2048, 32000)] + half * [(4096, 128256)]:
             yield cross_entropy(rows, classes, dtype, key=True)
         features, classes, batches = (4096, 128256, (4096, 8192)) if half else (512, 32000, (512, 2048))
@@ -113,16 +121,6 @@ def net(
     for k, n in itertools.pairwise(widths):
         layers += [*(between() if layers else ()), nn.Linear(k, n)]
     return nn.Sequential(*layers)
-
-
-def seeded(factory: Callable[[], Run]) -> Factory:
-    """Each peer draws its weights from the same seed."""
-
-    def run() -> Run:
-        torch.manual_seed(0)
-        return factory()
-
-    return run
 
 
 def training_step(
@@ -159,7 +157,8 @@ def training_step(
             return lambda: step(*batch)
 
         def ours(model: nn.Sequential) -> Callable[[], object]:
-            step = fused_step(model, of_ours(), dtype)
+            optimizer = torch.optim.SGD(model.parameters(), lr=_LR)
+            step = fastmlp.TrainStep(fastmlp.fuse(model), of_ours(), optimizer, dtype=dtype)
             return lambda: step(x, y)
 
         def in_float64(model: nn.Module) -> Callable[[], object]:
@@ -193,7 +192,7 @@ def training_step(
         if dtype != torch.float32:
             found[EAGER_FLOAT32] = lambda: Run(of_torch(torch.float32))
         found[JAX] = lambda: peers.jax_peer(device).training_step(widths, x, y, _LR, dtype, work.operations)
-        return {peer: seeded(factory) for peer, factory in found.items()}
+        return found
 
     group = REGRESSION if regression else STEP
     roundings = 4 * (len(widths) - 1)
@@ -219,14 +218,6 @@ def eager_step(
         return value
 
     return step
-
-
-def fused_step(
-    model: nn.Sequential, loss: nn.Module, dtype: torch.dtype
-) -> Callable[[Tensor, Tensor], object]:
-    """Our step."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=_LR)
-    return fastmlp.TrainStep(fastmlp.fuse(model), loss, optimizer, dtype=dtype)
 
 
 def inference(widths: Sequence[int], batch: int, dtype: torch.dtype, key: bool = False) -> Case:
@@ -255,7 +246,7 @@ def inference(widths: Sequence[int], batch: int, dtype: torch.dtype, key: bool =
         if dtype != torch.float32:
             found[EAGER_FLOAT32] = lambda: Run(run(model(torch.float32), x.float()))
         found[JAX] = lambda: peers.jax_peer(device).inference(widths, x)
-        return {peer: seeded(factory) for peer, factory in found.items()}
+        return found
 
     work = counts.inference(widths, batch, dtype)
     roundings = 2 * (len(widths) - 1)
@@ -263,7 +254,7 @@ def inference(widths: Sequence[int], batch: int, dtype: torch.dtype, key: bool =
 
 
 def cross_entropy(rows: int, classes: int, dtype: torch.dtype, key: bool = False) -> Case:
-    """Loss and gradient of logits that are there."""
+    """Loss and gradient of given logits."""
 
     def build(device: str) -> dict[str, Factory]:
         logits = torch.randn(rows, classes, device=device, dtype=dtype)
@@ -279,7 +270,7 @@ def cross_entropy(rows: int, classes: int, dtype: torch.dtype, key: bool = False
             return call
 
         def liger() -> Run:
-            # It writes the gradient over the logits: they are its own copy.
+            # It writes the gradient over the logits, so it gets a copy of its own.
             return Run(run(peers.liger(device).LigerCrossEntropyLoss(), logits.detach().clone()))
 
         def cut() -> Run:
@@ -288,7 +279,7 @@ def cross_entropy(rows: int, classes: int, dtype: torch.dtype, key: bool = False
 
         return {
             OURS: lambda: Run(run(fastmlp.CrossEntropyLoss())),
-            # A function, not the module: compiled, its code is this call's own.
+            # A function rather than the module, so that what is compiled is this call's own.
             **peers.of_torch(lambda wrap: run(wrap(lambda x, y: F.cross_entropy(x, y))), device),
             EXACT: lambda: Run(run(F.cross_entropy, logits.detach().double())),
             JAX: lambda: peers.jax_peer(device).cross_entropy(logits, target),

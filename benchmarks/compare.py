@@ -12,7 +12,7 @@ HEAD = ("work", "size", "dtype", "before", "after", "speed-up", "")
 
 
 def compare(before: dict[str, Any], after: dict[str, Any], match: str = "") -> dict[str, Any]:
-    """Ours in the rows that both have; ``speedup`` above 1 says that ``after`` is faster.
+    """Ours in the rows that both have; ``speedup`` above 1 means that ``after`` is faster.
 
     A difference is ``clear`` where the quartiles of the two do not overlap.
     """
@@ -41,7 +41,7 @@ def compare(before: dict[str, Any], after: dict[str, Any], match: str = "") -> d
 
 
 def cells(row: Row) -> list[str]:
-    """A compared row under `HEAD`."""
+    """A compared row's cells, under `HEAD`."""
     verdict = ("faster" if row["speedup"] > 1 else "slower") if row["clear"] else "no clear change"
     times = [formats.time(row[name]) for name in ("before", "after")]
     return [row["group"], row["label"], row["dtype"], *times, f"{row['speedup']:.2f}×", verdict]

@@ -1,4 +1,4 @@
-"""A whole epoch of the book's 784-256-10 at batch 256, tail included, by everybody who can train it."""
+"""A whole epoch of the book's 784-256-10 at batch 256, tail included, by every peer that can train it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastmlp.costs import floors
 from fastmlp.data import Images, cache_directory
 
 from . import peers
-from .cases import A, Case, eager_step, name, net, seeded
+from .cases import A, Case, eager_step, name, net
 from .peers import EAGER_FLOAT32, JAX, MODES, OURS, Factory, MissingPeerError, Wrap, as_is
 from .timing import Run
 
@@ -25,7 +25,7 @@ BATCH, LR = 256, 0.1
 
 
 def cases(train: Images, device: str, data: Path | None) -> Iterator[Case]:
-    """An epoch over ``train``; and against torchvision's loading of the files in ``data``."""
+    """An epoch over ``train``, and one beside torchvision, which loads the files in ``data``."""
     for dtype in (torch.float32, torch.bfloat16):
         yield resident(train, dtype)
     yield _pipeline(train, data)
@@ -43,24 +43,40 @@ def _case(
 
 
 def resident(train: Images, dtype: torch.dtype, widths: Sequence[int] = A) -> Case:
-    """An epoch over images that are on the device, by a net of these widths."""
+    """An epoch over images already on the device, by a net of these widths."""
 
     def build(device: str) -> dict[str, Factory]:
         images, labels = train.images.flatten(1).to(device), train.labels.to(device)
 
+        def training(wrap: Wrap, dtype: torch.dtype = dtype) -> tuple[Callable[[Tensor], None], Tensor]:
+            """A step on the rows of a batch, and the tensor to which it adds their losses."""
+            model = net(widths).to(device)
+            optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+            step = eager_step(model, nn.CrossEntropyLoss(), optimizer, dtype, wrap)
+            total = torch.zeros((), device=device)
+
+            def train(rows: Tensor) -> None:
+                total.add_(step(images[rows].float().div_(255), labels[rows]).detach(), alpha=len(rows))
+
+            return train, total
+
         def make(wrap: Wrap, dtype: torch.dtype = dtype) -> Callable[[], object]:
-            return eager_epoch(images, labels, dtype, device, wrap, widths)
+            return _epoch(*training(wrap, dtype), len(labels))
+
+        def graphed() -> Run:
+            train, total = training(as_is)
+            return Run(_epoch(_replayed(train, len(labels), device), total, len(labels)))
 
         found: dict[str, Factory] = {OURS: lambda: ours(train, dtype, device, widths=widths)}
         if device == "cuda":
             for engine, peer in peers.OURS_ENGINES.items():
                 found[peer] = partial(ours, train, dtype, device, engine, widths)
         found |= peers.of_torch(make, device, tuple(MODES))
-        found[peers.GRAPH] = lambda: Run(_graphed_epoch(images, labels, dtype, device, widths))
+        found[peers.GRAPH] = graphed
         if dtype != torch.float32:
             found[EAGER_FLOAT32] = lambda: Run(make(as_is, torch.float32))
         found[JAX] = lambda: peers.jax_peer(device).epoch(widths, images, labels, BATCH, LR, dtype)
-        return {peer: seeded(factory) for peer, factory in found.items()}
+        return found
 
     return _case(EPOCH, train, dtype, build, widths)
 
@@ -80,49 +96,21 @@ def ours(
     return Run(call, clocked=True)
 
 
-def eager_epoch(
-    images: Tensor,
-    labels: Tensor,
-    dtype: torch.dtype,
-    device: str,
-    wrap: Wrap,
-    widths: Sequence[int] = A,
-) -> Callable[[], object]:
-    """The textbook's loop over tensors on the device; the loss is read once, at the end."""
-    train, total = _training(images, labels, dtype, device, wrap, widths)
-    return _epoch(train, total, len(labels))
-
-
-def _graphed_epoch(
-    images: Tensor, labels: Tensor, dtype: torch.dtype, device: str, widths: Sequence[int]
-) -> Callable[[], object]:
-    """The same, with one CUDA graph for the full batches and one for the short last one."""
-    train, total = _training(images, labels, dtype, device, as_is, widths)
-    rows = {size: torch.arange(size, device=device) for size in {BATCH, len(labels) % BATCH or BATCH}}
+def _replayed(train: Callable[[Tensor], None], count: int, device: str) -> Callable[[Tensor], None]:
+    """``train`` with one CUDA graph for the full batches and one for the short last one."""
+    rows = {size: torch.arange(size, device=device) for size in {BATCH, count % BATCH or BATCH}}
     replays = {size: peers.graphed(partial(train, some), device) for size, some in rows.items()}
 
     def replay(chosen: Tensor) -> None:
         rows[len(chosen)].copy_(chosen)
         replays[len(chosen)]()
 
-    return _epoch(replay, total, len(labels))
-
-
-def _training(
-    images: Tensor, labels: Tensor, dtype: torch.dtype, device: str, wrap: Wrap, widths: Sequence[int]
-) -> tuple[Callable[[Tensor], None], Tensor]:
-    """A step on the rows of a batch, and where it adds their losses."""
-    model = net(widths).to(device)
-    step = eager_step(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=LR), dtype, wrap)
-    total = torch.zeros((), device=device)
-
-    def train(rows: Tensor) -> None:
-        total.add_(step(images[rows].float().div_(255), labels[rows]).detach(), alpha=len(rows))
-
-    return train, total
+    return replay
 
 
 def _epoch(train: Callable[[Tensor], None], total: Tensor, count: int) -> Callable[[], object]:
+    """The textbook's loop over tensors on the device; the loss is read once, at the end."""
+
     def epoch() -> float:
         total.zero_()
         for rows in torch.randperm(count, device=total.device).split(BATCH):
@@ -158,7 +146,7 @@ def _book(files: Path | None, device: str, workers: int) -> Run:
         batch_size=BATCH,
         shuffle=True,
         num_workers=workers,
-        # A favour to this peer: its workers start once. (JAX' threads forbid to fork.)
+        # A favour to this peer: its workers start once. (JAX's threads rule out forking.)
         persistent_workers=workers > 0,
         multiprocessing_context="spawn" if workers else None,
     )

@@ -1,9 +1,9 @@
 """``python -m benchmarks.host``: how long the host takes for a call of ours and for eager PyTorch's.
 
-It is what bounds a small net on a GPU. With no GPU it is measured with a stub of one (`benchmarks.stub`): our
+Host time is what bounds a small net on a GPU. Without a GPU, a stub of one is used (`benchmarks.stub`): our
 kernels are compiled for sm_90 and launched into nothing, eager's ops run on one element, and the time is the
-processor's in the calling thread, plus the same `LAUNCH` for every launch of both. ``--device cuda`` measures
-the same calls for real, in blocks between synchronised ends; that has not been run yet.
+calling thread's processor time, plus the same `LAUNCH` for every launch of either. ``--device cuda`` measures
+the same calls for real, in blocks between synchronisations; that has not been run yet.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def problem(device: str) -> str | None:
 
 
 def gpu(device: str) -> AbstractContextManager[None]:
-    """The GPU of ``device``: a real one is there already."""
+    """A GPU for ``device``: a stub, unless a real one is there."""
     if device == "cuda":
         return nullcontext()
     from .stub import gpu as stubbed
@@ -65,7 +65,7 @@ def calls(
     without: Collection[str] = (),
     say: Callable[[str], None] = lambda what: None,
 ) -> tuple[dict[str, Call], dict[str, str]]:
-    """The call of each peer, made once, and why those that are missing are; within `gpu`."""
+    """Each peer's call, already made once, and why others are missing; for use within `gpu`."""
     torch.manual_seed(0)
     found: dict[str, Call] = {}
     missing: dict[str, str] = {}
@@ -93,7 +93,7 @@ def measure(
 ) -> Row:
     """Time the peers' calls in turns, and count what each launches.
 
-    A row that cannot be measured here is skipped, with the reason. ``say`` is told whose call is made next.
+    A row that cannot be measured here is skipped, with the reason. ``say`` is told which peer comes next.
     """
     group = GROUP if device == "cuda" else f"{GROUP}, GPU stubbed"
     row = new_row(group, case.label, "float32", key=str(case), must=case.must, stretch=case.stretch)
@@ -102,7 +102,7 @@ def measure(
         return row | {"skipped": unable}
     with gpu(device):
         found, missing = calls(case, device, effort.without, say)
-        if OURS not in found:  # which needs what the row is about
+        if OURS not in found:  # it needs the package that the row is about
             return row | {"skipped": missing[OURS]}
         launches = {peer: launched(call, device) for peer, call in found.items()}
         entered = python_calls(found[OURS]).total()
@@ -121,7 +121,7 @@ def measure(
 
 
 def _clocked(call: Call) -> Run:
-    """By the processor's time of this thread: what else runs on the machine is not in it."""
+    """By this thread's processor time, which leaves out whatever else runs on the machine."""
 
     def block() -> float:
         began = time.thread_time()
@@ -140,7 +140,7 @@ def _later(timing: Timing, seconds: float) -> Timing:
 def launched(call: Call, device: str) -> int:
     """How many kernels a call launches, Triton's and those of torch's ops.
 
-    Not by `fastmlp.profile`, beside which the engine knows no model again.
+    Not counted by `fastmlp.profile`, under which the engine does not remember a model.
     """
     with torch.profiler.profile(record_shapes=True) as profiler:
         before = _stubbed(device)
@@ -160,7 +160,7 @@ def _stubbed(device: str) -> int:
 
 
 def python_calls(call: Call) -> Counter[str]:
-    """What a call calls from Python, how often: ``path:function``, and functions of C by their names."""
+    """What a call calls from Python, and how often: ``path:function``, C functions by their names."""
     found: Counter[str] = Counter()
 
     def note(frame: Any, event: str, called: Any) -> None:
@@ -178,7 +178,7 @@ def python_calls(call: Call) -> Counter[str]:
 
 
 def _shown(path: str) -> str:
-    """A file's path from where its package stands."""
+    """A file's path, relative to where its package is installed."""
     if path.startswith(str(_ROOT)):
         return os.path.relpath(path, _ROOT)
     return path.rpartition("site-packages/")[2]
@@ -190,12 +190,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), default="cpu", help="cpu: with the GPU stubbed; cuda: for real"
     )
-    parser.add_argument("--match", default="", help="only the rows that have this in their name")
+    parser.add_argument("--match", default="", help="only rows with this in their name")
     parser.add_argument("--rounds", type=int, default=EFFORT.rounds, help="interleaved turns, at least 3")
-    parser.add_argument("--quick", action="store_true", help="nothing compiled by torch.compile")
+    parser.add_argument("--quick", action="store_true", help="leave out torch.compile")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there too")
     parser.add_argument(
-        "--profile", action="store_true", help="instead of times: what our call calls, and how long"
+        "--profile",
+        action="store_true",
+        help="instead of times: what our call calls, and how long that takes",
     )
     asked = parser.parse_args(argv)
     unable = problem(asked.device)
@@ -224,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _profile(case: HostCase, device: str, times: int = 500) -> None:
-    """What remains, by function: how often a call enters it, and its own time under cProfile."""
+    """By function: how often a call enters it, and its own time under cProfile."""
     with gpu(device):
         call = calls(replace(case, peers=(OURS,)), device)[0][OURS]
         call()

@@ -1,4 +1,4 @@
-"""Whose host time is measured: each call, as we make it, eager PyTorch and Liger-Kernel."""
+"""The calls whose host time is measured, as made by us, eager PyTorch and Liger-Kernel."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from .peers import EAGER, LIGER, OF_OURS, OURS, OURS_COMPILED
 GROUP = "host time of a call"
 NARROW = (64, 64, 64, 64, 64, 10)
 _LR = 1e-3
-#: Seconds that the driver takes for a launch, of whomever, where none is called.
+#: Seconds counted for the driver of each launch, whoever's, where none is called.
 LAUNCH = 2.5e-6
 Call = Callable[[], object]
 
 
 class _Dropout(nn.Dropout):
-    """By the op that a GPU's tensors get: one launch, where a CPU's go through three."""
+    """By the op that GPU tensors get, which is one launch; a CPU's take three."""
 
     def forward(self, input: Tensor) -> Tensor:
         return torch.native_dropout(input, self.p, self.training)[0]
@@ -35,7 +35,7 @@ class _Dropout(nn.Dropout):
 
 @dataclass(frozen=True)
 class Side:
-    """One of those who are compared, on which device and at which sizes."""
+    """One of those compared, on a device and at certain sizes."""
 
     peer: str
     device: str
@@ -47,12 +47,12 @@ class Side:
 
     @property
     def stubbed(self) -> bool:
-        """Whether ours is computed by nobody, and what torch's ops compute is to be next to nothing."""
+        """Whether nothing runs our kernels, and torch's ops are to compute next to nothing."""
         return self.device == "cpu"
 
     @property
     def tiny(self) -> bool:
-        """Whether all sizes are one."""
+        """Whether all sizes are 1."""
         return self.stubbed and self.peer == EAGER
 
     def normal(self, *shape: int, grad: bool = False) -> Tensor:
@@ -72,13 +72,13 @@ class Side:
         return self._fused(net(self._sizes(widths), between))
 
     def block(self, width: int, hidden: int) -> nn.Module:
-        """The MLP of a transformer's block, as timm has it."""
+        """A transformer block's MLP, as timm has it."""
         layers = peers.library("timm.layers", "timm", self.device, gpu=False)
         width, hidden = self._sizes((width, hidden))
         return self._fused(layers.Mlp(width, hidden))
 
     def wrap(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """``function``, compiled where that is what this side is."""
+        """``function``, compiled if this side is."""
         if self.peer == peers.COMPILED:
             return peers.compiled(function, self.peer, self.device)
         return peers.in_one_graph(function) if self.peer == OURS_COMPILED else function
@@ -99,7 +99,7 @@ Build = Callable[[Side], Call]
 
 @dataclass(frozen=True)
 class HostCase:
-    """One call, and how many times as long as eager's it may take."""
+    """One call, and how many times eager's time it may take."""
 
     label: str
     build: Build

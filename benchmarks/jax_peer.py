@@ -16,8 +16,8 @@ from jax import lax
 
 from .timing import Run
 
-#: Steps in one call of `training_step`, so that a call's dispatch is shared as in an epoch's scan.
-_OPERATIONS = 10**10  # about as many a call
+#: A call of `training_step` makes several steps, which share its dispatch as in an epoch's scan.
+_OPERATIONS = 10**10  # roughly, per call
 _MOST_STEPS = 32
 Params = list[tuple[jax.Array, jax.Array]]
 
@@ -45,7 +45,7 @@ def _put(tensor: torch.Tensor, device: str) -> jax.Array:
 
 
 def _jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """``jax.jit`` with torch's float32 products: TF32 only where torch has it too."""
+    """``jax.jit`` with torch's float32 products: TF32 only where torch uses it too."""
     precision = "tensorfloat32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "highest"
     return jax.jit(jax.default_matmul_precision(precision)(function), **options)
 
@@ -81,7 +81,7 @@ def _step(params: Params, x: jax.Array, y: jax.Array, lr: float, dtype: Any) -> 
 
 
 def _calls(function: Callable[..., Any], *arguments: Any) -> Run:
-    """Of ``function`` on the same arguments; the first one, here, compiles."""
+    """Calls of ``function`` on the same arguments; the first, made here, compiles it."""
     result = [function(*arguments)]
 
     def call() -> None:

@@ -43,8 +43,13 @@ def describe(device: str) -> dict[str, Any]:
     return facts
 
 
+def named(facts: dict[str, Any]) -> str:
+    """The device, and how many cores a CPU has."""
+    return facts["device"] + (f", {facts['cores']} cores" if facts["kind"] == "cpu" else "")
+
+
 def folder(facts: dict[str, Any]) -> str:
-    """Where in ``benchmarks/results`` a report of this kind of machine is kept: ``cpu-amd-epyc-2``."""
+    """Where in ``benchmarks/results`` reports of this kind of machine are kept: ``cpu-amd-epyc-2``."""
     cores = f"-{facts['cores']}" if facts["kind"] == "cpu" else ""
     plain = re.sub(r"\((?:r|tm)\)|\b(?:processor|cpu)\b", "", str(facts["device"]).lower())
     name = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
@@ -66,8 +71,8 @@ def _version(name: str) -> str | None:
 def _commit() -> str | None:
     """The checked-out commit, with "+" where the tree differs from it in more than results.
 
-    A copy of a checkout that git knows nothing of goes by `sources`. None for an installed wheel, whatever
-    repository the environment stands in.
+    A copy of a checkout that git does not know is identified by `sources`. None for an installed wheel,
+    whatever repository the environment is in.
     """
 
     def git(*arguments: str) -> str:

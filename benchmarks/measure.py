@@ -1,4 +1,4 @@
-"""One case by all its peers becomes one row of the report."""
+"""Measures a case by all its peers: one row of the report."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .cases import Case
 from .peers import CUT, EAGER, EXACT, LIGER, OF_OURS, OURS, TORCH_CHUNKS, Factory
 from .timing import Run, interleave
 
-#: Compiling takes more memory than what is compiled.
+#: Not those that compile, which takes more memory than what is compiled.
 _MEASURED_MEMORY = (OURS, EAGER, TORCH_CHUNKS, LIGER, CUT)
 Row = dict[str, Any]
 
@@ -41,7 +41,7 @@ def new_row(group: str, label: str = "", dtype: str = "", **more: Any) -> Row:
 
 
 def failed(key: str, why: str) -> Row:
-    """The row of what could not be measured, by what its ``key`` says."""
+    """The row of something that could not be measured, described by its ``key``."""
     group, _, label = key.partition(", ")
     return new_row(group, label.rpartition(", ")[0], key.rpartition(", ")[2], key=key, error=why)
 
@@ -56,7 +56,7 @@ def measure(
 ) -> Row:
     """Time the peers in turns; one that cannot run is named with its reason.
 
-    What goes wrong with ours is the row's error: it is no missing peer. ``say`` is told what comes next.
+    If ours fails, that is the row's error, not a missing peer. ``say`` is told what comes next.
     """
     row = new_row(
         case.group,
@@ -95,7 +95,7 @@ def measure(
             row["missing"][name] = reason(error)
             if name == OURS:
                 row["error"] = f"{OURS}: {reason(error)}"
-    if "wrong" in row:  # a wrong result has no time, by whichever of ours
+    if "wrong" in row:  # a wrong result gets no time, whichever of ours it is
         runs = {name: run for name, run in runs.items() if name not in OF_OURS}
     if runs:
         say("timing")
@@ -106,9 +106,9 @@ def measure(
 
 
 def _verified(case: Case, factories: dict[str, Factory], exact: Factory) -> Row:
-    """How far ours and eager's are from float64's; an error where ours is farther than `numerics` allows.
+    """How far our result is from float64's; an error if it is farther than `numerics` allows.
 
-    Of several tensors the one counts that comes nearest to what it may be off, or goes beyond it.
+    Of several tensors, the one that counts comes closest to its bound, or goes furthest beyond it.
     """
     try:
         ours = _result(factories[OURS]())
@@ -116,7 +116,7 @@ def _verified(case: Case, factories: dict[str, Factory], exact: Factory) -> Row:
         return {"error": f"{OURS}: {reason(error)}"}
     try:
         torchs, right = _result(factories[EAGER]()), _result(exact())
-        eps = 2.0**-10 if case.tf32 else torch.finfo(case.dtype).eps  # of what the products take
+        eps = 2.0**-10 if case.tf32 else torch.finfo(case.dtype).eps  # of the products' operands
         found = [
             (
                 numerics.error(mine, true) / (bound := numerics.allowed(its, true, case.roundings, eps)),

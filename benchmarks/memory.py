@@ -1,7 +1,7 @@
 """The most memory that a run takes on top of what was there.
 
-On a GPU the caching allocator's peak. On a CPU the process' peak resident set, which Linux resets on
-demand: it holds everything, weights, workspaces and the buffers of libraries alike.
+On a GPU this is the caching allocator's peak; on a CPU the process's peak resident set, which Linux resets
+on demand and which counts everything: weights, workspaces and the buffers of libraries.
 """
 
 from __future__ import annotations

@@ -12,17 +12,17 @@ from fastmlp.costs.ceilings import tf32
 
 
 def products(precision: str) -> AbstractContextManager[object]:
-    """Where float32 matrices are multiplied in TF32, if that is what ``precision`` says."""
+    """A context that multiplies float32 matrices in TF32, if ``precision`` says so."""
     return tf32() if precision == "tf32" else nullcontext()
 
 
 def error(value: Tensor, exact: Tensor) -> float:
     """‖value - exact‖ / ‖exact‖ in float64, absolute where ``exact`` is 0.
 
-    Where ``value`` alone is not finite it is infinite.
+    Infinite if ``value`` is not finite where ``exact`` is.
 
     Raises:
-        AssertionError: another shape, or NaN and inf are not where they are in ``exact``.
+        AssertionError: the shapes differ, or NaN and inf are not where ``exact`` has them.
     """
     value, exact = value.detach().to(exact.device).double(), exact.detach().double()
     if value.shape != exact.shape:
@@ -42,9 +42,9 @@ def error(value: Tensor, exact: Tensor) -> float:
 def allowed(torchs: Tensor, exact: Tensor, roundings: int = 1, eps: float | None = None) -> float:
     """Twice torch's own error in the same dtype, plus ``roundings`` of that dtype.
 
-    A chain rounds twice a layer, forward and backward. A rounding counts half an epsilon, and more on
-    few elements, where sums may cancel and torch's error can be 0 by luck. ``eps`` is the operands', where
-    they are coarser than what the result is kept in.
+    A chain rounds twice a layer, forward and backward. A rounding counts half an epsilon, and more for
+    few elements, where sums may cancel and torch's error can be 0 by luck. ``eps`` is the operands', if
+    they are coarser than the result's dtype.
     """
     eps = torch.finfo(torchs.dtype).eps if eps is None else eps
     rounding = eps * (0.5 + 8 / max(exact.numel(), 1) ** 0.5)

@@ -1,7 +1,7 @@
 """A report as one page that needs no network: ``index.html`` with its data, its scripts and plotly.js inside.
 
-What is text (tables, targets, machine) is written here, with every name escaped; the pictures are drawn by
-``web/page.js`` from the numbers that `payload` takes out of the report.
+The text (tables, targets, machine) is written here, with every name escaped; ``web/page.js`` draws the
+pictures from the numbers that `payload` takes from the report.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .sweeps import SWEEPS, Sweep
 
 NAME = "index.html"
 _WEB = Path(__file__).resolve().parent / "web"
-#: Of `benchmarks.gpu`: what is wrong there is among the errors.
+#: Parts of `benchmarks.gpu` without times; what fails in them is among the errors.
 _NO_TIMES = ("tests", "facts", "smoke", "engines", "tune")
 _PARTS = {"cases": "cases", "epochs": "epochs", "accuracy": "time to accuracy", "sweeps": "sweeps"}
 
@@ -57,12 +57,12 @@ def html(report: dict[str, Any]) -> str:
 
 
 def payload(report: dict[str, Any]) -> dict[str, Any]:
-    """What the pictures are drawn from: the report's own numbers, and the text that a hovered point shows."""
+    """What the pictures are drawn from: the report's own numbers, and the text of each point."""
     rows = _timed(report["rows"])
     return {
         "ours": OURS,
         "eager": EAGER,
-        "peers": [_peer(name) for name in _seen(rows)],
+        "peers": [_peer(name) for name in tables.seen(rows)],
         "headline": [
             _point(row) | {"name": _name(row)}
             for row in rows
@@ -70,7 +70,7 @@ def payload(report: dict[str, Any]) -> dict[str, Any]:
         ],
         "sweeps": [found for sweep in SWEEPS if (found := _sweep(sweep, report))],
         "roofline": _roofline(report, rows),
-        "accuracy": _accuracy(report),
+        "accuracy": accuracy.curves(report["rows"]),
         "target": accuracy.TARGET,
     }
 
@@ -112,10 +112,6 @@ def texts(report: dict[str, Any]) -> dict[str, Any]:
 def _timed(rows: Iterable[Row]) -> list[Row]:
     """Those that have a time of ours."""
     return [row for row in rows if OURS in row.get("seconds", {})]
-
-
-def _seen(rows: Iterable[Row]) -> list[str]:
-    return tables.in_order({peer for row in rows for peer in row["seconds"]})
 
 
 def _peer(name: str) -> dict[str, Any]:
@@ -200,30 +196,8 @@ def _roofline(report: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any] | N
     }
 
 
-def _accuracy(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """For each recipe and each who trained by it: the mean of the seeds after each epoch, and their ends."""
-    found = []
-    for row in report["rows"]:
-        for who, runs in row.get("runs", {}).items():
-            peer, _, dtype = who.partition(", ")
-            reached = list(zip(*(run["accuracy"] for run in runs)))
-            found.append(
-                {
-                    "recipe": row["label"],
-                    "peer": peer,
-                    "dtype": dtype,
-                    "seconds": [statistics.mean(values) for values in zip(*(run["seconds"] for run in runs))],
-                    "accuracy": [statistics.mean(values) for values in reached],
-                    "low": [min(values) for values in reached],
-                    "high": [max(values) for values in reached],
-                    "seeds": len(runs),
-                }
-            )
-    return found
-
-
 def _lines(row: Row) -> list[dict[str, Any]]:
-    """A row of the report as the long table has it: a line for each peer, the numbers beside their text."""
+    """A row of the report as the long table shows it: a line for each peer, numbers beside their text."""
     if "seconds" not in row or row["part"] in _NO_TIMES:
         return []
     part = _PARTS.get(row["part"], row["part"])
@@ -252,7 +226,7 @@ def _lines(row: Row) -> list[dict[str, Any]]:
 
 
 def _tiles(rows: Sequence[Row], found: Sequence[dict[str, Any]], kind: str) -> list[dict[str, str]]:
-    """The headline in four numbers, by rules that know nothing of what came out."""
+    """The headline in four numbers, by rules that do not depend on how they turn out."""
     cases = [row for row in rows if row.get("important") and EAGER in row["seconds"]]
     tiles = []
     if cases:
@@ -279,6 +253,6 @@ def _tiles(rows: Sequence[Row], found: Sequence[dict[str, Any]], kind: str) -> l
 
 
 def _unknown(rows: Iterable[Row]) -> list[str]:
-    """Peers of which the report says nothing: it is older than they are, or has none of their work."""
+    """Peers that the report does not mention: it is older than they are, or has no work for them."""
     named = {peer for row in rows for kind in ("seconds", "missing") for peer in row.get(kind, {})}
     return [peer for peer in PEERS if peer not in named]

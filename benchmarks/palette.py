@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import peers
-from .peers import EAGER, OURS, PEERS
+from .peers import EAGER, OURS, place
 
 #: Ours in greens, eager in greys, the compilers in warm colours, JAX blue, the packages violet.
 COLOURS = {
@@ -51,19 +51,15 @@ _MARKERS = (
 
 def marker(peer: str) -> str:
     """By matplotlib's name."""
-    return _MARKERS[_place(peer)][0]
+    return _MARKERS[place(peer) % len(_MARKERS)][0]
 
 
 def symbol(peer: str) -> str:
     """By plotly's name."""
-    return _MARKERS[_place(peer)][1]
+    return _MARKERS[place(peer) % len(_MARKERS)][1]
 
 
 def on_dark(colour: str) -> str:
     """The colour for a dark page: a good third of the way to white."""
     parts = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return "#" + "".join(f"{round(part + 0.38 * (255 - part)):02x}" for part in parts)
-
-
-def _place(peer: str) -> int:
-    return (PEERS.index(peer) if peer in PEERS else len(PEERS)) % len(_MARKERS)

@@ -22,7 +22,7 @@ OURS_MODULES = "fastmlp modules"  # the drop-in replacements under torch's autog
 OURS_COMPILED = "fastmlp, torch.compile"  # the same, compiled into one graph
 OURS_GRAPH = "fastmlp, CUDA graph"
 OURS_ENGINES = {"fused": "fastmlp, launches", "graph": OURS_GRAPH, "persistent": "fastmlp, persistent"}
-#: The net by one plan, whatever the chooser would take (`fastmlp.costs.plans`).
+#: The net by one given plan, whatever would be chosen (`fastmlp.costs.plans`).
 OURS_PLANS = {plan: f"fastmlp, {plan}" for plan in ("layers", "whole", "recompute")}
 EAGER = "eager"
 EAGER_FLOAT32 = "eager float32"  # beside rows in bfloat16
@@ -38,7 +38,7 @@ TCNN = "tiny-cuda-nn"  # in fp16 without biases: it has neither bf16 nor a bias
 TORCH_CHUNKS = "F.linear_cross_entropy, chunks"
 BOOK = "book's pipeline"
 BOOK_WORKERS = "book's pipeline, 4 workers"
-#: Nobody's time: the same work in float64, which a result is compared with.
+#: Never timed: the same work in float64, which results are compared with.
 EXACT = "float64"
 
 OF_OURS = (OURS, OURS_MODULES, OURS_COMPILED, *OURS_ENGINES.values(), *OURS_PLANS.values())
@@ -55,6 +55,11 @@ class MissingPeerError(RuntimeError):
     """This peer cannot run here; the message says why."""
 
 
+def place(label: str) -> int:
+    """Peers in their order, anything else after them."""
+    return PEERS.index(label) if label in PEERS else len(PEERS)
+
+
 def as_is(function: Callable[..., Any]) -> Callable[..., Any]:
     """``function``, not compiled."""
     return function
@@ -66,7 +71,7 @@ def of_torch(
     """Eager PyTorch, the same in a CUDA graph, and compiled in each of ``modes``.
 
     Args:
-        make: builds model and call anew, with each function that can be compiled put through its argument.
+        make: builds model and call anew, passing each function that can be compiled through its argument.
         device: where it runs.
         modes: names of compiled peers.
     """
@@ -84,14 +89,14 @@ def _compiled_run(make: Callable[[Wrap], Callable[[], object]], peer: str, devic
 
 
 def compiled(function: Callable[..., Any], peer: str, device: str) -> Callable[..., Any]:
-    """``function`` by ``torch.compile``, for the very shapes it is called with."""
+    """``function`` by ``torch.compile``, specialised to the shapes it is called with."""
     if peer == REDUCED and device != "cuda":
         raise MissingPeerError("needs a GPU: on a CPU the mode is the default one")
     return torch.compile(function, mode=MODES[peer], dynamic=False)
 
 
 def in_one_graph(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function`` by ``torch.compile``, which refuses a second graph; an optimizer's step breaks its own."""
+    """``function`` by ``torch.compile`` as one graph; an optimizer's step may break its own."""
     whole = not isinstance(getattr(function, "__self__", None), torch.optim.Optimizer)
     return torch.compile(function, fullgraph=whole, dynamic=False)
 
@@ -113,7 +118,7 @@ def graphed(call: Callable[[], object], device: str) -> Callable[[], object]:
 
 
 def library(module: str, package: str, device: str, gpu: bool = True) -> ModuleType:
-    """The module of a peer that is a package of its own."""
+    """The module of a peer that has a package of its own."""
     if gpu and device != "cuda":
         raise MissingPeerError("needs a GPU")
     try:

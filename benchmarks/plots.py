@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,14 +17,14 @@ from matplotlib.ticker import NullLocator
 
 from fastmlp.plots.style import SETTINGS, plain
 
-from . import accuracy, cases, epochs, formats
+from . import accuracy, cases, epochs, formats, machine
 from .measure import Row
 from .palette import COLOURS, marker
-from .peers import COMPILED, EAGER, JAX, OURS, PEERS
+from .peers import COMPILED, EAGER, JAX, OURS, PEERS, place
 from .sweeps import SWEEPS, Sweep
 from .targets import ratio
 
-_TICKS = 6  # on an axis that fit side by side
+_TICKS = 6  # that fit side by side on an axis
 
 
 def draw(report: dict[str, Any], out: Path) -> None:
@@ -57,7 +56,7 @@ def headline(report: dict[str, Any], out: Path) -> None:
 
 
 def speedup(report: dict[str, Any], out: Path) -> None:
-    """How many times faster than eager ours is in every key case, a bar a row; the others as marks."""
+    """How many times faster than eager ours is in every key case: a bar per row; the others are markers."""
     rows = _compared(report)
     if not rows:
         return
@@ -85,7 +84,7 @@ def _compared(report: dict[str, Any]) -> list[Row]:
 
 
 def _bars(axis: Axes, rows: Sequence[Row], others: Sequence[str]) -> None:
-    """Bars from eager's line at 1, to the right where ours is faster: on a log scale no other end is fair."""
+    """Bars from eager's line at 1, to the right if ours is faster: no other start is fair on a log scale."""
     reach = [0.8, 1.25]
     for y, row in enumerate(rows):
         seconds = row["seconds"]
@@ -166,18 +165,16 @@ def time_to_accuracy(report: dict[str, Any], out: Path) -> None:
     if not rows:
         return
     figure, axis = plt.subplots(figsize=(9, 4.6), layout="constrained")
-    for row, style in zip(rows, ("-", "--", ":")):
-        for peer, runs in row["runs"].items():
-            seconds = [statistics.mean(v) for v in zip(*(run["seconds"] for run in runs))]
-            reached = list(zip(*(run["accuracy"] for run in runs)))
-            name, _, dtype = peer.partition(", ")
-            shade = 0.5 if dtype == "bfloat16" else 1.0
-            label = f"{row['label']}: {peer}"
-            means = [100 * statistics.mean(v) for v in reached]
-            axis.plot(seconds, means, style, marker="o", ms=4, color=COLOURS[name], alpha=shade, label=label)
-            low, high = ([100 * end(v) for v in reached] for end in (min, max))
-            if dtype == "float32":  # the others' bands lie upon it
-                axis.fill_between(seconds, low, high, color=COLOURS[name], alpha=0.1, linewidth=0)
+    styles = {row["label"]: style for row, style in zip(rows, ("-", "--", ":"))}
+    for curve in accuracy.curves(rows):
+        seconds, peer, dtype = curve["seconds"], curve["peer"], curve["dtype"]
+        mean, low, high = ([100 * share for share in curve[name]] for name in ("accuracy", "low", "high"))
+        axis.plot(
+            seconds, mean, styles[curve["recipe"]], marker="o", ms=4, color=COLOURS[peer],
+            alpha=0.5 if dtype == "bfloat16" else 1.0, label=f"{curve['recipe']}: {peer}, {dtype}",
+        )  # fmt: skip
+        if dtype == "float32":  # the others' bands would cover this one
+            axis.fill_between(seconds, low, high, color=COLOURS[peer], alpha=0.1, linewidth=0)
     axis.axhline(100 * accuracy.TARGET, color="black", linewidth=0.8)
     axis.set_xscale("log")
     plain(axis.xaxis)
@@ -197,7 +194,7 @@ def _line(axis: Axes, points: Sequence[tuple[float, float]], peer: str) -> None:
 
 def _legend(figure: Figure, axis: Axes, title: str, columns: int = 5) -> None:
     """Above the axes, under the picture's title."""
-    found = sorted(zip(*axis.get_legend_handles_labels()), key=lambda pair: _place(pair[1]))
+    found = sorted(zip(*axis.get_legend_handles_labels()), key=lambda pair: place(pair[1]))
     handles, labels = zip(*found)
     figure.legend(
         handles,
@@ -209,11 +206,6 @@ def _legend(figure: Figure, axis: Axes, title: str, columns: int = 5) -> None:
         frameon=False,
         fontsize=8.5,
     )
-
-
-def _place(label: str) -> int:
-    """Peers in their order, anything else as it comes after them."""
-    return PEERS.index(label) if label in PEERS else len(PEERS)
 
 
 def _save(figure: Figure, out: Path, name: str, caption: str, size: float = 7) -> None:
@@ -229,7 +221,7 @@ def _save(figure: Figure, out: Path, name: str, caption: str, size: float = 7) -
 
 
 def _caption(rows: Iterable[Row]) -> str:
-    """Which peers are not there, and why, by reason."""
+    """Which peers are missing, grouped by reason."""
     whys: dict[str, list[str]] = {}
     for row in rows:
         for peer, why in row.get("missing", {}).items():
@@ -241,8 +233,7 @@ def _caption(rows: Iterable[Row]) -> str:
 
 def _where(report: dict[str, Any]) -> str:
     facts = report["machine"]
-    cores = f", {facts['cores']} cores" if facts["kind"] == "cpu" else ""
-    return f"{facts['device']}{cores}, torch {facts['versions']['torch']}"
+    return f"{machine.named(facts)}, torch {facts['versions']['torch']}"
 
 
 def _short(group: str) -> str:

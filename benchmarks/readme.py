@@ -26,7 +26,8 @@ PAGE = _ROOT / "docs" / "performance.md"
 HOST = "host.json"
 PICTURE, TABLE, HOST_TABLE = "picture", "benchmarks", "host"
 _CHINESE = {
-    "Every row, every peer and what was missed: ": "所有行、所有对比对象以及未达到的目标：",
+    " Every row, every peer and what was missed: ": "所有行、所有对比对象以及未达到的目标：",
+    "/table.md).": "/table.md)。",
     " of the ": " / ",
     " targets measured here are met.": " 个在此测量的目标已达到。",
     "Speed relative to eager PyTorch": "相对于 PyTorch 即时执行（eager）的速度",
@@ -70,14 +71,15 @@ READMES: dict[str, dict[str, str]] = {"README.md": {}, "README.zh-CN.md": _CHINE
 _PAGE_HEAD = """<!-- Made by `python -m benchmarks.readme`. -->
 # Performance
 
-How fast, beside whom, and what is slower. Every number was measured on the machine that its section names,
-in turns with its peers; {missing}the command is
+How fast fastmlp is beside its peers, and where it is slower. Every number was measured on the machine that
+its section names, in turns with the peers;
+{missing}the command is
 `python -m benchmarks.report --out DIR`. The *floor* is the least time that the work could take on that
-machine by its own measured ceilings.
+machine, by its own measured ceilings.
 """
 _NO_GPU = "**no GPU has run this project yet, so there is no GPU time here**; "
 
-#: What a report of `benchmarks.gpu` has beside it, as the package ships it.
+#: Files beside a report of `benchmarks.gpu` that the package ships.
 TUNED = ("tiles.json", "decisions.json")
 
 
@@ -101,7 +103,7 @@ def store(report: Path, results: Path, tiles: Path = _ROOT / "kernels" / "tiles"
     """Keep a report in its machine's folder, which is returned; tuned tiles and decisions go to ``tiles``.
 
     Raises:
-        ValueError: it is a rehearsal's, which says nothing of any machine, or no report.
+        ValueError: it is a rehearsal's, which says nothing of any machine, or not a report.
         OSError: there is none.
     """
     found: dict[str, Any] = load(report)
@@ -140,7 +142,7 @@ def _host(path: Path) -> str:
 
 
 def folders(results: Path) -> list[Path]:
-    """Those with a report: GPUs' first, then CPUs', each from the newest on."""
+    """Folders with a report: GPUs first, then CPUs, each newest first."""
     by_date = sorted(results.glob("*/report.json"), key=lambda path: load(path.parent)["machine"]["date"])
     return sorted((path.parent for path in reversed(by_date)), key=lambda folder: _kind(folder) != "gpu")
 
@@ -176,11 +178,9 @@ def page(folders: list[Path], up: str) -> str:
 
 
 def _section(report: dict[str, Any], folder: Path, link: str) -> str:
-    machine = report["machine"]
-    cores = f", {machine['cores']} cores" if machine["kind"] == "cpu" else ""
     short = tables.short(report, f"{link}/speedup.svg")
     whole = _with_pictures(_demoted(tables.full(report)), folder, link)
-    return f"## {machine['device']}{cores}\n\n{short}\n{whole}"
+    return f"## {machine.named(report['machine'])}\n\n{short}\n{whole}"
 
 
 def _demoted(text: str) -> str:
@@ -191,7 +191,7 @@ def _demoted(text: str) -> str:
 def _with_pictures(text: str, folder: Path, link: str) -> str:
     """Each picture that there is, under its heading."""
     names = {sweep.title: f"sweep-{sweep.name}" for sweep in SWEEPS}
-    names[f"{accuracy.GROUP[0].upper()}{accuracy.GROUP[1:]} on Fashion-MNIST"] = "accuracy"
+    names[accuracy.TITLE] = "accuracy"
     for title, name in names.items():
         if (folder / f"{name}.svg").exists():
             heading = rf"^(#+ {re.escape(title)}(?:, \w+)?)$"

@@ -1,8 +1,8 @@
 """``python -m benchmarks.report --out DIR``: tests (on a GPU), cases, epochs, accuracy, sweeps and host time.
 
-DIR then holds report.json, table.md and the plots. Rows are kept as they come, and what DIR holds of the
-same machine and commit stays: ``--only``, ``--match`` and ``--budget`` split a report over several calls,
-``--resume`` measures only what is not there yet.
+DIR then holds report.json, table.md and the plots. Rows are saved as they come, and those that DIR holds from
+the same machine and commit stay: ``--only``, ``--match`` and ``--budget`` can split a report over several
+calls, and ``--resume`` measures only what is missing.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _ONLY = f"Only these parts: {', '.join(PARTS)}."
 _STAGE = f"{__package__}.report:measured"
 _PATIENCE = 240.0  # seconds; the longest that one peer may compile
 _PIXEL = torch.zeros(1, dtype=torch.uint8)
-#: As many images as Fashion-MNIST has, before they are read.
+#: Stands for Fashion-MNIST before it is read: as many images.
 _UNREAD = Images(_PIXEL.expand(60_000, 28, 28), _PIXEL.long().expand(60_000), ("",), "Fashion-MNIST")
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -54,10 +54,10 @@ def main(
     device: str = typer.Option("", help="cpu or cuda; by default the GPU if there is one."),
     data: Path | None = typer.Option(None, help="Directory that holds FashionMNIST/raw; default: download."),
     only: list[str] = typer.Option([], help=_ONLY),
-    match: str = typer.Option("", help="Only the rows that have this in their name."),
+    match: str = typer.Option("", help="Only rows with this in their name."),
     quick: bool = typer.Option(False, help="Few rows, few rounds, nothing compiled: within a minute."),
-    budget: float = typer.Option(1e9, help="Seconds after which no row is started any more."),
-    resume: bool = typer.Option(False, help="Keep the rows that are there, measure the others."),
+    budget: float = typer.Option(1e9, help="Seconds after which no new row is started."),
+    resume: bool = typer.Option(False, help="Keep the rows that are there; measure the others."),
 ) -> None:
     """Measure, and write the report."""
     unknown = set(only) - set(PARTS)
@@ -80,7 +80,7 @@ def take(
 ) -> int:
     """Measure into ``out``/report.json, with `main`'s options; the exit code, which is 1 if a row went wrong.
 
-    A GPU's rows are measured by a process of their own, so that none takes the others with it.
+    A GPU's rows are measured in a process of their own, so that no crash takes all of them down.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     store = Store(out, describe(device))
@@ -112,7 +112,7 @@ def take(
 
 
 def parts(device: str) -> tuple[str, ...]:
-    """What a report has that is asked for nothing; on a CPU the host's time would be a stubbed GPU's."""
+    """The parts of a report by default; on a CPU the host's time would be a stubbed GPU's."""
     return tuple(part for part in PARTS if part != "host" or device == "cuda")
 
 
@@ -134,7 +134,7 @@ class _Recorder:
         self._device, self._data, self.call = device, data, time.time()
 
     def start(self, stage: str, stand: Stand, seconds: float) -> Process:
-        """A process that goes on with what is not done."""
+        """A process that measures what is not done yet."""
         words = {
             "stage": stage, "seconds": seconds, "done": stand.done, "device": self._device,
             "out": self._out.resolve(), "data": self._data and self._data.resolve(), "asked": self._asked,
@@ -142,11 +142,11 @@ class _Recorder:
         return Process(words, os.environ | {"PYTHONUNBUFFERED": "1"}, sys.stderr)
 
     def over(self, ready: float | None, seconds: float) -> bool:
-        """Never: a row that is begun comes to its end."""
+        """Never: a row that was begun is finished."""
         return False
 
     def open(self, machine: dict[str, Any]) -> None:
-        """Which machine this is was known before."""
+        """Nothing to do: the machine was known before."""
 
     def put(self, stage: str, part: str, row: Row) -> int:
         """Add a row."""
@@ -155,22 +155,22 @@ class _Recorder:
         return 0
 
     def tell(self, facts: dict[str, dict[str, Any]]) -> None:
-        """Add what stands beside the rows."""
+        """Add facts beside the rows."""
         self._store.tell(facts)
         self._store.save()
 
     def write(self, name: str, text: str) -> None:
-        """A whole file beside the report."""
+        """Write a whole file beside the report."""
         files.write(self._out / name, [text.encode()])
 
 
 def measured(bench: Bench) -> None:
-    """Every part that is asked for."""
+    """Measure every part that is asked for."""
     _Session(bench).run()
 
 
 class _Session:
-    """What measures a report: a process of its own on a GPU, on a CPU this one."""
+    """Measures a report: on a GPU in a process of its own, on a CPU in this one."""
 
     def __init__(self, bench: Bench) -> None:
         self._bench, self._device = bench, bench.device
@@ -201,7 +201,7 @@ class _Session:
             self._host()
 
     def _is_asked(self, part: str) -> bool:
-        """Whether a row that needs data has the words that are looked for, known before there is any."""
+        """Whether a row of this part, which needs data, matches; known before the data are read."""
         keys = [f"{accuracy.GROUP}: {recipe.name}" for recipe in accuracy.RECIPES]
         if part == "epochs":
             keys = [str(case) for case in epochs.cases(_UNREAD, self._device, None)]
@@ -227,7 +227,7 @@ class _Session:
     def _cases(self, part: str, found: Iterable[Case]) -> None:
         for case in found:
             if case.key or not self._quick:
-                self._row(part, str(case), partial(self._measure, case, self._effort, case.memory))
+                self._row(part, str(case), partial(self._measure, case, self._effort))
 
     def _measure(self, case: Case, effort: Effort, with_memory: bool = False) -> Row:
         return measure(case, self._device, self._ceilings, effort, with_memory, self._noting(case))

@@ -52,7 +52,7 @@ class Store:
         rows[place : place + 1] = [row]
 
     def tell(self, facts: dict[str, dict[str, Any]]) -> None:
-        """Add what stands beside the rows to what is there."""
+        """Add facts beside the rows, such as the ceilings, to those that are there."""
         for name, more in facts.items():
             self.report[name] = (self.report.get(name) or {}) | more
 

@@ -1,7 +1,7 @@
-"""A GPU that is not there: Triton compiles for sm_90 as it would, and its launcher does nothing.
+"""A GPU that is not there: Triton compiles for sm_90 as if it were, and its launcher does nothing.
 
-The host's work of a call can be measured so: all of it is done, up to the driver. Tensors are on the CPU,
-and what no kernel wrote is whatever was in memory.
+This allows measuring a call's work on the host: all of it is done, up to the driver. Tensors are on the CPU,
+and results are whatever was in memory.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _H200 = {"max_shared_mem": 232448, "multiprocessor_count": 132, "warpSize": 32, 
 
 
 class _Utils:
-    """Of the driver's library: a binary is loaded without a look at it."""
+    """Stands for the driver's library: "loads" a binary without looking at it."""
 
     def load_binary(
         self, name: str, kernel: bytes, shared: int, device: int
@@ -39,7 +39,7 @@ class _Utils:
 
 
 class _Launcher:
-    """Takes what a real one takes, and lets it be."""
+    """Takes a real launcher's arguments and ignores them."""
 
     launches = 0
 
@@ -79,11 +79,11 @@ class Driver:
 
 
 def launches() -> int:
-    """How many there were in this process, of whoever's kernels."""
+    """How many launches there were in this process, whoever's kernels they were."""
     return _Launcher.launches
 
 
-@cache  # as what it stands for
+@cache  # like the function it stands for
 def _no_problem(gpu: int) -> None:
     """Triton can run."""
 

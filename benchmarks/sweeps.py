@@ -31,7 +31,7 @@ class Limits:
     """Where a line ends."""
 
     seconds: float  # of one call of ours or of eager
-    bytes: int  # that the work needs at the same time
+    bytes: int  # that the work needs at once
 
 
 LIMITS = {"cpu": Limits(2.0, 4 * _GIB), "cuda": Limits(0.5, 24 * _GIB)}
@@ -44,12 +44,12 @@ def limits(device: str, quick: bool) -> Limits:
 
 
 def dtype(device: str) -> torch.dtype:
-    """What is swept: on a GPU tensor cores, on a CPU what everybody uses."""
+    """What is swept: for tensor cores on a GPU, what everybody uses on a CPU."""
     return torch.bfloat16 if device == "cuda" else torch.float32
 
 
 def _narrow(name: str, what: str, axis: str, values: Sequence[int], case: Callable[..., Case]) -> list[Sweep]:
-    """A small net's line, backward included and not; ``case`` is `mlp` with what the value stands for."""
+    """A small net's line, with backward and without; ``case`` is `mlp` as a function of the value."""
     return [
         Sweep(f"mlp-{name}", f"{what}, forward + backward", axis, values, partial(case, training=True)),
         Sweep(f"mlp-{name}-forward", f"{what}, forward", axis, values, partial(case, training=False)),

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from . import accuracy, formats, targets
+from .machine import named
 from .measure import Row
-from .peers import EAGER, OURS, OURS_PLANS, PEERS
+from .peers import EAGER, OURS, OURS_PLANS, place
 from .sweeps import SWEEPS
 
 HEAD = ("work", "size", "dtype", OURS, EAGER, f"vs {EAGER}", "vs the fastest other", "floor / time")
@@ -33,7 +34,7 @@ def full(report: dict[str, Any]) -> str:
         "## Cases",
         _cases([row for row in rows if row["part"] in ("cases", "epochs")]),
         _plans([row for row in rows if row.get("plans")]),
-        f"## {accuracy.GROUP[0].upper()}{accuracy.GROUP[1:]} on Fashion-MNIST",
+        f"## {accuracy.TITLE}",
         _accuracy([row for row in rows if row["part"] == "accuracy"]),
         *_host([row for row in rows if row["part"] == "host"]),
         "## Sweeps",
@@ -79,7 +80,7 @@ def _that_matter(report: dict[str, Any]) -> list[Row]:
 def host(rows: Iterable[Row]) -> str:
     """What `benchmarks.host` measured, a line for each call."""
     rows = [row for row in rows if OURS in row["seconds"]]
-    who = in_order({peer for row in rows for peer in row["seconds"]})
+    who = seen(rows)
 
     def time(row: Row, peer: str) -> str:
         timing = row["seconds"].get(peer)
@@ -128,10 +129,10 @@ def machine(facts: dict[str, Any]) -> str:
     versions = facts["versions"]
     names = {"torch": "torch", "triton": "Triton", "jax": "JAX"}
     installed = ", ".join(f"{shown} {versions[name]}" for name, shown in names.items() if versions.get(name))
-    cores = f", {facts['cores']} cores, {facts['threads']} threads" if facts["kind"] == "cpu" else ""
+    threads = f", {facts['threads']} threads" if facts["kind"] == "cpu" else ""
     code = f"commit {facts['commit']}" if facts["commit"] else f"fastmlp {versions['fastmlp']}"
     kind = "REHEARSAL, no GPU: its times say nothing. " if facts.get("rehearsal") else ""
-    return kind + f"{facts['device']}{cores}; {installed}, Python {facts['python']}; {code}, {facts['date']}."
+    return f"{kind}{named(facts)}{threads}; {installed}, Python {facts['python']}; {code}, {facts['date']}."
 
 
 def line(row: Row) -> str:
@@ -217,7 +218,7 @@ def ceilings(found: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _cases(rows: Sequence[Row]) -> str:
-    """A line for each peer of each case: so many columns would fit nowhere."""
+    """A line for each peer of each case: a column for each would not fit."""
     lines = []
     for row in rows:
         if row.get("error"):
@@ -232,7 +233,7 @@ def _cases(rows: Sequence[Row]) -> str:
 
 
 def _plans(rows: Sequence[Row]) -> str:
-    """What each plan takes by the cost model, beside the time of the peer that runs it."""
+    """What each plan costs by the cost model, beside the time of the peer that runs it."""
     lines = []
     for row in rows:
         names = _names(row)
@@ -257,7 +258,7 @@ def _sweeps(report: dict[str, Any]) -> list[str]:
         rows = [row for row in report["rows"] if row["part"] == "sweeps" and row.get("sweep") == sweep.name]
         if not rows:
             continue
-        peers = in_order({peer for row in rows for peer in row["seconds"]})
+        peers = seen(rows)
         held = in_order({peer for row in rows for peer in row.get("memory", {})})
         head = [sweep.axis, *peers, *(f"vs {peer}" for peer in peers if peer != OURS), "floor / time"]
         lines = [
@@ -288,7 +289,7 @@ def _accuracy(rows: Sequence[Row]) -> str:
 
 
 def recipes(rows: Iterable[Row]) -> list[list[str]]:
-    """Under `RECIPES`, a line for each recipe and each who trained by it."""
+    """Under `RECIPES`, a line for each recipe and each peer trained by it."""
     lines = []
     for row in rows:
         for peer, runs in row.get("runs", {}).items():
@@ -321,8 +322,13 @@ def reasons(rows: Iterable[Row]) -> list[str]:
     return [f"{peer}: {why} ({count} row{'s' * (count > 1)})" for (peer, why), count in sorted(found.items())]
 
 
+def seen(rows: Iterable[Row]) -> list[str]:
+    """The peers that any of the rows has a time of."""
+    return in_order({peer for row in rows for peer in row["seconds"]})
+
+
 def in_order(peers: Iterable[str]) -> list[str]:
-    return sorted(peers, key=lambda peer: PEERS.index(peer) if peer in PEERS else len(PEERS))
+    return sorted(peers, key=place)
 
 
 def _names(row: Row) -> list[str]:

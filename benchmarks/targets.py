@@ -1,4 +1,4 @@
-"""What the project set out to reach, as data, and what a report says of it."""
+"""What the project set out to reach, as data, and what a report says about it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Target:
     values: Callable[[Rows], Iterable[Measured]]
     unit: str = "×"
     at_most: bool = False
-    counts: Callable[..., Measured | None] = min  # which of several numbers does: mostly the worst
+    counts: Callable[..., Measured | None] = min  # which of several numbers counts: mostly the worst
 
     def measured(self, rows: Rows) -> Measured | None:
         """The number; None where it was not measured."""
@@ -75,7 +75,7 @@ def _named(rows: Rows, group: str, label: str, dtype: str) -> Rows:
 
 
 def _speedups(rows: Rows, group: str, label: str, dtype: str, *against: str) -> Iterator[Measured]:
-    """Over each of ``against``, in each of the rows."""
+    """Ours over each of ``against``, in each of the rows."""
     for row in _named(rows, group, label, dtype):
         for peer in against:
             if r := ratio(row, peer):
@@ -83,7 +83,7 @@ def _speedups(rows: Rows, group: str, label: str, dtype: str, *against: str) -> 
 
 
 def _over_everybody(rows: Rows, group: str) -> Iterator[Measured]:
-    """Over the fastest of the others, in each row; ours may be in a CUDA graph as theirs may."""
+    """Ours over the fastest of the others, in each row; ours may use a CUDA graph, as theirs may."""
     for row in rows:
         seconds = row.get("seconds", {}) if row["group"] == group and row["part"] != "sweeps" else {}
         best = fastest_other(seconds)
@@ -99,7 +99,7 @@ def fastest_other(seconds: dict[str, dict[str, float]]) -> str | None:
 
 
 def _memory(rows: Rows, group: str, label: str, dtype: str) -> Iterator[Measured]:
-    """The peak of ours in percent of eager's."""
+    """Our peak in percent of eager's."""
     for row in _named(rows, group, label, dtype):
         memory = row.get("memory", {})
         if OURS in memory and memory.get(EAGER):
@@ -113,7 +113,7 @@ def _epoch(rows: Rows, against: str) -> Iterator[Measured]:
 
 
 def _ten_epochs(rows: Rows) -> Iterator[Measured]:
-    """Milliseconds, by every engine in every dtype."""
+    """Milliseconds of ten epochs, by every engine in every dtype."""
     for row in rows:
         for peer in (OURS, *OURS_ENGINES.values()) if row["group"] == epochs.EPOCH else ():
             if peer in row["seconds"]:

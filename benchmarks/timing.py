@@ -1,4 +1,4 @@
-"""Medians of interleaved runs: peers take turns, so that what the machine does meets all alike."""
+"""Medians of interleaved runs: peers take turns, so that whatever else the machine does affects all alike."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 _LEAST_ROUNDS = 3  # however slow the row is
-_SLOW = 0.2  # seconds a call from which on the caller's first call was warm-up enough
+_SLOW = 0.2  # seconds; if a call takes longer, the caller's first call was warm-up enough
 
 
 @dataclass(frozen=True)
@@ -20,14 +20,14 @@ class Run:
 
     call: Callable[[], Any]
     steps: int = 1  # pieces of work that a call does
-    wait: Callable[[], object] | None = None  # after a block, where `synchronize` does not know of it
+    wait: Callable[[], object] | None = None  # after a block, for what `synchronize` does not know of
     clocked: bool = False  # the call times itself and returns the seconds
     result: Callable[[], Any] | None = None  # what a call has computed, if it does not return it
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a piece of work: the median, and the quartiles as the spread."""
+    """Seconds for a piece of work: the median, and the quartiles as the spread."""
 
     median: float
     low: float
@@ -45,7 +45,7 @@ def synchronize(device: str) -> None:
 def interleave(
     runs: dict[str, Run], device: str, rounds: int = 31, seconds: float = 60.0, at_least: float = 5e-3
 ) -> dict[str, Timing]:
-    """Time every run, which was called once, in turns of blocks of calls of about ``at_least`` seconds.
+    """Time the runs, each called once before, in turns; a turn's calls take about ``at_least`` seconds.
 
     There are ``rounds`` turns, or fewer where they would take more than ``seconds``.
     """
@@ -77,14 +77,14 @@ def _block(run: Run, calls: int, device: str) -> float:
 
 
 def finish(run: Run, device: str) -> None:
-    """Wait for what its calls began."""
+    """Wait for what its calls started."""
     if run.wait is not None:
         run.wait()
     synchronize(device)
 
 
 def _warm_up(run: Run, device: str, at_least: float) -> tuple[int, list[float]]:
-    """How many calls take ``at_least`` seconds, and what may already count: a slow call."""
+    """How many calls take ``at_least`` seconds, and the samples so far: a slow call already counts."""
     once = _block(run, 1, device)
     if once * run.steps >= _SLOW:
         return 1, [once]

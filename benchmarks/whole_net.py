@@ -1,4 +1,4 @@
-"""Small nets as a whole, such as fields and policies have; a layer with dropout; a first layer of bytes.
+"""Small nets as a whole, such as fields and policies use; a layer with dropout; a first layer on bytes.
 
 Forward and backward start from a given gradient of the output and end with the input's: what a field's or a
 policy's loss needs. Work and plans are counted by `fastmlp.costs.plans`.
@@ -17,7 +17,7 @@ from fastmlp import functional
 from fastmlp.costs import choice, devices, floors, plans
 
 from . import peers
-from .cases import TABULAR, Case, net, seeded
+from .cases import TABULAR, Case, net
 from .peers import EXACT, JAX, OURS, OURS_PLANS, TCNN, Factory, MissingPeerError, as_is
 from .timing import Run
 
@@ -36,7 +36,7 @@ _EXAMPLES = 60_000
 
 
 def cases(device: str, seconds: float) -> Iterator[Case]:
-    """Every case; on a CPU those that take less than ``seconds`` at the least."""
+    """Every case; on a CPU only those whose least time is below ``seconds``."""
     gpu = device == "cuda"
     for dtype in (torch.float32, torch.bfloat16) if gpu else (torch.float32,):
         found = [
@@ -81,7 +81,8 @@ def mlp(
 
         def ours(plan: str = "auto") -> Callable[[], object]:
             params: list[Tensor] = list(net(widths).to(device, dtype).parameters())
-            return run(_ours(params[0::2], params[1::2], plan), params)
+            weights, biases = params[0::2], params[1::2]
+            return run(lambda x: functional.mlp(x, weights, biases, "relu", plan=plan), params)
 
         found: dict[str, Factory] = {OURS: lambda: Run(ours()), EXACT: exact}
         if device == "cuda":
@@ -91,7 +92,7 @@ def mlp(
         found |= peers.of_torch(of_torch, device)
         found[JAX] = partial(_jax, widths, x.detach(), grad if training else None)
         found[TCNN] = lambda: Run(_tiny_cuda_nn(widths, x.detach(), grad if training else None))
-        return {peer: seeded(factory) for peer, factory in found.items()}
+        return found
 
     gpu = devices.find()  # the one at hand, or what stands in for it
     counted = count(widths, batch, dtype, training, gpu)
@@ -106,7 +107,7 @@ def mlp(
 def count(
     widths: Sequence[int], batch: int, dtype: torch.dtype, training: bool, gpu: devices.Device
 ) -> dict[str, plans.Plan]:
-    """Every plan that takes the net on ``gpu``."""
+    """Every plan that the net fits on ``gpu``."""
     layers = plans.chain(widths)
     names = ["eager", "layers"]
     if choice.whole_misfit(layers, devices.operand_kind(dtype)) is None:
@@ -115,10 +116,6 @@ def count(
         name: plans.count(name, layers, batch, dtype, gpu.sms, training, input_grad=training)
         for name in names
     }
-
-
-def _ours(weights: list[Tensor], biases: list[Tensor], plan: str) -> Callable[[Tensor], Tensor]:
-    return lambda x: functional.mlp(x, weights, biases, "relu", plan=plan)
 
 
 def _jax(widths: Sequence[int], x: Tensor, grad: Tensor | None) -> Run:
@@ -164,9 +161,7 @@ def dropout(shape: tuple[int, int, int], dtype: torch.dtype) -> Case:
             function, leaves = wrap(model), [x, *model.parameters()]
             return lambda: torch.autograd.grad(function(x), leaves, grad)
 
-        found: dict[str, Factory] = {OURS: lambda: Run(make(as_is, fastmlp.Sequential))}
-        found |= peers.of_torch(make, device)
-        return {peer: seeded(factory) for peer, factory in found.items()}
+        return {OURS: lambda: Run(make(as_is, fastmlp.Sequential)), **peers.of_torch(make, device)}
 
     return Case(DROPOUT, f"{m} x {k} -> {n}", dtype, floors.linear(m, k, n, dtype, backward=True), build)
 
@@ -195,8 +190,7 @@ def quantized(shape: tuple[int, int, int], dtype: torch.dtype) -> Case:
             model = nn.Sequential(*layers())
             return run(model, lambda: data.index_select(0, index).to(dtype) / 255, wrap)
 
-        found: dict[str, Factory] = {OURS: lambda: Run(ours()), **peers.of_torch(of_torch, device)}
-        return {peer: seeded(factory) for peer, factory in found.items()}
+        return {OURS: lambda: Run(ours()), **peers.of_torch(of_torch, device)}
 
     work = floors.gathered_linear(m, k, n, dtype, torch.uint8)
     return Case(QUANTIZED, f"{m} of {_EXAMPLES} x {k} -> {n}", dtype, work, build)

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the report goes")
     parser.add_argument("--minutes", type=float, default=9.0, help="for all of it; default: 9")
-    parser.add_argument("--only", type=_stages, default=NAMES, metavar="STAGE,...", help="these stages alone")
+    parser.add_argument("--only", type=_stages, default=NAMES, metavar="STAGE,...", help="only these stages")
     parser.add_argument("--resume", action="store_true", help="go on where the last run stopped")
     parser.add_argument("--data", type=Path, metavar="DIR", help="holds FashionMNIST/raw; default: synthetic")
     parser.add_argument(

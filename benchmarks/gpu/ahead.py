@@ -1,7 +1,7 @@
-"""Kernels compiled ahead, on all cores: who launches them later finds them in Triton's cache on disk.
+"""Compiles kernels ahead, on all cores: whoever launches them later finds them in Triton's cache on disk.
 
-A task is a function that makes launches. It is called in a process of its own, which has no GPU: what it
-launches is recorded and compiled, as the compilation report does it.
+A task is a function that makes launches. It is called in a process that has no GPU, and its launches are
+recorded and compiled, as in the compilation report.
 """
 
 from __future__ import annotations
@@ -55,11 +55,13 @@ class Ahead:
     def __exit__(self, *_: object) -> None:
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
-            for child in multiprocessing.active_children():  # in the middle of a kernel nobody waits for
+            for (
+                child
+            ) in multiprocessing.active_children():  # it may be compiling a kernel that nobody waits for
                 child.kill()
 
     def submit(self, make: Callable[..., object], *arguments: Any) -> Future[None]:
-        """Compile what ``make(*arguments)`` launches; both are pickled. The result says whether it could."""
+        """Compile what ``make(*arguments)`` launches; both are pickled. The future fails with it."""
         return self._submitted(compiled, make, *arguments)
 
     def submit_call(self, call: Callable[..., object], *arguments: Any) -> None:
@@ -78,7 +80,7 @@ class Ahead:
             return self._pool.submit(function, *arguments)
 
     def wait(self, tasks: Sequence[Future[None]], what: str) -> None:
-        """Until all ``tasks`` are done, though not for ever, nor beyond the stage's time."""
+        """Wait for all ``tasks``, but not for ever, nor beyond the stage's time."""
         until = time.time() + min(_LONGEST, self._bench.left() - 1)
         while (open := [task for task in tasks if not task.done()]) and time.time() < until:
             self._bench.note(f"compiling {what}: {len(open)} of {len(tasks)} left")
@@ -88,7 +90,7 @@ class Ahead:
 def compiler_error(task: Future[None]) -> str:
     """Why what a task launches does not compile, as far as that is known, or ""."""
     error = task.exception() if task.done() else None
-    # Where a compiler crashed nobody knows over what: each kernel is then compiled where it is launched.
+    # A crash does not say which kernel caused it: each is then compiled where it is launched.
     return "" if error is None or isinstance(error, BrokenProcessPool) else reason(error)
 
 
@@ -96,7 +98,7 @@ _target: Any = None
 
 
 def _start(target: Any, sms: int) -> None:
-    """Make a process one that has no GPU, and knows how many multiprocessors there would be."""
+    """Set up a process that has no GPU, but knows how many multiprocessors there would be."""
     global _target
     end_with_parent()
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -105,13 +107,13 @@ def _start(target: Any, sms: int) -> None:
         mock.patch.object(torch.cuda, "is_available", return_value=True),
         mock.patch.object(torch.cuda, "get_device_properties", return_value=known),
     ):
-        num_sms(0)  # which remembers it
+        num_sms(0)  # remembers it
     _target = target
 
 
 def compiled(make: Callable[..., object], *arguments: Any) -> None:
     """Compile every kernel that ``make(*arguments)`` launches, and launch none."""
-    configs.forget()  # tiles were perhaps tuned since the task before
+    configs.forget()  # tiles may have been tuned since the task before
     with dry_run(_target), record_launches() as launches:
         make(*arguments)
         for one in launches:

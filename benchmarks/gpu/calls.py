@@ -1,6 +1,6 @@
-"""What a case calls its launchers with, and what comes of it: here, by torch's ops, and in float64.
+"""Records what a case passes to its launchers, and their results; computes these by torch and in float64.
 
-A case needs to know nothing of a reference, and every one of them has one.
+So a case need not know of a reference, and yet every case has one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fastmlp.kernels.mlp.forward import Net
 
 from ..numerics import allowed, products
 
-#: Results by their names; None is not asked for.
+#: Results by their names; None where not asked for.
 Named = dict[str, Tensor | None]
 
 
@@ -27,8 +27,8 @@ Named = dict[str, Tensor | None]
 class Launcher:
     """One of the kernels' launchers.
 
-    ``name`` is where its module finds it; ``results`` names what a call of it made, and ``reference`` makes
-    the same by torch's ops; both take the launcher's arguments. ``roundings``: see `numerics.allowed`.
+    ``name`` is its name in ``module``; ``results`` names the results of a call, and ``reference`` computes
+    them by torch's ops; both take the launcher's arguments. ``roundings``: see `numerics.allowed`.
     """
 
     module: Any
@@ -41,7 +41,7 @@ class Launcher:
 
 @dataclasses.dataclass
 class Call:
-    """A launcher that was called: with what, as it was before the call, and what came of it."""
+    """A call of a launcher: its arguments, a copy of them from before the call, and its results."""
 
     launcher: Launcher
     function: Callable[..., Any]
@@ -50,7 +50,7 @@ class Call:
     ours: Named
 
     def again(self) -> Named:
-        """What comes of it once more, from the same arguments."""
+        """The results of the same call once more."""
         for now, then in zip(_tensors(self.arguments), _tensors(self.before), strict=True):
             now.untyped_storage().copy_(then.untyped_storage())
         args, options = self.arguments
@@ -63,11 +63,11 @@ class Call:
         return {name: None if made is None else made.clone() for name, made in found.items()}
 
     def torchs(self) -> Named:
-        """What torch makes of it in the same dtypes."""
+        """Torch's results in the same dtypes."""
         return self._reference(copy.deepcopy(self.before))
 
     def exact(self) -> Named:
-        """What float64 makes of it."""
+        """The results in float64."""
         return self._reference(_exactly(self.before))
 
     def _reference(self, arguments: tuple[Any, dict[str, Any]]) -> Named:
@@ -78,8 +78,8 @@ class Call:
     def allowed(self, result: Tensor, torchs: Tensor, exact: Tensor) -> float:
         """How far from ``exact`` the result may be.
 
-        A chain rounds twice a layer. Of few numbers torch's own error can be small by luck: for these the
-        dtype of the products counts, whatever the result's is.
+        A chain rounds twice a layer. If there are few numbers, torch's own error can be small by luck: then
+        the dtype of the products counts, whatever the result's is.
         """
         args, options = self.arguments
         times, dtypes = self.launcher.roundings, [options.get("dtype"), *args]
@@ -101,7 +101,7 @@ _FEW = 64
 
 @contextmanager
 def watched(launchers: Iterable[Launcher]) -> Iterator[list[Call]]:
-    """Collect their calls inside the ``with`` block; what no kernel writes there is NaN."""
+    """Collect their calls inside the ``with`` block, where memory that no kernel has written is NaN."""
     calls: list[Call] = []
 
     def noting(launcher: Launcher) -> Callable[..., Any]:
@@ -158,7 +158,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _exactly(value: Any) -> Any:
-    """The same arguments in float64, what they are to be computed in too."""
+    """The same arguments in float64, and the dtypes among them too."""
     if isinstance(value, Tensor):
         return value.double() if value.is_floating_point() else value
     if isinstance(value, torch.dtype):

@@ -1,7 +1,7 @@
 """Runs the stages in turn, each in a process of its own, and writes down what they say as they say it.
 
-Nothing of a GPU is touched here. A stage that aborts, hangs or breaks the CUDA context costs the row that is
-under way; another process goes on with the next.
+This process never touches the GPU. A stage that aborts, hangs or breaks the CUDA context costs the row that
+is under way; another process goes on with the next.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ class Conductor:
         files.prepare(options.out / "report.json")
         self._options, self._end = options, time.time() + options.seconds - _LAST
         self._log = Log(options.out / "log.txt", options.resume)
-        self._store: Store | None = None  # from when a process has said which machine this is
+        self._store: Store | None = None  # set once a process has said which machine this is
         self._stands: dict[str, Stand] = {}
         self._begun: Stand | None = None  # the last one
         self._trouble = ""  # what could not be written, and why
 
     def run(self) -> int:
-        """All stages that are asked for; the exit code, as `__main__` says it."""
+        """Run all stages that are asked for; the exit code, as `__main__` lists it."""
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         code = 0
         try:
@@ -86,7 +86,7 @@ class Conductor:
         return code or (0 if states == {summary.PASSED} else 3)
 
     def _stage(self, stage: Stage) -> None:
-        """Processes of the stage until one comes to its end, or the time is over."""
+        """Run processes of the stage until one finishes it, or time is up."""
         stored = self._report()["stages"].get(stage.name, {}) if self._options.resume else {}
         stand = self._stands[stage.name] = _stand(stored)
         if stand.state in (summary.PASSED, summary.FAILED) and not stand.left_out:
@@ -97,7 +97,7 @@ class Conductor:
         spent, again = 0.0, True
         self._begun = stand
         while again and spent < stage.seconds and time.time() < self._end:
-            stand.state, began = summary.SHORT, time.time()  # until it has come to its end
+            stand.state, began = summary.SHORT, time.time()  # until it has finished
             talk = Talk(self, stage.name, stand, stage.patience)
             try:
                 again = talk.hold(stage.seconds - spent)
@@ -112,7 +112,7 @@ class Conductor:
         print(summary.stage(stage.name, asdict(stand)), file=sys.stderr, flush=True)
 
     def start(self, stage: str, stand: Stand, seconds: float) -> Process:
-        """A process of ``stage``, for as many seconds."""
+        """A process of ``stage``, for that many seconds."""
         options = self._options
         words = {
             "stage": stage, "seconds": min(seconds, self._end - time.time()), "done": stand.done,
@@ -127,7 +127,7 @@ class Conductor:
         return time.time() > end
 
     def open(self, machine: dict[str, Any]) -> None:
-        """Now it is known which machine this is: its report is gone on with, another's put aside."""
+        """Now that the machine is known, go on with its report, and put another's aside."""
         if self._store is not None:
             return
         options = self._options
@@ -149,13 +149,13 @@ class Conductor:
         return sum("error" in one for one in rows if one.get("stage") == stage)
 
     def tell(self, facts: dict[str, dict[str, Any]]) -> None:
-        """Add what stands beside the rows."""
+        """Add facts beside the rows."""
         if self._store is not None:
             self._store.tell(facts)
             self.save()
 
     def save(self) -> dict[str, Any]:
-        """Write the report, if there is one yet; what it says."""
+        """Write the report, if there is one yet, and return it."""
         report = self._report()
         report["stages"] |= {name: asdict(stand) for name, stand in self._stands.items()}
         if self._store is not None:
@@ -166,7 +166,7 @@ class Conductor:
         return report
 
     def write(self, name: str, text: str) -> None:
-        """A whole file beside the report."""
+        """Write a whole file beside the report."""
         try:
             files.write(self._options.out / name, [text.encode()])
         except OSError as error:
@@ -178,7 +178,7 @@ class Conductor:
         return report
 
     def _cannot_write(self, error: OSError) -> None:
-        """It goes on: what is measured is shown at the end all the same."""
+        """Say so once and go on: what is measured is shown at the end all the same."""
         if not self._trouble:
             self._trouble = f"{error.filename or self._options.out}: {error.strerror or error}"
             print(f"cannot write {self._trouble}", file=sys.stderr, flush=True)
@@ -205,7 +205,7 @@ def _stand(stored: dict[str, Any]) -> Stand:
 
 
 def environment(stage: str, toy: bool) -> dict[str, str]:
-    """Of a stage's process: in a rehearsal it sees no GPU, and interprets kernels but for the host's time."""
+    """A stage's process's: in a rehearsal it sees no GPU, and interprets kernels except for host times."""
     found = os.environ | {"PYTHONUNBUFFERED": "1"}
     if toy:
         found["CUDA_VISIBLE_DEVICES"] = ""

@@ -1,8 +1,8 @@
-"""The same short training by every engine: the same losses and weights, and twice the same bits.
+"""The same short training by every engine must give the same losses and weights, and the same bits twice.
 
-float64 on the very same batches is what is right, and eager torch's error in the same dtype says how far
-from it one may be. The first epoch of an engine names every kernel before it is launched, once the one before
-is done: what is named last is what hangs.
+float64 on the very same batches is the reference, and eager torch's error in the same dtype says how far
+from it an engine may be. The first epoch of an engine names every kernel before it is launched, once the one
+before is done: the last one named is the one that hangs.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from fastmlp.kernels.launch import Launch, observe
 from ..cases import net
 from ..measure import Row, new_row, reason
 from ..numerics import allowed, error, products
+from ..peers import MissingPeerError
 from .ahead import Ahead
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 GROUP = "engines"
 EAGER, FUSED, GRAPH, DEPENDENT, PERSISTENT = "eager", "fused", "graph", "graph+pdl", "persistent"
 ENGINES = (EAGER, FUSED, GRAPH, DEPENDENT, PERSISTENT)
-#: By the name in the report: what `Job` has, and an epsilon of the products' operands.
+#: By the name in the report: the dtype of a `Job`, and the epsilon of the products' operands.
 DTYPES = {
     "float32": (torch.float32, torch.finfo(torch.float32).eps),
     "tf32": (torch.float32, 2.0**-10),
@@ -83,13 +84,13 @@ TOY = {
 
 
 class Trained(NamedTuple):
-    """What a run comes to."""
+    """The outcome of a run."""
 
     losses: Tensor  # (epochs,) float64: the mean over an epoch
-    moved: dict[str, Tensor]  # every parameter, less what it began at
+    moved: dict[str, Tensor]  # every parameter, minus its initial value
 
     def equal(self, other: Trained) -> bool:
-        """To the bit."""
+        """Whether they are equal to the bit."""
         pairs = zip(self.moved.values(), other.moved.values())
         return torch.equal(self.losses, other.losses) and all(torch.equal(*pair) for pair in pairs)
 
@@ -127,17 +128,14 @@ class _Reference:
         row = new_row(GROUP, self.label(engine), self.dtype, engine=engine)
         try:
             return row | self._compared(engine)
+        except MissingPeerError as missing:
+            return row | {"skipped": str(missing)}
         except Exception as problem:
             return row | {"error": reason(problem)}
 
     def _compared(self, engine: str) -> Row:
-        job = self._job()
-        with products(self.dtype):
-            made = loop(engine, job)
-        if isinstance(made, str):
-            return {"skipped": made}
-        first = self.eager if engine == EAGER else self._train(job, made, engine, watched=True)
-        again = self._train(*self._fresh(engine), engine)
+        first = self.eager if engine == EAGER else self._train(engine, watched=True)
+        again = self._train(engine)
         row: Row = {
             "losses": first.losses.tolist(),
             "worst": worst(first, self.eager, self.exact, self.dtype),
@@ -150,37 +148,28 @@ class _Reference:
             wrong.append(f"not repeatable: losses {row['losses']}, then {again.losses.tolist()}")
         return row | ({"error": "; ".join(wrong)} if wrong else {})
 
-    def _job(self) -> Job:
-        return self.problem.job(DTYPES[self.dtype][0], self.bench.device)
-
-    def _fresh(self, engine: str) -> tuple[Job, Loop]:
-        job = self._job()
-        with products(self.dtype):
-            made = loop(engine, job)
-        assert not isinstance(made, str)
-        return job, made
-
     @cached_property
     def eager(self) -> Trained:
-        return self._train(*self._fresh(EAGER), EAGER)
+        return self._train(EAGER)
 
     @cached_property
     def exact(self) -> Trained:
-        job = self.problem.job(torch.float64, self.bench.device)
-        made = loop(EAGER, job)
-        assert not isinstance(made, str)
-        return self._train(job, made, "float64")
+        return self._train(EAGER, torch.float64)
 
-    def _train(self, job: Job, loop: Loop, engine: str, watched: bool = False) -> Trained:
+    def _train(self, engine: str, dtype: torch.dtype | None = None, watched: bool = False) -> Trained:
+        job = self.problem.job(dtype or DTYPES[self.dtype][0], self.bench.device)
         start = {name: p.detach().clone() for name, p in job.model.named_parameters()}
         factors = torch.ones(-(-len(job.y) // job.batch), dtype=torch.float64)
         losses = []
-        what = self.key(engine)
+        what = self.key("float64" if dtype == torch.float64 else engine)
         with products(self.dtype):
+            made = loop(engine, job)
+            if isinstance(made, str):
+                raise MissingPeerError(made)
             for epoch in range(self.problem.epochs):
-                self.bench.note(f"{what}: epoch {epoch + 1}, a whole {loop.name} one")
+                self.bench.note(f"{what}: epoch {epoch + 1}, a whole {made.name} one")
                 with _said(self.bench, what) if watched and epoch == 0 else nullcontext():
-                    losses.append(loop.epoch(factors)[0] / len(job.y))
+                    losses.append(made.epoch(factors)[0] / len(job.y))
         moved = {name: p.detach() - start[name] for name, p in job.model.named_parameters()}
         return Trained(torch.tensor(losses, dtype=torch.float64), moved)
 
@@ -205,7 +194,7 @@ def loop(engine: str, job: Job) -> Loop | str:
 
 
 def worst(mine: Trained, torchs: Trained, exact: Trained, dtype: str) -> dict[str, Any]:
-    """Where ``mine`` is furthest from what is right, by what is allowed there."""
+    """Where ``mine`` is furthest from ``exact``, relative to what is allowed there."""
     eps = DTYPES[dtype][1]
     triples = {"losses": (mine.losses, torchs.losses, exact.losses)} | {
         name: (mine.moved[name], torchs.moved[name], exact.moved[name]) for name in exact.moved
@@ -219,7 +208,7 @@ def worst(mine: Trained, torchs: Trained, exact: Trained, dtype: str) -> dict[st
 
 @contextmanager
 def _said(bench: Bench, what: str) -> Iterator[None]:
-    """Say every kernel before it is launched, once the one before is done."""
+    """Name every kernel before it is launched, once the one before is done."""
 
     def say(launch: Launch) -> None:
         if bench.device == "cuda" and torch.cuda.is_current_stream_capturing():

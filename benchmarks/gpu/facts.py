@@ -35,7 +35,7 @@ def _ceilings(bench: Bench) -> Row:
 
 
 def device(kind: str) -> dict[str, Any]:
-    """Its properties by torch, and its state by ``nvidia-smi``, where it has any."""
+    """Its properties from torch, and its state from ``nvidia-smi``, if it has any."""
     if kind != "cuda":
         return {"nvidia_smi": _asked(_QUERY, "0")}
     properties = torch.cuda.get_device_properties(0)

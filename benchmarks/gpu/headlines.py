@@ -26,7 +26,7 @@ from .worker import Bench
 _FP32, _BF16, _FP16 = torch.float32, torch.bfloat16, torch.float16
 #: What compiles for seconds before its first call: measured when every row has its first numbers.
 _SLOW = (*peers.COMPILING, peers.JAX, peers.LIGER, peers.CUT, peers.TCNN, peers.TORCH_CHUNKS)
-#: Never: minutes.
+#: Never measured here: they take minutes.
 _NEVER = (peers.AUTOTUNED, peers.BOOK, peers.BOOK_WORKERS)
 _FIRST = Effort(rounds=31, seconds=0.4, without=(*_SLOW, *_NEVER), verify=True)
 _SECOND = Effort(rounds=31, seconds=0.8, without=_NEVER, verify=True)
@@ -53,7 +53,7 @@ def run(bench: Bench) -> None:
 
 
 def _call(place: int) -> None:
-    """Ours of one row, for its compiler's sake."""
+    """Call ours of one row, so that its kernels are compiled."""
     case = list(_own_kernels())[place].case
     with products(case.precision):
         case.on("cpu")[peers.OURS]().call()
@@ -72,7 +72,7 @@ def _run(bench: Bench) -> None:
 
 
 def headlines(bench: Bench) -> Iterator[Headline]:
-    """In the order of their weight."""
+    """The most important first."""
     yield from _small() if bench.toy else _large(_images(bench))
 
 
@@ -86,7 +86,7 @@ def _large(images: Images) -> Iterator[Headline]:
 
 
 def _own_kernels() -> Iterator[Headline]:
-    """Those whose kernels are all that they launch: nothing large is computed where the GPU is stubbed."""
+    """Those that launch only our kernels, so that nothing large is computed where the GPU is stubbed."""
     for dtype in (_FP32, _BF16):
         yield Headline("cases", cases.training_step(A, 256, dtype, tuple(peers.MODES), key=True))
     for side, kind in itertools.product((1024, 4096, 8192), ("bf16", "tf32", "fp16")):
@@ -141,7 +141,7 @@ def _ceilings(bench: Bench) -> Ceilings:
 
 
 def measured_ceilings(bench: Bench) -> Ceilings:
-    """Measured now, and told; in a rehearsal, whose times say nothing, what stands for them."""
+    """Measured now, and reported; made up in a rehearsal, whose times say nothing."""
     ceilings = _REHEARSED_CEILINGS if bench.toy else measure_ceilings(bench.device, quick=True)
     bench.tell(ceilings=ceilings.json())
     return ceilings
@@ -171,7 +171,7 @@ def _streams(work: cases.Work) -> tuple[int, int, int, int]:
 
 
 def _without_broken_engines(bench: Bench, row: Row) -> Row:
-    """An engine whose training went wrong in a row's dtype has no time for an epoch."""
+    """The row, without the times of engines whose training went wrong in its dtype."""
     if row["group"] != epochs.EPOCH:
         return row
     try:

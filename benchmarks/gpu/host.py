@@ -19,7 +19,7 @@ _COMPILING = (OURS_COMPILED, COMPILED)
 
 
 def run(bench: Bench) -> None:
-    """Calls for which a bound is set come first; what compiles for seconds comes after all the others."""
+    """Calls that have a bound come first; peers that compile for seconds come after all others."""
     todo = sorted(CASES, key=lambda case: case.must is None)
     if bench.toy:
         todo = todo[:2]
@@ -35,12 +35,12 @@ def run(bench: Bench) -> None:
 
 
 def _call(place: int) -> None:
-    """Ours of one row, for its compiler's sake: with the sizes that the GPU's has."""
+    """Call ours of one row, with the sizes that a GPU gets, so that its kernels are compiled."""
     CASES[place].build(Side(OURS, "cpu"))()
 
 
 def _measure(bench: Bench, case: HostCase, compiled: bool) -> None:
-    """A row without what compiles, and then the same with it in its place."""
+    """A row without the peers that compile; if ``compiled``, one with them that takes its place."""
     others = (OURS_GRAPH, GRAPH, *((COMPILED,) if compiled else ()))
     full = replace(case, peers=(*case.peers, *others))
     effort = replace(_REHEARSED if bench.toy else _EFFORT, without=() if compiled else _COMPILING)

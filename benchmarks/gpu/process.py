@@ -1,4 +1,4 @@
-"""A measuring process as who started it sees it: messages and output as they come, and its end.
+"""A measuring process as its parent sees it: messages and output as they come, and its end.
 
 A process that aborts, hangs or breaks the CUDA context costs the row that is under way; another one goes on
 with the next.
@@ -31,7 +31,7 @@ _WORDS = 4000  # characters of a lost process's output, or of where it hung
 
 
 class Log:
-    """log.txt, what the stages printed: no longer than it may be, and given up where it cannot be written."""
+    """log.txt, what the stages printed: bounded in size, and given up if it cannot be written."""
 
     def __init__(self, path: Path, resume: bool) -> None:
         self._path, self._left = path, _LOG
@@ -51,7 +51,7 @@ class Log:
 
 
 class Process:
-    """It runs ``worker`` with ``words`` and the number of the pipe that it is to write its messages to."""
+    """Runs ``worker`` with ``words`` and the number of the pipe that its messages go to."""
 
     def __init__(self, words: dict[str, Any], environment: dict[str, str], log: Log | TextIO) -> None:
         ours, theirs = os.pipe()
@@ -92,7 +92,7 @@ class Process:
         return "\n".join(self._tail)
 
     def stack(self) -> str:
-        """Where it is, by Python's threads."""
+        """Where each of its Python threads is."""
         self._tail.clear()
         self._popen.send_signal(signal.SIGUSR1)
         until = time.time() + 1
@@ -101,7 +101,7 @@ class Process:
         return self.last()
 
     def end(self) -> int:
-        """Its exit code, negative where a signal ended it; what is left of it and its children is killed."""
+        """Kill what is left of it and its children; its exit code, negative if a signal ended it."""
         if self._output.closed:
             return self._popen.wait()
         if self.listen(0) is None:  # it closed the pipe, and is about to leave
@@ -125,11 +125,11 @@ class Process:
 
 @dataclass
 class Stand:
-    """How far a stage is; what the report says of it."""
+    """How far a stage has got, as the report says it."""
 
     state: str = summary.UNREACHED
     seconds: float = 0.0
-    why: str = ""  # it failed beside its rows
+    why: str = ""  # the stage itself failed, not only its rows
     note: str = ""  # what it said last
     failed: int = 0  # rows
     done: list[str] = field(default_factory=list)  # what need not be measured again
@@ -137,7 +137,7 @@ class Stand:
 
 
 class Recorder(Protocol):
-    """Who starts the processes of a stage, and writes down what they say."""
+    """Starts the processes of a stage, and writes down what they say."""
 
     def start(self, stage: str, stand: Stand, seconds: float) -> Process: ...
 
@@ -153,7 +153,7 @@ class Recorder(Protocol):
 
 
 class Talk:
-    """With one process of a stage."""
+    """A conversation with one process of a stage."""
 
     def __init__(self, recorder: Recorder, stage: str, stand: Stand, patience: float) -> None:
         self._recorder, self._stage, self._stand, self._patience = recorder, stage, stand, patience
@@ -167,7 +167,7 @@ class Talk:
         return 0.0 if self._ready is None else time.time() - self._ready
 
     def hold(self, seconds: float) -> bool:
-        """Until it ends, hangs, or ``seconds`` after it was ready; whether another one should go on."""
+        """Listen until it ends, hangs, or was ready for ``seconds``; whether another one should go on."""
         process = self._recorder.start(self._stage, self._stand, seconds)
         began = heard = time.time()
         try:
@@ -191,7 +191,7 @@ class Talk:
             process.end()
 
     def take(self, message: dict[str, Any]) -> None:
-        """What the process says."""
+        """Act on a message of the process."""
         stand, part = self._stand, message.get("part") or self._stage
         match message:
             case {"ready": machine}:
@@ -218,7 +218,7 @@ class Talk:
         self._stand.failed = self._recorder.put(self._stage, part, row)
 
     def _lost(self, why: str, words: str) -> bool:
-        """The process is no more: the row under way failed, or, outside of any, the stage."""
+        """The process is gone: the row under way failed, or, if there was none, the stage."""
         if self._stand.note:
             why += f", at: {self._stand.note}"
         if self._under_way is None:

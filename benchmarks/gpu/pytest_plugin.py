@@ -1,8 +1,8 @@
-"""How the suite runs unattended: pytest's plugin of the stage ``tests``.
+"""How the suite runs unattended: the pytest plugin of the stage ``tests``.
 
-What a machine lacks is skipped with its reason. Kernels come first. A test that hangs, or that breaks the
-CUDA context, costs its xdist worker. Outcomes go to a pipe as they come; tests whose outcome is known already
-are left out.
+Tests of what the machine lacks are skipped, with the reason. Kernels come first. A test that hangs, or that
+breaks the CUDA context, costs its xdist worker. Outcomes go to a pipe as they come; tests whose outcome is
+known already are left out.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _OURS = ("fastmlp", "benchmarks", "tests", "kernels")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Only xdist's controller hears of all outcomes, and tells them; none outlives who started it."""
+    """Only xdist's controller hears of all outcomes, and reports them; no process outlives its parent."""
     end_with_parent()
     if not hasattr(config, "workerinput") and PIPE in os.environ:
         config.pluginmanager.register(_Teller(int(os.environ[PIPE])))
@@ -94,7 +94,7 @@ def _missing(collector: pytest.Collector, report: pytest.CollectReport) -> str |
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """In the order of what a GPU has to prove, without what is known already."""
+    """What a GPU has to prove comes first; tests whose outcome is known are left out."""
     path = os.environ.get(KNOWN)
     known = set()
     if path and os.path.exists(path):
@@ -109,7 +109,7 @@ def _place(item: pytest.Item) -> int:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """A kernel that hangs takes its worker along, which xdist replaces."""
+    """A kernel that hangs ends its worker, which xdist replaces."""
     patience = float(os.environ.get(PATIENCE, 0))
     if patience:
         faulthandler.dump_traceback_later(patience, exit=True)

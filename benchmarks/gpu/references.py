@@ -1,4 +1,4 @@
-"""What the kernels' launchers must give: torch's ops on the same arguments, in whatever dtype these are."""
+"""What the kernels' launchers must return: torch's ops on the same arguments, in whatever dtype."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def _linear_backward(
 
 
 def _consistent(*args: Any, after: Undone = (None, 0), before: Undone, **options: Any) -> None:
-    """A saved output is 0 where the dropout behind it dropped: f' of some activations is told from that."""
+    """Make a saved output 0 where the dropout behind it drops: some activations compute f' from that."""
     for undo, drop in ((u[0], _undo(u).dropout) for u in (after, before)):
         if (
             drop is not None
@@ -178,7 +178,7 @@ def _squared_error_backward(
 
 
 def _chain(x: Tensor, net: Net) -> tuple[Tensor, list[tuple[str, Tensor]]]:
-    """What the last activation is given, and the leaves it was made of, by their gradients' names."""
+    """The last activation's input, and the leaves it was computed from, by the names of their gradients."""
     h = x.detach().to(net.dtype).requires_grad_()
     leaves, parameters = [("dX", h)], zip(net.weights, net.biases)
     for i, (weight, bias) in enumerate(parameters):
@@ -238,7 +238,7 @@ def _optimizer(recipe: Any, parameters: list[Tensor], batch: int) -> torch.optim
 
 
 def _start(net: Any, recipe: Any, batch: int, hypers: Tensor, into: Any) -> None:
-    """An optimizer's first steps: its numbers, no state, and no loss yet."""
+    """Prepare an optimizer's first steps: its hyperparameters, no state, and no loss yet."""
     parameters = list(_parameters(net).values())
     rule = Rule(_optimizer(recipe, parameters, batch), parameters)
     steps = hypers.shape[0] if hypers.dim() == 3 else 1
@@ -249,7 +249,7 @@ def _start(net: Any, recipe: Any, batch: int, hypers: Tensor, into: Any) -> None
 
 
 def _train(net: Any, recipe: Any, x: Source, y: Source, batch: int) -> Named:
-    """Batch after batch by autograd and `torch.optim`: how far the parameters went, and the losses."""
+    """Batch after batch by autograd and `torch.optim`: how far the parameters moved, and the losses."""
     started = _parameters(net)
     named = {name: p.detach().clone().requires_grad_() for name, p in started.items()}
     optimizer = _optimizer(recipe, list(named.values()), batch)

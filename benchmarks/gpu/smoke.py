@@ -1,7 +1,7 @@
-"""Every case of the kernels natively: right by float64 and by torch's own error, and the same bits twice.
+"""Every case of the kernels natively: as near float64 as torch's own error allows, and the same bits twice.
 
 Other processes compile the cases' kernels into Triton's cache, in the order in which this one runs them.
-``python -m benchmarks.gpu.smoke KEY`` is one case alone, as the sanitizers watch it.
+``python -m benchmarks.gpu.smoke KEY`` runs one case alone, for the sanitizers.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def run(bench: Bench) -> None:
 
 
 def _failing(bench: Bench, keys: Sequence[Key], ahead: Ahead, tasks: dict[Key, Future[None]]) -> list[Key]:
-    """Measure these cases; those that compile, and fail."""
+    """Measure these cases; returns those that compile but fail."""
     failing = []
     for case in _cases(bench.device, bench.toy) if keys else ():
         key = _key(case)
@@ -79,10 +79,12 @@ def _failing(bench: Bench, keys: Sequence[Key], ahead: Ahead, tasks: dict[Key, F
 
 
 def measured(bench: Bench, key: Key, case: Case, problem: str) -> bool:
-    """Whether nothing is known to be wrong with the case, whose kernels have this ``problem``."""
+    """Measure a case; False if it fails though it compiles. ``problem`` says why it does not compile."""
     try:
         row = bench.row(str(key), lambda: judge(key, case, problem))
-    except SystemExit:  # CUDA's context is broken, and a fresh process will go on: this one knows the case
+    except (
+        SystemExit
+    ):  # CUDA's context is broken, and a fresh process will go on: only this one knows the case
         watch(bench, key, share=6)
         raise
     return row is None or "error" not in row or bool(problem)
@@ -141,7 +143,7 @@ def _same_bits(one: torch.Tensor, other: torch.Tensor | None) -> bool:
 
 
 def in_rounds(keys: Iterable[Key]) -> list[list[Key]]:
-    """One of every family and dtype; of every variant that is left, one; the others."""
+    """First one of every family and dtype, then one of every variant that is left, then the others."""
     left = list(keys)
     rounds: list[list[Key]] = []
     seen: set[Hashable] = set()
@@ -203,7 +205,7 @@ def toys(device: str) -> Iterator[Case]:
 
 @contextmanager
 def _small(toy: bool) -> Iterator[None]:
-    """In a rehearsal few programs share an epoch, and a short batch is long."""
+    """In a rehearsal few programs share an epoch, and a short batch counts as long."""
     if not toy:
         yield
         return
@@ -215,7 +217,7 @@ def _small(toy: bool) -> Iterator[None]:
 
 
 def launches(key: Key) -> None:
-    """What a case launches, of tensors without memory."""
+    """Launch what a case launches, on tensors without memory."""
     _dry_cases()[key].run()
 
 
@@ -225,9 +227,9 @@ def _dry_cases() -> dict[Key, Case]:
 
 
 def watch(bench: Bench, key: Key, share: int = 2) -> None:
-    """A row of what the sanitizers say of a case, alone in a fresh process.
+    """A row of what the sanitizers say about a case, alone in a fresh process.
 
-    Each may take `PATIENCE`, and no more than one part in ``share`` of what is left.
+    Each may take `PATIENCE`, and no more than the time left divided by ``share``.
     """
 
     def make() -> Row:
@@ -252,10 +254,12 @@ def _alone(key: Key, toy: bool, seconds: float) -> list[str]:
 
 
 def _said(command: Sequence[str], seconds: float) -> str:
-    """The command's output, of a long one the beginning and the end, and how it ended."""
-    with tempfile.TemporaryFile() as file:  # a pipe might be held open by who outlives the command
+    """The command's output (if long, its beginning and end), and how it ended."""
+    with tempfile.TemporaryFile() as file:  # something that outlives the command might hold a pipe open
         began = time.time()
-        environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # what lies beside is nobody's
+        environment = os.environ | {
+            "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"
+        }  # so that nothing lies beside a tensor
         try:
             code = subprocess.run(
                 command, stdout=file, stderr=subprocess.STDOUT, timeout=seconds, env=environment, check=False
@@ -274,8 +278,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Judge one case; 0 if nothing is wrong with it."""
     parser = argparse.ArgumentParser(__spec__.name, description="one case of the kernels, alone")
     parser.add_argument("key", help="family/variant/dtype")
-    parser.add_argument("--toy", action="store_true", help="of a rehearsal, on interpreted kernels")
-    parser.add_argument("--seconds", type=int, default=0, help="end after so many")
+    parser.add_argument("--toy", action="store_true", help="as in a rehearsal, on interpreted kernels")
+    parser.add_argument("--seconds", type=int, default=0, help="end after that many")
     arguments = parser.parse_args(argv)
     if arguments.seconds:
         signal.alarm(arguments.seconds)

@@ -10,7 +10,7 @@ class Stage(NamedTuple):
 
     name: str
     seconds: float  # its limit, from when its process is ready; the last one takes what is left
-    patience: float  # seconds without a word after which what is under way hangs
+    patience: float  # seconds without a word after which it is said to hang
     answers: str
 
 

@@ -13,7 +13,7 @@ from ..measure import Row
 from ..peers import COMPILED, EAGER, GRAPH, JAX, OURS
 from ..targets import ratio
 
-#: How a stage ended; `SHORT` is what there was not enough time for.
+#: How a stage ended; `SHORT` if there was not enough time for it.
 PASSED, FAILED, SHORT = "passed", "failed", "out of time"
 UNREACHED, INTERRUPTED = "not reached", "interrupted"
 _PEERS = {EAGER: "eager", GRAPH: "graph", COMPILED: "compile", JAX: "JAX"}
@@ -124,7 +124,7 @@ def _next(report: dict[str, Any], out: Path, trouble: str) -> Iterable[str]:
 
 
 def columns(lines: Sequence[Sequence[str]]) -> str:
-    """Cells one below the other; the last cell of a short line may be longer than its column."""
+    """Cells in aligned columns; the last cell of a short line may be longer than its column."""
     widths = [
         max((len(line[i]) for line in lines if i < len(line) - 1), default=0) for i in range(len(lines[0]))
     ]

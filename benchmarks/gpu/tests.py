@@ -26,9 +26,9 @@ _ROOT = Path(__file__).resolve().parents[2]
 _REHEARSED = ("tests/kernels/training/test_optimizers.py", "tests/kernels/tiles/test_cache.py")
 _PATIENCE = 90  # seconds that one test may take
 _STOPPING = 12.0  # seconds that pytest may take to stop
-_EVERY = 1.0  # seconds between two writings of what is known
+_EVERY = 1.0  # seconds between two writes of what is known
 _COLLECTING = 240.0  # seconds that pytest may be silent at the beginning
-_TEXT = 6000, 400  # characters of a failure that are kept, and after `_MOST` of all
+_TEXT = 6000, 400  # characters kept of a failure, and once all have `_MOST`
 _MOST = 4 << 20
 _UNPRINTABLE = re.compile(r"[^\t\n\r -\ud7ff\ue000-\ufffd]")
 OUTCOMES = "tests.json"
@@ -81,8 +81,8 @@ class Ended(NamedTuple):
     """How pytest ended."""
 
     code: int
-    complete: bool  # not for want of time
-    culprit: str  # the test that took it along, where there is no xdist
+    complete: bool  # it did not run out of time
+    culprit: str  # the test that crashed it, if there is no xdist
 
 
 def _session(bench: Bench, found: dict[str, dict[str, Any]]) -> Ended:
@@ -111,7 +111,7 @@ def _session(bench: Bench, found: dict[str, dict[str, Any]]) -> Ended:
 def _follow(
     bench: Bench, process: subprocess.Popen[bytes], pipe: int, found: dict[str, dict[str, Any]]
 ) -> tuple[bool, str]:
-    """Until it ends: whether by itself, and the test that it was at, if it did not end in order."""
+    """Follow it to its end: whether that came by itself, and the test that it was at, if not in order."""
     partial, complete, begun, running = b"", True, "", True
     began = told = time.time()
     kill_at = float("inf")
@@ -135,7 +135,7 @@ def _follow(
 
 
 def _add(found: dict[str, dict[str, Any]], lines: Iterable[bytes], begun: str = "") -> str:
-    """Outcomes as the plugin tells them, bounded, as a GPU may break for good; the test that it is at."""
+    """Add the plugin's outcomes, bounded in size, as a broken GPU fails all; the test that it is at."""
     for line in lines:
         told = json.loads(line)
         if "begun" in told:
@@ -181,7 +181,7 @@ def junit(found: dict[str, dict[str, Any]]) -> str:
         )
         kind = {"failed": "failure", "error": "error", "skipped": "skipped"}.get(one["outcome"])
         if kind:
-            text = _UNPRINTABLE.sub("?", one["text"])  # which XML has no way to write
+            text = _UNPRINTABLE.sub("?", one["text"])  # XML cannot contain these characters
             ElementTree.SubElement(case, kind, message=text[-200:]).text = text
     ElementTree.indent(suite)
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True)

@@ -1,6 +1,6 @@
 """Tiles for the headlines' shapes, and ours or cuBLAS, as the very files that get committed.
 
-``tiles.json`` and ``decisions.json`` beside the report are what ships in ``kernels/``, and what was measured
+``tiles.json`` and ``decisions.json`` beside the report hold what ships in ``kernels/`` and what was measured
 here. They are written with every row. The user's own are neither read nor written.
 """
 
@@ -67,8 +67,8 @@ class Ways(NamedTuple):
 BOOK: Shape = (256, 256, 784)
 CUBES: tuple[Shape, ...] = ((8192, 8192, 8192), (4096, 4096, 4096), (1024, 1024, 1024))
 _LARGE = ("matmul", "matmul_backward", "linear", "linear_backward")
-#: What matters most comes first: there may be no time for all. Large tiles come well before the ways to go,
-#: whose kernels are compiled while the part before is measured.
+#: What matters most comes first: there may be no time for all. A part's kernels are compiled while the part
+#: before is measured, so large tiles come well before the decisions that use them.
 PLAN: tuple[Tiles | Ways, ...] = (
     Tiles(_LARGE, ("bf16",), CUBES, 6),
     Tiles(_LARGE, ("tf32",), CUBES, 5),
@@ -115,7 +115,7 @@ def _rows(part: Tiles | Ways, bench: Bench) -> Iterator[_Tile | _Decision]:
 
 
 def _kept(row: _Tile | _Decision, ahead: Ahead, bench: Bench) -> Row:
-    """The row; what it decides is in the files before it is told."""
+    """The row; what it decides is written to the files before it is reported."""
     made = new_row(row.group, row.label, _DTYPES[row.dtype])
     try:
         with products(row.dtype):
@@ -218,7 +218,7 @@ class _Decision:
 
 
 def text(tile: Tile) -> str:
-    """In brief."""
+    """A tile in brief."""
     more = f" p{tile.SUBTILES}{' specialized' * tile.WARP_SPECIALIZE}" if isinstance(tile, TmaTile) else ""
     return f"{tile.BLOCK_M}x{tile.BLOCK_N}x{tile.BLOCK_K} w{tile.num_warps} s{tile.num_stages}{more}"
 
@@ -230,7 +230,7 @@ def _timing(trial: tune.Trial) -> dict[str, Any]:
 
 
 def _unready(task: Future[None]) -> str:
-    """Why what it compiles is not to be tried."""
+    """Why what it compiles cannot be tried."""
     return compiler_error(task) if task.done() else "not compiled in time"
 
 
@@ -262,7 +262,7 @@ def decision_launches(op: str, dtype: str, shape: Shape) -> None:
 
 @contextmanager
 def _files(bench: Bench, go_on: bool) -> Iterator[None]:
-    """In the ``with`` block what is measured is kept in a folder of its own, beside what was so far."""
+    """Inside the ``with`` block, measurements go to a folder of their own, which an earlier run may fill."""
     with tempfile.TemporaryDirectory() as folder:
         for name in FILES:
             if go_on and (bench.out / name).is_file():
@@ -285,13 +285,13 @@ def _forget() -> None:
 
 
 def tiles_text() -> str:
-    """What is to be ``kernels/tiles/tiles.json``: what is there, and the better ones that were found."""
+    """The new ``kernels/tiles/tiles.json``: what is there, and the better ones that were found."""
     better = {key: tile for key, tile in configs.read_cache().items() if tile != configs.default(key)}
     return _json(configs.entries(configs.shipped() | better))
 
 
 def decisions_text() -> str:
-    """What is to be ``kernels/tiles/decisions.json``: what is there, and what was measured."""
+    """The new ``kernels/tiles/decisions.json``: what is there, and what was measured."""
     return _json({row.key: asdict(row) for row in (*decisions.shipped(), *decisions.read())})
 
 

@@ -1,4 +1,4 @@
-"""A stage's process: it says on a pipe what it measures, and measures it.
+"""A stage's process: it measures, and reports on a pipe.
 
 Its lines there are JSON: ``ready`` (the machine), ``begin`` and ``row``, ``note``, ``left_out``, ``report``
 (what goes beside the rows) and ``file``. Whoever reads them writes the report, so a process that dies, hangs
@@ -24,7 +24,7 @@ import torch
 from ..machine import describe
 from ..measure import Row, failed, reason
 
-#: The exit code of a process that has told an error and cannot go on: a CUDA error is for good.
+#: The exit code of a process that has reported an error and cannot go on: a CUDA error is permanent.
 BROKEN = 3
 
 
@@ -39,8 +39,8 @@ class Bench:
         toy: whether sizes and efforts are a rehearsal's.
         resumed: whether the stage goes on where an earlier run stopped.
         out: the report's folder, for a file that somebody else writes.
-        data: where Fashion-MNIST is, if it is anywhere.
-        asked: what this stage alone is told.
+        data: where Fashion-MNIST is, if that is known.
+        asked: options of this stage alone.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Bench:
         return key in self._done
 
     def row(self, key: str, make: Callable[[], Row], part: str | None = None) -> Row | None:
-        """Measure a row and tell it; None where it is there already, or no time is left for it.
+        """Measure and report a row; None if it is there already, or no time is left for it.
 
         What ``make`` raises is the row's error. ``part`` of the report is the stage's own unless it is named.
         A row that says that it is "unfinished" is measured again by a run that resumes this one.
@@ -99,11 +99,11 @@ class Bench:
         self._say({"note": what})
 
     def tell(self, **report: dict[str, Any]) -> None:
-        """What goes into the report beside its rows, such as the ceilings; added to what is there."""
+        """Add facts beside the report's rows, such as the ceilings, to those that are there."""
         self._say({"report": report})
 
     def keep(self, name: str, text: str) -> None:
-        """A whole file beside the report."""
+        """Write a whole file beside the report."""
         self._say({"file": name, "text": text})
 
     def _leave_if_broken(self) -> None:
@@ -150,4 +150,4 @@ if __name__ == "__main__":
         code = leaving.code
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code if isinstance(code, int) else 0)  # to take torch apart takes seconds, and all is said
+    os._exit(code if isinstance(code, int) else 0)  # tearing torch down takes seconds, and all is said

@@ -2,7 +2,7 @@
 
 ``network``     is a model a chain that can run as a whole?
 ``snapshot``    is it still that?
-``rules``       is an optimizer one that a kernel's epilogue can be?
+``rules``       can an optimizer run in a kernel's epilogue?
 ``autograd``    a step of anything, by autograd
 ``cpu``         a step with preallocated buffers and folded updates
 ``fused``       a step in 2L - 1 launches of Triton kernels

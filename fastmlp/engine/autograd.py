@@ -20,8 +20,8 @@ from fastmlp.modules.dequantize import dequantizes
 class AutogradExecutor(Executor):
     """``loss(model(x), y).backward()`` and ``optimizer.step()``, under autocast for 16-bit dtypes.
 
-    float16 scales its gradients. What the fused modules can do they do. An optimizer that wants a closure,
-    such as LBFGS, gets one that does all but the update.
+    Gradients of float16 are scaled. What the fused modules can do, they do. An optimizer that wants a
+    closure, such as LBFGS, gets one that does all but the update.
     """
 
     name = "eager"
@@ -104,7 +104,7 @@ class AutogradExecutor(Executor):
 
 
 def one_number(value: Any) -> Tensor:
-    """What a loss gave for a batch.
+    """What a loss returned for a batch.
 
     Raises:
         ValueError: it is not a tensor of one number.
@@ -116,16 +116,16 @@ def one_number(value: Any) -> Tensor:
 
 
 def has_labels(output: Tensor, y: Tensor) -> bool:
-    """Whether y says of each row of the output which class is right."""
+    """Whether y names the right class of each row of the output."""
     return output.dim() == 2 and y.dim() == 1 and not y.is_floating_point()
 
 
 @contextmanager
 def precision(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Autocast to ``dtype``; for float32 and float64 whatever the code around says.
+    """Autocast to ``dtype``; float32 and float64 leave an enclosing autocast as it is.
 
-    An autocast around keeps copies of the parameters until it ends. A step changes them: no copy is older
-    than this block, or outlives it.
+    An enclosing autocast keeps copies of the parameters until it ends, and a step changes these. So no copy
+    is older than this block, or outlives it.
     """
     torch.clear_autocast_cache()
     try:
@@ -139,15 +139,15 @@ def precision(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
 
 
 def products(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """What matrix products run in where ``dtype`` is asked for: float32 gives way to an autocast around."""
+    """What matrix products run in if ``dtype`` is asked for: float32 gives way to an enclosing autocast."""
     return torch.get_autocast_dtype(device.type) if dtype == torch.float32 and _is_on(device) else dtype
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Switch an autocast around off."""
+    """Switch an enclosing autocast off."""
     return torch.autocast(device.type, enabled=False) if _is_on(device) else nullcontext()
 
 
 def _is_on(device: torch.device) -> bool:
-    # The first is what a step of a small net on a CPU can ask in time; the compiler cannot trace it.
+    # A small net's step on a CPU has time for the first of these only; the compiler cannot trace it.
     return torch._C._is_any_autocast_enabled() and autocasts(device.type)

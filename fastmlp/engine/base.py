@@ -15,10 +15,10 @@ class Executor(ABC):
 
     #: What ran, as `fit` reports it.
     name: str
-    #: (2,) float64 on the device: Σ loss * rows and Σ right answers over the steps since it was zeroed. Where
-    #: targets are floating no answer is right.
+    #: (2,) float64 on the device: Σ loss * rows and Σ right answers over the steps since it was zeroed. With
+    #: floating targets no answer is right.
     sums: Tensor
-    #: Whether a step was left while it wrote to parameters or optimizer state.
+    #: Whether a step was interrupted while it wrote to parameters or optimizer state.
     updating = False
 
     @abstractmethod
@@ -36,7 +36,7 @@ class Executor(ABC):
         """
 
     def holds(self) -> bool:
-        """Whether optimizer and parameters are certainly still ones that this runs steps of."""
+        """Whether optimizer and parameters are certainly still those that this can run steps of."""
         return False
 
     def state(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a batch must look like, said before anything is written."""
+"""What a batch must look like, checked before anything is written."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def check_batch(network: Network, x: Tensor, y: Tensor, rows: Tensor | None, dty
     if y.shape != targets:
         what = "a number for each output" if regression else "a class index"
         raise ValueError(f"y: expected {targets}, {what} for each row of x, got {tuple(y.shape)}")
-    # As torch: only under autocast may the features be of another dtype than the parameters.
+    # As with torch, features may differ from the parameters in dtype only under autocast.
     own = network.layers[0].weight.dtype
     if network.scale is not None:
         if x.dtype not in (*INTEGERS, own):
@@ -89,7 +89,7 @@ def takes_any_number() -> bool:
 
 
 def require_called(value: object, name: str, kind: str) -> None:
-    """See that ``value``, the argument ``name``, is a module or a function, of ``kind``'s arguments.
+    """Check that ``value``, the argument ``name``, is a module or a function, of ``kind``'s arguments.
 
     Raises:
         ValueError: it is something else, such as a module's class.
@@ -102,7 +102,7 @@ def require_called(value: object, name: str, kind: str) -> None:
 
 
 def require_optimizer(optimizer: object) -> None:
-    """See that it is one.
+    """Check that it is one.
 
     Raises:
         ValueError: it is something else, such as an optimizer's class.
@@ -115,7 +115,7 @@ def require_optimizer(optimizer: object) -> None:
 
 
 def check_parts(model: object, loss: object, optimizer: object) -> None:
-    """See that they are what a step is made of; what only behaves as an optimizer will do.
+    """Check that a step can be made of them; anything that behaves like an optimizer will do.
 
     Raises:
         ValueError: one is not, such as a class.
@@ -129,7 +129,7 @@ def check_parts(model: object, loss: object, optimizer: object) -> None:
 def check_optimizer(
     model: nn.Module, loss: nn.Module, optimizer: torch.optim.Optimizer, dtype: torch.dtype
 ) -> None:
-    """See that a step changes something of the net, or of a loss that learns.
+    """Check that a step changes something of the net, or of a loss that learns.
 
     Raises:
         ValueError: not one of the optimizer's parameters is theirs; or it evaluates the loss itself, which

@@ -98,7 +98,7 @@ class Job(NamedTuple):
 
 
 def loop(engine: str, job: Job) -> Loop:
-    """The loop that ``engine`` names; for "auto" the fastest one that does this.
+    """The loop that ``engine`` names; for "auto" the fastest one that can run this.
 
     Raises:
         ValueError: that engine cannot run here, with the reason.
@@ -133,7 +133,7 @@ Make = Callable[[Tensor, Tensor, int, torch.Generator], Loop]
 def whole_epoch_problem(engine: str, found: Network) -> str | None:
     """Why no epoch of ``found`` can be one graph or launch, or None."""
     device = found.layers[0].weight.device
-    interpreted = engine == "persistent" and backends.requested() == "triton"  # a launch a phase
+    interpreted = engine == "persistent" and backends.requested() == "triton"  # one launch per phase
     if device.type != "cuda" and not interpreted:
         return f"it needs a GPU, and the parameters are on {device}"
     if engine != "persistent":
@@ -172,7 +172,7 @@ def variants(found: Network, optimizer: torch.optim.Optimizer, dtype: torch.dtyp
 
 
 def _measured(names: list[str], found: Network, job: Job) -> str:
-    """The fastest of ``names`` here, measured once a machine and problem on copies, and then remembered."""
+    """The fastest of ``names`` here, measured on copies, once per machine and problem, and remembered."""
     from fastmlp.kernels.tiles import cache
 
     key = _key(names, found, job)
@@ -223,7 +223,7 @@ def _key(names: list[str], found: Network, job: Job) -> str:
 
 
 def _time(loop: Loop, examples: int, batch: int) -> float:
-    """Seconds an epoch: the median of five, after one that compiles."""
+    """Seconds per epoch: the median of five, after one that compiles."""
     factors = torch.ones(-(-examples // batch), dtype=torch.float64, device="cpu")
 
     def epoch() -> None:

@@ -31,10 +31,10 @@ class CpuExecutor(Executor):
 
     Plain SGD, with momentum, dampening and weight decay, is folded into the products, and leaves no
     ``.grad``; its momentum buffers are where ``torch.optim.SGD`` keeps them. Any other optimizer, and
-    one with hooks, gets gradients and takes its own step. Whatever ``.grad`` somebody left of the
-    optimizer's parameters, also of those that are not the network's, counts for nothing.
+    one with hooks, gets gradients and takes its own step. Any ``.grad`` that was left on the
+    optimizer's parameters, also on those that are not the network's, is ignored.
 
-    A step over no rows is torch's: a mean loss of NaN and gradients of 0, which momentum and decay may
+    A step over no rows does as torch's: a mean loss of NaN and gradients of 0, which momentum and decay may
     still turn into an update. It adds nothing to `sums`.
 
     Args:
@@ -154,7 +154,7 @@ class CpuExecutor(Executor):
             mean = options.reduction == "mean"
             try:
                 loss, dz = self._plain_loss(wide, y, mean)
-            except RuntimeError:  # a label that is ignored: torch's own op knows
+            except RuntimeError:  # an ignored label, which torch's own op handles
                 pass
             else:
                 return loss, self._dz.copy_(dz) if casts else dz, 1 / self._rows if mean else 1.0
@@ -165,7 +165,7 @@ class CpuExecutor(Executor):
         return loss.detach(), dz.to(self._dtype), 1.0
 
     def _squared_error(self, output: Tensor, y: Tensor, mean: bool) -> tuple[Tensor, Tensor, float]:
-        """As `_loss`; the output's memory is written over."""
+        """As `_loss`; the output's memory is overwritten."""
         casts = self._own != self._dtype
         d = (self._wide.copy_(output) if casts else output).sub_(y)
         squares = torch.mul(d, d, out=self._p)

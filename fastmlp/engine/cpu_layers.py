@@ -1,7 +1,7 @@
-"""One linear layer on a CPU: its products in memory that stays, or oneDNN's where that is faster.
+"""One linear layer on a CPU: its products in memory that is kept, or oneDNN's where that is faster.
 
-Its products pay as `fastmlp.backends.onednn` says, in float32 for the input's gradient too (0.6, 1.0, 1.13,
-1.08 and 1.1 times the speed of ``mm`` in the same order); for the weight's gradient never.
+oneDNN's products pay as `fastmlp.backends.onednn` says, in float32 for the input's gradient too (0.6, 1.0,
+1.13, 1.08 and 1.1 times the speed of ``mm`` in the same order); for the weight's gradient never.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from fastmlp.activations import Act
 from fastmlp.backends import onednn
 from fastmlp.functional.layer import Layer
 
-#: So few outputs are written as columns. Batch x inputs x outputs, times of rows over columns in float32 and
-#: bfloat16: 1.4 and 1.4 at 256x256x10, 1.2 and 2.1 at 1024x1024x10. The softmax too is faster along columns.
+#: Up to so many outputs are written as columns. Time of rows over that of columns in float32 and bfloat16,
+#: by batch x inputs x outputs: 1.4 and 1.4 at 256x256x10, 1.2 and 2.1 at 1024x1024x10. The softmax too is
+#: faster along columns.
 FEW = 32
 
 
 class Rows:
-    """Memory for as many rows as there ever were; fewer take the front of it."""
+    """Memory for the most rows so far; fewer take the front of it."""
 
     def __init__(self, features: int, dtype: torch.dtype, *, columns: bool = False) -> None:
         self._memory = torch.empty(0, features, dtype=dtype, device="cpu")

@@ -49,8 +49,8 @@ class FusedExecutor(Executor):
 
     Parameters and optimizer state are torch's own tensors, float32, and 16-bit products round them as they
     are loaded. With ``copies`` they read copies in that dtype instead, half the bytes, which the update
-    writes beside the weights. Only for steps with nobody in between: `prepare` makes the copies anew, since
-    not every write to a parameter leaves a trace (``.data``).
+    writes beside the weights. Only for steps with nothing else in between: `prepare` makes the copies anew,
+    since not every write to a parameter leaves a trace (``.data``).
     """
 
     name = "fused"
@@ -64,7 +64,7 @@ class FusedExecutor(Executor):
         family: Literal["update", "epoch"] = "update",
         copies: bool = False,
     ) -> None:
-        """``family`` is the kernel whose tiles the table of the layers is for."""
+        """``family``: the kernel whose tiles the table of the layers is for."""
         self.network, self.rule, self.dtype, self.pdl = network, rule, dtype, pdl
         self._family = family
         self.device = network.layers[0].weight.device
@@ -90,7 +90,7 @@ class FusedExecutor(Executor):
         return loss
 
     def prepare(self, rows: int) -> bool:
-        """See to it that the buffers hold so many rows, and that copies are the weights'.
+        """Make sure that the buffers hold so many rows, and that the copies are the weights'.
 
         Returns:
             Whether there are new buffers, which no graph knows.
@@ -133,7 +133,7 @@ class FusedExecutor(Executor):
             self._key = describe(batch)
             self._like = None if self._key is None else Like(batch, self._key)
         tensors = (*batch, *self._buffers)
-        if self._key is None:  # no plain tensors
+        if self._key is None:  # not plain tensors
             return self._launches.function(*tensors)
         loss: Tensor = self._launches(self._key, tensors)
         return loss

@@ -32,7 +32,7 @@ class GraphLoop(WholeLoop):
         self.executor.launch(self.x, self.y, rows, self.schedule.rows[step])
 
     def _warm_up(self) -> None:
-        """Compile and load every kernel, which a capture cannot: steps whose results are taken back."""
+        """Compile and load every kernel, which a capture cannot, by steps whose results are undone."""
         tensors = self.executor.written()
         before = [tensor.clone() for tensor in tensors]
         stream = torch.cuda.Stream()

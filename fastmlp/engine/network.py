@@ -32,7 +32,7 @@ class Network(NamedTuple):
 
     @property
     def parameters(self) -> list[Tensor]:
-        """Weight and bias of each layer, those that are there."""
+        """Weight and bias of each layer, if it has one."""
         return list(self.layers.there)
 
     @property
@@ -47,7 +47,7 @@ class Network(NamedTuple):
 
 
 def recognise(model: nn.Module, loss: nn.Module) -> Network | str:
-    """The network that ``model`` and ``loss`` are, or why they are none."""
+    """The network that ``model`` and ``loss`` are, or why they are not one."""
     options = _options(loss)
     if isinstance(options, str):
         return options
@@ -81,7 +81,7 @@ def recognise(model: nn.Module, loss: nn.Module) -> Network | str:
 
 
 def _options(loss: nn.Module) -> Loss | str:
-    """The arguments of a loss that an engine knows, or why this is none."""
+    """The arguments of a loss that an engine knows, or why it knows none."""
     if not isinstance(loss, nn.CrossEntropyLoss | nn.MSELoss) or not untouched(loss):
         return "the loss is no plain CrossEntropyLoss or MSELoss"
     if type(loss) not in (nn.CrossEntropyLoss, CrossEntropyLoss, nn.MSELoss, MSELoss):

@@ -13,7 +13,7 @@ from fastmlp.kernels.loss.head import targets
 from fastmlp.kernels.training.epoch import epoch, runs_on
 from fastmlp.kernels.training.update import Accumulators
 
-# In the interpreter: few, so that programs take several tiles each.
+# Few in the interpreter, so that each takes several tiles.
 _INTERPRETED_PROGRAMS = 3
 
 
@@ -60,7 +60,7 @@ class PersistentLoop(WholeLoop):
         )
 
     def _programs(self) -> int:
-        """As many as the widest phase has tiles, at most one a multiprocessor."""
+        """As many as the widest phase has tiles, at most one per multiprocessor."""
         if INTERPRETED:
             return _INTERPRETED_PROGRAMS
         tile, widths = self.executor.tile, self.executor.network.widths[1:-1]

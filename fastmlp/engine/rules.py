@@ -1,4 +1,4 @@
-"""Is an optimizer one that a kernel's epilogue can be, and the numbers that it takes of each step.
+"""Can an optimizer run in a kernel's epilogue, and with which numbers in each step?
 
 The optimizer's own state is used and kept as torch would: its ``state_dict`` says the same after steps
 by the engine as after ordinary ones, and the two can be mixed.
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
 
-#: Numbers a parameter group and step; the kernels' `apply` says which.
+#: Numbers per parameter group and step; the kernels' `apply` says which.
 HYPERS = 8
 
 
@@ -37,13 +37,13 @@ class Rule:
         self.refresh()
 
     def refresh(self) -> None:
-        """Take over the number of steps where somebody else has made some."""
+        """Take over the number of steps if somebody else has made some."""
         step = (self.optimizer.state.get(self.parameters[0]) or {}).get("step")
         if step is not None and step._version != self._step_version:
             self.steps, self._step_version = int(step), step._version
 
     def state(self, parameter: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """The parameter's momentum, or first and second moment: torch's own, made where it is not there."""
+        """The parameter's momentum, or first and second moment: torch's own, made if it is not there."""
         state = self.optimizer.state[parameter]
         if self.kind == "adam":
             if not state:
@@ -86,7 +86,7 @@ class Rule:
         return (*(group.get(name) for group in groups for name in names), self._fresh)
 
     def advance(self, steps: int) -> None:
-        """Say that so many steps were done."""
+        """Record that so many steps were done."""
         if not steps:
             return
         self._fresh = False
@@ -103,7 +103,7 @@ class Rule:
 
 
 def layout(optimizer: Optimizer, parameters: Sequence[Tensor]) -> tuple[str, list[int]]:
-    """What a kernel is compiled for, and which numbers each parameter takes."""
+    """The kind of rule, which a kernel is compiled for, and the group of each parameter."""
     groups = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
     return _kind(optimizer.param_groups[0]), [groups[id(p)] for p in parameters]
 
@@ -133,7 +133,7 @@ def _adam_rows(table: Tensor, lr: Tensor, group: dict[str, Any], done: int) -> N
 
 
 def facts(optimizer: Optimizer, parameters: Sequence[Tensor]) -> list[object]:
-    """What `recognise` and `layout` look at, but for Adam's counts; the same facts have the same answers."""
+    """What `recognise` and `layout` look at, except Adam's counts; the same facts have the same answers."""
     found: list[object] = [type(optimizer), is_plain(optimizer)]
     for group in optimizer.param_groups:
         found += map(group.get, _ASKED)
@@ -151,7 +151,7 @@ _ASKED = ("momentum", "nesterov", "maximize", "amsgrad", "differentiable")
 
 
 def recognise(optimizer: Optimizer, parameters: Sequence[Tensor]) -> Rule | str:
-    """The rule that ``optimizer`` is for ``parameters``, or why a kernel cannot be it."""
+    """The rule that ``optimizer`` is for ``parameters``, or why no kernel can run it."""
     kind = type(optimizer)
     if kind not in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW):
         return f"{kind.__name__} is not among SGD, Adam, AdamW"
@@ -199,7 +199,7 @@ def _problem(optimizer: Optimizer, parameters: Sequence[Tensor]) -> str | None:
 
 
 def is_plain(optimizer: Optimizer) -> bool:
-    """Whether a step of ``optimizer``, which is one of torch's, is nothing but what torch wrote."""
+    """Whether a step of ``optimizer``, which is one of torch's, runs torch's code alone."""
     kind = type(optimizer)
     if _STEPS.get(kind) is not kind.step:
         if not _is_torchs(kind.step):
@@ -244,7 +244,7 @@ def _takes_closure(kind: Any) -> bool:
 
 
 def drop_gradients(optimizer: Optimizer) -> None:
-    """``optimizer.zero_grad()``, also of what is none of the network's; torch's own takes 10 µs."""
+    """``optimizer.zero_grad()``, also for parameters that are not the network's; torch's own takes 10 µs."""
     if type(optimizer).zero_grad is not Optimizer.zero_grad or "zero_grad" in vars(optimizer):
         optimizer.zero_grad()
         return

@@ -22,7 +22,7 @@ class TrainStep:
 
     A chain of linear layers and activations with a `CrossEntropyLoss` or an `MSELoss` and SGD, Adam or AdamW
     runs as a whole: 2L - 1 launches on a GPU, the optimizer in the last one's epilogue; preallocated
-    buffers on a CPU. There no ``.grad`` is filled, and those that were there are dropped. Anything else
+    buffers on a CPU. Neither fills a ``.grad``, and those that were there are dropped. Anything else
     runs by autograd, as
 
         optimizer.zero_grad(); value = loss(model(x), y); value.backward(); optimizer.step()
@@ -39,9 +39,9 @@ class TrainStep:
             gives way to an enclosing ``torch.autocast``; another holds within one, too.
 
     Raises:
-        ValueError: model, loss or optimizer is no such thing, but a class, say; ``dtype`` is none of float32,
-            bfloat16, float16, or the last for an optimizer that wants a closure; or none of the optimizer's
-            parameters is the model's or the loss'.
+        ValueError: model, loss or optimizer is something else, such as a class; ``dtype`` is not float32,
+            bfloat16 or float16, or is float16 for an optimizer that wants a closure; or none of the
+            optimizer's parameters is the model's or the loss's.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class TrainStep:
             raise TypeError(f"x: expected a tensor, got {type(x).__name__}")
         with self._lock:
             loss = self._of(x, y).step(x, y, count=False)
-        if self._products != self.dtype:  # an autocast around keeps copies of what was just changed
+        if self._products != self.dtype:  # an enclosing autocast keeps copies of what was just changed
             torch.clear_autocast_cache()
         return loss
 
@@ -104,7 +104,7 @@ class TrainStep:
 
     @property
     def engine(self) -> str:
-        """What runs the steps, and why where it is autograd; known after the first one."""
+        """What runs the steps, and if it is autograd, why; known after the first one."""
         return self._engine
 
     def _of(self, x: Tensor, y: Tensor) -> Executor:
@@ -126,7 +126,7 @@ class TrainStep:
         return self._eager
 
     def _find(self, x: Tensor, y: Tensor) -> Network | str:
-        """The network, the known one where it is the same, or why there is none."""
+        """The network, the known one if it is the same, or why there is none."""
         if x.shape[:1] == (0,):
             return "the batch is empty"
         dtype, requested = products(x.device, self.dtype), backends.requested()

@@ -16,7 +16,7 @@ class StepLoop(Loop):
     """Launches every step from Python; for any executor, on any device.
 
     On a CPU it stops at a loss that is not finite, and `done` says after which step. On a GPU a look
-    would make the host wait: there the sums show it at the end.
+    would make the host wait; there the sums show it at the end.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class StepLoop(Loop):
         return total, right
 
     def _step(self, rows: Tensor | None, factor: float) -> Tensor:
-        """A step at so many times the optimizer's own learning rates, which stand again when it is done."""
+        """A step at ``factor`` times the optimizer's learning rates, which are restored when it is done."""
         if factor == 1:
             return self.executor.step(self.x, self.y, rows)
         groups = self.optimizer.param_groups

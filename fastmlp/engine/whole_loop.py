@@ -22,7 +22,7 @@ class Schedule:
         self._known: Tensor | None = None
 
     def set(self, rows: Tensor) -> None:
-        """Copy ``rows`` (steps, groups, width) over, if they are other ones; the host does not wait."""
+        """Copy ``rows`` (steps, groups, width) over, if they have changed; the host does not wait."""
         if self._known is None or not torch.equal(rows, self._known):
             self.rows.copy_(to_device(rows, self.rows.device), non_blocking=True)
             self._known = rows

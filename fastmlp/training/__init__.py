@@ -2,19 +2,18 @@
 
 ``fit``            all of it together
 ``arguments``      numbers, losses, optimizers
-``arrays``         tensors of what others give
+``arrays``         tensors from other libraries' data
 ``nonfinite``      NaN and infinity in data
 ``specs``          which features and targets go with a net and a loss
 ``sources``        examples on the device, or sent there batch by batch
-``inputs``         what `fit` takes, made a source
+``inputs``         makes a source of what `fit` takes
 ``stream``         epochs over data that stays on the host
-``epochs``         the epochs of a run
 ``evaluate``       loss and accuracy on data that is not trained on
-``history``        what training gives
+``history``        the results of training
 ``schedules``      learning rates over a run
-``clipping``       gradients whose norm is kept within a limit
-``errors``         what stops a training
-``checkpoint``     tensors and what JSON holds as a safetensors file
+``clipping``       keeps the norm of gradients within a limit
+``errors``         what stops training
+``checkpoint``     tensors and JSON in a safetensors file
 ``identity``       which run is it?
 ``run_state``      a run as its checkpoint holds it
 ``resume``         going on from there

@@ -22,9 +22,9 @@ from fastmlp.training.schedules import Schedule
 #: A loss: a module or a function of (outputs, targets).
 Loss = nn.Module | Callable[[Tensor, Tensor], Tensor]
 
-_LEAST_SEED = -(1 << 63)  # of torch's
+_LEAST_SEED = -(1 << 63)  # torch's
 
-#: What a function is the default of. As a module it is known to engines, and by what targets it takes.
+#: Functions as modules, which engines know, and of which it is known what targets they take.
 _MODULES: dict[Any, type[nn.Module]] = {
     functional.cross_entropy: CrossEntropyLoss,
     functional.mse_loss: MSELoss,
@@ -45,15 +45,15 @@ class FunctionLoss(nn.Module):
     def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
         self._function = function
-        self.function = getattr(function, "__qualname__", repr(function))  # of which a checkpoint keeps note
+        self.function = getattr(function, "__qualname__", repr(function))  # kept in a checkpoint
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        """What the function makes of them."""
+        """The function's loss."""
         return self._function(output, target)
 
 
 def loss_of(loss: Loss | None) -> nn.Module:
-    """``loss`` as a module, or a ValueError for what gives no single number; None is `CrossEntropyLoss`."""
+    """``loss`` as a module, or a ValueError if it gives no single number; None is `CrossEntropyLoss`."""
     if loss is None:
         return CrossEntropyLoss()
     require_called(loss, "loss", "(outputs, targets)")
@@ -69,14 +69,14 @@ def loss_of(loss: Loss | None) -> nn.Module:
 
 
 def require_net(net: object) -> None:
-    """Raise a ValueError for what is no module, such as a module's class."""
+    """Raise a ValueError for anything but a module, such as a module's class."""
     if not isinstance(net, nn.Module):
         got = f"the class {net.__name__}" if isinstance(net, type) else repr(net)
         raise ValueError(f"net: expected a module, such as fastmlp.MLP(784, [256, 10]), got {got}")
 
 
 def whole(value: Any, name: str, least: int) -> int:
-    """``value`` as a plain int; or a ValueError if it is no whole number, or less than ``least``."""
+    """``value`` as a plain int; or a ValueError if it is not a whole number, or less than ``least``."""
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -89,7 +89,7 @@ def whole(value: Any, name: str, least: int) -> int:
 
 
 class Options(NamedTuple):
-    """What `fit` is told besides net and data; see there."""
+    """`fit`'s arguments besides net and data; see there."""
 
     epochs: int
     batch_size: int | None
@@ -116,7 +116,7 @@ class Options(NamedTuple):
         """The same with plain ints, and the loss as a module.
 
         Raises:
-            ValueError: one is none that `fit` takes, or does not go with another.
+            ValueError: `fit` does not take one of them, or not together with another.
         """
         least = {"epochs": 0, "seed": _LEAST_SEED, "every": 0, "every_steps": 0}
         least |= {name: 1 for name in ("batch_size", "patience") if getattr(self, name) is not None}
@@ -136,7 +136,7 @@ class Options(NamedTuple):
         return self._replace(loss=loss_of(self.loss), **numbers)
 
     def _check_pairs(self) -> None:
-        """See that what makes no sense without another is not there without it."""
+        """Check that no option is there without another that it needs."""
         if not 0 <= self.min_delta < math.inf:
             raise ValueError(f"min_delta: expected at least 0, got {self.min_delta}")
         if self.min_delta and self.patience is None:

@@ -1,4 +1,4 @@
-"""Tensors of what others give: NumPy's arrays, tables of pandas and polars, lists, batches of a data set."""
+"""Tensors from NumPy's arrays, tables of pandas and polars, lists, and batches of a data set."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from torch import Tensor
 #: Features, with labels or targets.
 Pair = tuple[Tensor, Tensor]
 
-#: What to do where no tensor can be made.
+#: What to do if no tensor can be made.
 _REMEDIES = {
     "features": "rows of one length and of one kind of number, as after astype('float32'), make one",
     "targets": "names, y = numpy.unique(y, return_inverse=True) numbers classes from 0",
 }
 
-_COPY = 1 << 30  # bytes of a mapped file that are copied to memory, to bring them into order
+_COPY = 1 << 30  # bytes of a mapped file that may be copied to memory, to bring them into order
 
 
 def is_array(value: object) -> bool:
     """Whether ``value`` is a NumPy array."""
-    numpy = sys.modules.get("numpy")  # which torch does without, and whoever has an array has imported
+    numpy = sys.modules.get("numpy")  # torch does not need it, and whoever has an array has imported it
     return numpy is not None and isinstance(value, numpy.ndarray)
 
 
 def holds_numbers(value: object) -> bool:
-    """Whether `tensor_of` knows what to make or to say of ``value``."""
+    """Whether `tensor_of` can convert ``value``, or say why not."""
     known = isinstance(value, (Tensor, list, tuple)) or is_array(value) or _is_sparse(value)
     return known or hasattr(value, "to_numpy") or hasattr(value, "__array__")  # pandas, polars; JAX
 
 
 def tensor_of(value: Any, name: str, what: str) -> Tensor:
-    """``value`` as a tensor: of the same memory, where it is laid out as torch can read it.
+    """``value`` as a tensor, of the same memory if torch can read how it is laid out.
 
     Args:
-        value: of which `holds_numbers`.
+        value: something that `holds_numbers`.
         name: of the data, for messages.
         what: "features" or "targets".
 
     Raises:
-        ValueError: there is no such tensor, with what to do.
+        ValueError: no tensor can be made of it, with what to do.
     """
     if isinstance(value, Tensor):
         if value.layout != torch.strided:
@@ -67,7 +67,7 @@ def _of_array(array: Any, name: str, what: str) -> Tensor:
         warnings.simplefilter("ignore")  # it may not be writable: nobody here writes
         try:
             return torch.from_numpy(array)
-        except ValueError as error:  # rows backwards, or another machine's order of bytes
+        except ValueError as error:  # reversed rows, or another machine's byte order
             if getattr(array, "_mmap", None) is not None and array.nbytes > _COPY:
                 kind = f"{array.dtype} of strides {array.strides}"
                 raise ValueError(
@@ -105,7 +105,7 @@ def _is_sparse(value: object) -> bool:
 
 
 def tensors_of(pair: tuple[Any, Any], name: str) -> Pair:
-    """Both parts as `tensor_of` makes them: as many rows of each, whole targets as int64; or a ValueError."""
+    """Both parts by `tensor_of`, with as many rows, integer targets as int64; or a ValueError."""
     x, y = (tensor_of(part, name, what) for part, what in zip(pair, _REMEDIES))
     return _matched(x, y, name)
 
@@ -143,7 +143,7 @@ def kind_of(item: Any) -> str:
 
 
 def _matched(x: Tensor, y: Tensor, name: str) -> Pair:
-    """The two, whole targets as int64, where there is one for each row of the features."""
+    """Both, integer targets as int64; a ValueError unless each row of the features has one."""
     y = y if y.is_floating_point() or y.is_complex() else y.to(torch.int64)
     if x.dim() == 0 or len(x) == 0:
         raise ValueError(f"{name}: expected at least one example, got {tuple(x.shape)}")

@@ -26,7 +26,7 @@ _CHECKSUM = re.compile(rb'"fastmlp":"\{\\"sha256\\": \\"([0-9a-f]{64})\\"')
 
 
 def save(net: nn.Module, path: Path | str, metadata: dict[str, Any] | None = None) -> None:
-    """Write ``net``'s state to ``path``: to a temporary file, fsync, rename.
+    """Write ``net``'s state to ``path``, by way of a temporary file, fsync and rename.
 
     Args:
         net: its ``state_dict`` is saved; tensors that share memory are saved once each.
@@ -35,7 +35,7 @@ def save(net: nn.Module, path: Path | str, metadata: dict[str, Any] | None = Non
 
     Raises:
         OSError: the file cannot be written. What was at ``path`` is then still there.
-        TypeError: the state holds something that is no tensor.
+        TypeError: the state holds something other than tensors.
     """
     state = net.state_dict()
     for name, value in state.items():
@@ -45,11 +45,11 @@ def save(net: nn.Module, path: Path | str, metadata: dict[str, Any] | None = Non
 
 
 def load(path: Path | str, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The net's state and the metadata of a checkpoint, of `save`'s or of `fit`'s.
+    """The net's state and the metadata of a checkpoint that `save` or `fit` wrote.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: the file is no checkpoint, or truncated, or not as it was written.
+        ValueError: the file is not a checkpoint, or truncated, or not as it was written.
     """
     state, content = read(path)
     if "state" in content:
@@ -75,7 +75,7 @@ def load_into(net: nn.Module, path: Path | str) -> dict[str, Any]:
 
 
 def check(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """See that ``state`` is one of ``module``.
+    """Check that ``state`` is one of ``module``.
 
     Raises:
         ValueError: it is not, with the names, shapes or dtypes that differ.
@@ -94,9 +94,9 @@ def check(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
 
 
 def put(module: nn.Module, state: dict[str, Tensor]) -> None:
-    """Load a checked ``state`` as one of this very structure: nothing in it is an older version's."""
+    """Load a checked ``state`` as one of this very structure, not as an older version's."""
     full = module.state_dict()
-    full.update(state)  # which keeps the versions of the modules that stand beside it
+    full.update(state)  # keeps the modules' versions, which stand beside the entries
     module.load_state_dict(full)
 
 
@@ -178,10 +178,10 @@ def _checksum(data: bytes) -> tuple[int, int, str]:
 
 
 def flatten(tree: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """``tree``, nested containers, as what JSON can hold; each tensor put into ``tensors`` under its path.
+    """``tree``, nested containers, in a form for JSON; each tensor goes to ``tensors`` under its path.
 
     Raises:
-        TypeError: something else than tensors, numbers, strings, None, and dicts, lists and tuples of them.
+        TypeError: anything but tensors, numbers, strings, None, and dicts, lists and tuples of them.
     """
     prefix = f"{name}." if name else ""
     if isinstance(tree, Tensor):
@@ -200,7 +200,7 @@ def flatten(tree: Any, name: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def unflatten(tree: Any, tensors: dict[str, Tensor]) -> Any:
-    """What `flatten` was given; a ValueError for what it does not give."""
+    """What `flatten` was given; a ValueError for anything that it does not return."""
     left = dict(tensors)
     found = _unflatten(tree, left)
     if left:
@@ -209,7 +209,7 @@ def unflatten(tree: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def _unflatten(tree: Any, tensors: dict[str, Tensor]) -> Any:
-    """`unflatten`, which takes each tensor out of ``tensors``: two places would be written as one."""
+    """`unflatten`, which takes each tensor out of ``tensors``: or two places would share one."""
     if is_scalar(tree):
         return tree
     kind, content = next(iter(tree.items())) if isinstance(tree, dict) and len(tree) == 1 else ("", None)
@@ -233,7 +233,7 @@ def _unflatten(tree: Any, tensors: dict[str, Tensor]) -> Any:
 
 @contextmanager
 def of_a_run(path: Path | str) -> Iterator[None]:
-    """Say of ``path`` what is found wrong with the run that it should hold."""
+    """Name ``path`` in the error if something is wrong with the run that it should hold."""
     try:
         yield
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""A run's whole state in one file: a run that ends anywhere goes on to the bits of one that did not."""
+"""A run's whole state in one file: wherever it stops, it can go on to the bits of an unbroken run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fastmlp.training.identity import Run
 from fastmlp.training.resume import Live, not_finite, random_state, resume
 from fastmlp.training.run_state import Position
 
-#: What may be another besides the optimizer's numbers, if it is named.
+#: What may be changed, if it is named, besides the optimizer's numbers.
 _CHANGEABLE = ("schedule", "batch_size", "clip_norm", "patience")
 
 
@@ -29,21 +29,21 @@ class CheckpointWarning(UserWarning):
 
 
 class Checkpointer:
-    """Saves a run's state in a file as it goes, and takes it up from there.
+    """Saves a run's state in a file as it goes, and resumes it from there.
 
     While its `signals` are entered, a first Ctrl-C or SIGTERM stops the run at the next step, or after the
     epoch where one runs as a whole: its state is saved, and `Interrupted` raised.
 
     Args:
         path: of the file.
-        every: so many epochs, and after the last one; 0 for none.
-        every_steps: and so many steps; 0 for none.
+        every: save after so many epochs, and after the last one; 0 for never.
+        every_steps: and after so many steps; 0 for never.
         resume: go on from the file, if there is one.
-        changed: names of `identity.hyperparameters` and `_CHANGEABLE`: what may be another now.
+        changed: names of `identity.hyperparameters` and `_CHANGEABLE` that may differ now.
 
     Raises:
         OSError: the file's directory cannot be written.
-        ValueError: a file that is no checkpoint.
+        ValueError: the file is not a checkpoint.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Checkpointer:
         self.path, self.every, self.every_steps = path, every, every_steps
         self.changed = {changed} if isinstance(changed, str) else set(changed)
         self.signals = Signals()
-        self._seconds = 0.0  # of the epoch that is resumed, before that
+        self._seconds = 0.0  # of the resumed epoch, before it was interrupted
         self._saved: Position | None = None  # what the file holds of this run
         files.prepare(path)
         self._found = run_state.read(path) if resume and path.is_file() else None
@@ -60,14 +60,14 @@ class Checkpointer:
             warnings.warn(f"{path}: no checkpoint to go on from; this run starts anew", stacklevel=4)
 
     def engine(self, asked: str) -> str:
-        """``asked``, or instead of "auto" the engine that the checkpoint's run had."""
+        """``asked``, or for "auto" the engine of the checkpoint's run."""
         if asked != "auto" or self._found is None:
             return asked
         engine = self._found.run["engine"]
         return "fused" if engine == "cpu" else engine
 
     def start(self, run: Run, loop: Loop, factors: Tensor, history: History) -> None:
-        """Say what runs, and go on from the checkpoint if it is to be.
+        """Note what runs, and go on from the checkpoint if one was read.
 
         Raises:
             ValueError: it is another run's, with what differs; nothing is written then.
@@ -86,12 +86,12 @@ class Checkpointer:
             self._found = None
 
     def spent(self) -> float:
-        """Seconds that the epoch which now begins had before it was left."""
+        """Seconds that the epoch which now begins took before it was interrupted."""
         seconds, self._seconds = self._seconds, 0.0
         return seconds
 
     def after_step(self, seconds: float) -> None:
-        """Save where that is due, ``seconds`` into the epoch."""
+        """Save if that is due, ``seconds`` into the epoch."""
         done = self._live.position
         if not done.step:  # an epoch that ran as a whole: `after_epoch` comes next
             return
@@ -101,7 +101,7 @@ class Checkpointer:
             self._try(seconds)
 
     def after_epoch(self, last: bool) -> None:
-        """Save where that is due; ``last``: none comes after it."""
+        """Save if that is due; ``last``: no epoch follows."""
         if self.signals.received is not None:
             self._stop(0.0)
         if self.every and (self._live.position.epoch % self.every == 0 or last):
@@ -117,8 +117,8 @@ class Checkpointer:
         """Save the run's state, ``seconds`` into an epoch.
 
         Raises:
-            OSError: the file cannot be written; what was there is there still.
-            TrainingError: a parameter is not finite; what was there is there still.
+            OSError: the file cannot be written; what was there remains.
+            TrainingError: a parameter is not finite; what was there remains.
             TypeError: the state holds something that a checkpoint cannot.
         """
         run, described, loop, _, history = self._live

@@ -1,4 +1,4 @@
-"""Gradients whose norm is kept within a limit."""
+"""Keeps the norm of gradients within a limit."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class NotFiniteError(Exception):
 
 
 class Clip:
-    """While it is entered, an optimizer's steps come after ``torch.nn.utils.clip_grad_norm_``.
+    """Inside the ``with`` block, an optimizer's steps come after ``torch.nn.utils.clip_grad_norm_``.
 
-    It hangs on the optimizer, so that whoever takes the steps need not know of it. Under DDP and FSDP the
-    gradients are averaged by then, and every process clips alike. float16's are unscaled, and a step that
-    the scaler leaves out is none here either.
+    It is a hook on the optimizer, so that whoever takes the steps need not know of it. Under DDP and FSDP the
+    gradients are averaged by then, and every process clips alike. float16's are unscaled, and nothing is
+    clipped for a step that the scaler skips.
 
     Args:
         optimizer: whose parameters' gradients count.
         limit: of their norm.
-        looks: whether to look at every norm, for which a GPU's host would wait.
+        looks: whether to read every norm at once, which would make the host wait for a GPU.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, limit: float, looks: bool) -> None:
@@ -57,14 +57,14 @@ class Clip:
         self._finite = finite if self._finite is None else self._finite & finite
 
     def check(self) -> None:
-        """Raise a `NotFiniteError` if one of the norms that nobody has looked at yet was not finite."""
+        """Raise a `NotFiniteError` if a norm that has not been read yet was not finite."""
         finite, self._finite = self._finite, None
         if finite is not None and not finite.item():
             raise NotFiniteError("not finite")
 
 
 def checked(limit: float | None, engine: str, dtype: torch.dtype, optimizer: torch.optim.Optimizer) -> str:
-    """The engine that clips to ``limit``: ``engine``, but eager where there is one; or a ValueError."""
+    """The engine to run: ``engine``, or with a ``limit`` eager, which can clip; or a ValueError."""
     if limit is None:
         return engine
     if not 0 < limit < math.inf:

@@ -1,4 +1,4 @@
-"""`fit` in several processes: each computes its share of every batch, and the results are one process'."""
+"""`fit` in several processes: each computes its share of every batch, and the results are those of one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Ranks(NamedTuple):
     group: dist.ProcessGroup
 
     def part(self, count: int) -> slice:
-        """This process' part of ``count`` rows: all parts together are all rows; one may be empty."""
+        """This process's part of ``count`` rows: together the parts are all rows; one may be empty."""
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     def total(self, *numbers: float, device: torch.device) -> list[float]:
@@ -37,7 +37,7 @@ class Ranks(NamedTuple):
         return sums.tolist()
 
     def check_same(self, device: torch.device, **facts: int) -> None:
-        """See that every process was given the same: else they would wait for each other, or learn nonsense.
+        """Check that all processes were given the same: else they would hang, or learn nonsense.
 
         Raises:
             ValueError: in every process, with the name of what differs.
@@ -52,7 +52,7 @@ class Ranks(NamedTuple):
 
 
 def ranks_of(net: nn.Module) -> Ranks | None:
-    """The processes that share the work on ``net``; None if it is no DDP and nothing in it is fully_sharded.
+    """The processes that share the work on ``net``; None if it is neither in DDP nor in part fully_sharded.
 
     Raises:
         ValueError: a sharding whose gradients are not simply the mean over all its processes.
@@ -62,12 +62,12 @@ def ranks_of(net: nn.Module) -> Ranks | None:
 
 
 def reshard(net: nn.Module) -> bool:
-    """Put what is fully_sharded back in its pieces: a forward without a backward leaves it whole.
+    """Put what is fully_sharded back in pieces: a forward without a backward leaves it whole.
 
     Returns:
         Whether anything in ``net`` is.
     """
-    fsdp = sys.modules.get("torch.distributed.fsdp")  # slow to import, and whoever shards has done it
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # slow to import, and whoever shards has imported it
     kind = getattr(fsdp, "FSDPModule", ())
     found = [module for module in net.modules() if isinstance(module, kind)]
     for module in found:
@@ -92,10 +92,10 @@ def _sharding_group(net: nn.Module) -> dist.ProcessGroup | None:
 
 
 class SharedExecutor(AutogradExecutor):
-    """A step whose batch is everybody's: each process computes its part by autograd.
+    """A step on a batch that is shared: each process computes its part by autograd.
 
     DDP and FSDP average the processes' gradients. A mean loss divides by what counts in the whole
-    batch, not in a part of it, so each process' loss gets the factor that makes this average the
+    batch, not in a part of it, so each process's loss gets the factor that makes this average the
     whole batch's gradient, whatever the sizes of the parts.
     """
 
@@ -129,7 +129,7 @@ class SharedExecutor(AutogradExecutor):
         own = rows[self._ranks.part(len(rows))]
         self._rows, self._empty = len(rows), len(own) == 0
         self._factor = self._ranks.size * self._of_part(own) / self._of_batch(y[rows])
-        if self._empty:  # it still takes part in the sums over processes, by a row that weighs nothing
+        if self._empty:  # it still takes part in the sums over processes, with a row of weight 0
             own, self._factor = rows[:1], 0
         return super().step(x, y, own, count=count)
 
@@ -171,7 +171,7 @@ class SharedLoop(StepLoop):
             )
         executor = SharedExecutor(ranks, job)
         super().__init__(executor, job.optimizer, job.x, job.y, job.batch, job.generator)
-        self.looks = False  # one process' part of the loss: whoever stopped for it would leave the others
+        self.looks = False  # it would see only its part of the loss, and leave the others waiting
         self._ranks = ranks
 
     def epoch(self, factors: Tensor, on_batch: Callable[[int], None] | None = None) -> tuple[float, float]:

@@ -71,7 +71,7 @@ def wrap(net: nn.Module, device: torch.device) -> nn.Module:
 
 
 def first(function: Callable[..., T], *args: object) -> T:
-    """Call ``function`` in the first process; what it gives or raises is then every process'."""
+    """Call ``function`` in the first process; every process returns or raises what that does."""
     if size() == 1:
         return function(*args)
     outcome: list[tuple[T | None, Exception | None]] = [(None, None)]
@@ -88,7 +88,7 @@ def first(function: Callable[..., T], *args: object) -> T:
 
 
 def is_gone(error: BaseException) -> bool:
-    """Whether ``error`` says that another process does not answer any more."""
+    """Whether ``error`` says that another process no longer answers."""
     if size() == 1:
         return False
     return isinstance(error, (dist.DistBackendError, dist.DistNetworkError)) or "gloo" in str(error)

@@ -1,4 +1,4 @@
-"""What stops a training, said so that a user knows what to do."""
+"""What stops training, worded so that a user knows what to do."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ class Interrupted(KeyboardInterrupt):
 def out_of_memory(loop: Loop, epoch: int, batch_size: int, saved: Callable[[], str]) -> Iterator[None]:
     """Turn any kind of out of memory in ``epoch``, from 1, into an `OutOfMemoryError`.
 
-    Its message says where it was, the batch size, what became of the parameters, and ends with what ``saved``
-    says that there is to go on from.
+    Its message says where it was, at which batch size, and what became of the parameters, and ends with
+    ``saved()``: what there is to go on from.
     """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        # The frames hold the step's activations, which whoever catches this may need the room of.
+        # The frames hold the step's activations, whose memory whoever catches this may need.
         traceback.clear_frames(error.__traceback__)
         step = f", step {loop.done + 1}" if loop.done else ""
         intact = (
@@ -69,7 +69,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error; of a CPU's allocator, which names its source's, how much it was to give."""
+    """The first line of an error; of a CPU allocator's, which names its source, how much was asked for."""
     asked = re.search(r"DefaultCPUAllocator: .* tried to allocate (\d+) bytes", str(error))
     if asked:
         return f"{int(asked[1]):,} bytes asked for"
@@ -77,7 +77,7 @@ def first_line(error: BaseException) -> str:
 
 
 class Signals:
-    """Within it a first SIGINT or SIGTERM is noted in `received`; a second one does what it always does.
+    """Inside the ``with`` block, a first SIGINT or SIGTERM is noted in `received`; a second acts as usual.
 
     Handlers that somebody has set are left alone, and so is everything outside the main thread.
     """

@@ -22,10 +22,10 @@ _BATCH = 4096
 
 
 class Score(NamedTuple):
-    """What `evaluate` gives."""
+    """The result of `evaluate`."""
 
     loss: float  # mean over the examples
-    accuracy: float | None  # the share that is classified right, in [0, 1]; None for regression
+    accuracy: float | None  # the share classified right, in [0, 1]; None for regression
 
 
 def evaluate(
@@ -35,11 +35,11 @@ def evaluate(
     batch_size: int = _BATCH,
     dtype: torch.dtype = torch.float32,
 ) -> Score:
-    """Loss and accuracy of ``net``, where it is, in its evaluation mode. One read at the end.
+    """Loss and accuracy of ``net``, on its device and in evaluation mode. One read at the end.
 
     Args:
         net: as in `fit`.
-        data: as in `fit`; it takes no part in any training.
+        data: as in `fit`; nothing is learned from it.
         loss: None for `CrossEntropyLoss`.
         batch_size: of the forwards; a DataLoader has its own.
         dtype: of the matrix products.
@@ -88,7 +88,7 @@ def score(
     ranks: Ranks | None = None,
     size: int = _BATCH,
 ) -> Score:
-    """`evaluate` of checked data, a part of every batch in each of the ``ranks``. No loss is NaN."""
+    """`evaluate` on checked data, a part of every batch in each of the ``ranks``. No ``loss`` gives NaN."""
     device, raw = source.device, dequantizes(net)
     right = torch.zeros((), device=device, dtype=torch.int64)
     total, weights = torch.zeros(2, device=device, dtype=torch.float64).unbind()
@@ -115,7 +115,7 @@ def score(
 
 
 def _summed(loss: nn.Module, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor | int]:
-    """What a batch adds to a sum, and to what this is divided by in the end."""
+    """What a batch adds to the sum of losses, and to what that is divided by in the end."""
     of_labels = type(loss) in (nn.CrossEntropyLoss, CrossEntropyLoss) and not y.is_floating_point()
     if of_labels and loss.reduction == "mean":
         loss = copy.copy(loss)
@@ -126,5 +126,5 @@ def _summed(loss: nn.Module, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor
 
 
 def device_of(net: nn.Module) -> torch.device:
-    """Of the first parameter; the CPU where there is none."""
+    """The first parameter's device; the CPU if there is none."""
     return next((parameter.device for parameter in net.parameters()), torch.device("cpu"))

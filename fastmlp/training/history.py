@@ -1,4 +1,4 @@
-"""What training gives."""
+"""The results of training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MOST = 12  # rows of a notebook's table
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch gave. Regression has no accuracies."""
+    """The results of one epoch. Regression has no accuracies."""
 
     number: int  # from 1
     train_loss: float  # mean over the examples, each before its own step
@@ -27,7 +27,7 @@ class Epoch:
     test_loss: float | None = None  # after the epoch, by the run's loss: mean over the examples
 
     def numbers(self) -> dict[str, float]:
-        """What there is to tell, by its name."""
+        """The losses and accuracies that there are, by name."""
         found = {name: getattr(self, name.replace(" ", "_")) for name in _NAMES}
         return {name: value for name, value in found.items() if value is not None}
 
@@ -38,7 +38,7 @@ class Epoch:
 
 @dataclass(repr=False)
 class History:
-    """Every epoch, those before a resume too, and how they came about.
+    """Every epoch, those before a resume too, and how they were run.
 
     ``str`` of it is a line for each epoch; a notebook shows the curves and a table.
     """
@@ -46,20 +46,20 @@ class History:
     epochs: list[Epoch] = field(default_factory=list)
     seconds: float = 0.0  # that all of it took
     engine: str = ""  # which one ran
-    reason: str = ""  # why that was autograd where the fastest engine was to run
+    reason: str = ""  # why that was autograd although the fastest engine was asked for
     stopped: str = ""  # why it ended before its last epoch
 
     @property
     def best(self) -> Epoch | None:
         """The epoch with the least test loss, or, without a test set, train loss; the first of equals.
 
-        It only tells: the net holds what the last epoch made of it.
+        The net itself is as the last epoch left it.
         """
         return best(self.epochs)
 
     @property
     def title(self) -> str:
-        """What it came to, in a line: the numbers are the last epoch's."""
+        """A summary in a line; the numbers are the last epoch's."""
         count = len(self.epochs)
         parts = [f"{count} epoch{'s' * (count != 1)} in {self.seconds:.3g} s"]
         if self.epochs:
@@ -99,7 +99,7 @@ class History:
 
     @classmethod
     def from_json(cls, text: str) -> History:
-        """What `to_json` gave.
+        """The history that `to_json` wrote.
 
         Raises:
             ValueError: it is something else.
@@ -128,7 +128,7 @@ def _cell(value: float | None) -> str:
 
 
 def epochs_of(found: Any) -> list[Epoch]:
-    """Epochs of what ``asdict`` gives of each; a ValueError for anything else."""
+    """The epochs that ``asdict`` made dictionaries of; a ValueError for anything else."""
     if not isinstance(found, list):
         raise ValueError(f"epochs are a {type(found).__name__}, not a list")
     epochs = []
@@ -147,7 +147,7 @@ def epochs_of(found: Any) -> list[Epoch]:
 
 
 def is_number(value: object) -> bool:
-    """Whether it is one, of a size that a float can be exactly."""
+    """Whether it is a number that a float can hold exactly."""
     return isinstance(value, float) or (type(value) is int and abs(value) <= 2**53)
 
 
@@ -166,7 +166,7 @@ def best(epochs: list[Epoch], min_delta: float = 0.0) -> Epoch | None:
 
 
 def stale(epochs: list[Epoch], patience: int, min_delta: float) -> str:
-    """Why to stop after ``epochs``: for ``patience`` of them the loss was not better; "" for go on."""
+    """Why to stop after ``epochs``: the loss has not improved for ``patience`` of them; "" to go on."""
     if not epochs:
         return ""
     top = best(epochs, min_delta)

@@ -1,4 +1,4 @@
-"""What a training run is, so that a checkpoint is not gone on from with another one."""
+"""What makes a training run, so that no other one goes on from its checkpoint."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Run(NamedTuple):
     examples: int
     batch: int
     seed: int
-    #: What the data are, and whatever else decides on the result, if it was asked for.
+    #: What the data are, and whatever else determines the result; for a checkpoint only.
     facts: dict[str, Any]
 
 
 def describe(run: Run, engine: str) -> dict[str, Any]:
-    """Everything that must be the same for a continuation to be one, as JSON holds it.
+    """Everything that must be the same for a run to be resumed, as JSON holds it.
 
-    Of the optimizer's groups every number is an entry of its own, under its name: "lr", "momentum".
+    Every number of the optimizer's groups is an entry of its own, under its name: "lr", "momentum".
     """
     names = {id(p): name for name, p in run.model.named_parameters()}
     names |= {id(p): f"loss.{name}" for name, p in run.loss.named_parameters()}
@@ -56,21 +56,21 @@ def describe(run: Run, engine: str) -> dict[str, Any]:
 
 
 def hyperparameters(groups: list[dict[str, Any]]) -> dict[str, Any]:
-    """The numbers of an optimizer's groups by their name; a list where there are several groups."""
+    """The numbers of an optimizer's groups by name; a list if there are several groups."""
     names = dict.fromkeys(name for group in groups for name in group if name not in ("params", "param_names"))
     values = {name: [_plain(group.get(name)) for group in groups] for name in names}
     return {name: value[0] if len(value) == 1 else value for name, value in values.items()}
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """What besides the run itself decides on its last bits."""
+    """What determines a run's last bits besides the run itself."""
     if device.type == "cuda":
         return {"torch": torch.__version__, "GPU": torch.cuda.get_device_name(device)}
     return {"torch": torch.__version__, "threads": torch.get_num_threads()}
 
 
 def differences(saved: dict[str, Any], now: dict[str, Any], changed: Collection[str] = ()) -> list[str]:
-    """What ``now`` is otherwise than ``saved``, a line each; but not what may have ``changed``."""
+    """How ``now`` differs from ``saved``, a line each, except in what may have ``changed``."""
     found = []
     for name in dict.fromkeys((*saved, *now)):
         before, here = saved.get(name), now.get(name)
@@ -103,7 +103,7 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
 
 
 def is_scalar(value: object) -> bool:
-    """Whether ``value`` is one of JSON's that hold no others."""
+    """Whether ``value`` is one that JSON can hold, and not a container."""
     return value is None or isinstance(value, (bool, int, float, str))
 
 
@@ -131,7 +131,9 @@ def digest(*tensors: Tensor) -> str:
 
 
 def short(value: object) -> str:
-    """For a message."""
+    """``value`` as a message shows it."""
     text = str(value)
     text = text if len(text) <= 80 else text[:77] + "..."
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)  # a terminal obeys some others
+    return "".join(
+        c if c.isprintable() else repr(c)[1:-1] for c in text
+    )  # a terminal would obey some of the others

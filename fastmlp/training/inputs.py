@@ -1,4 +1,4 @@
-"""What `fit` takes as data, made a `Source`: checked, and on the device if it is small enough."""
+"""Makes a `Source` of what `fit` takes as data: checked, and on the device if it is small enough."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastmlp.training.specs import dtype_of
 #: Features with labels or targets: a set, a pair of tensors or of NumPy arrays, or one of torch's; see `fit`.
 Data = Images | Samples | tuple[Any, Any] | Dataset[Any] | DataLoader[Any]
 
-#: Examples a step, where nobody says.
+#: Examples per step, by default.
 BATCH = 256
 #: Arrays and map-style data sets of at most so many bytes are put on the device as a whole.
 RESIDENT = 1 << 30
@@ -33,7 +33,7 @@ def open_source(
     ``batch_size`` is that of the steps, if it was asked for; a DataLoader has its own.
 
     Raises:
-        ValueError: it is nothing that `fit` takes, with what was expected.
+        ValueError: `fit` does not take it, with what was expected.
     """
     dtype = dtype_of(net)
     if isinstance(data, (DataLoader, IterableDataset)):
@@ -57,7 +57,7 @@ def open_source(
 
 
 def _parts(data: Any) -> tuple[Any, Any] | None:
-    """Features and targets, where ``data`` holds both as a whole."""
+    """Features and targets, if ``data`` holds both as a whole."""
     if isinstance(data, Images):
         return data.images.flatten(1), data.labels
     if isinstance(data, Samples):
@@ -68,11 +68,11 @@ def _parts(data: Any) -> tuple[Any, Any] | None:
 
 
 def _is_map_style(data: Any) -> bool:
-    """Whether ``data`` may be a data set of pairs; a table by itself is none."""
+    """Whether ``data`` may be a data set of pairs; a table by itself is not."""
     if isinstance(data, (Images, Samples, Tensor, *_PLAIN)):
         return False
     if is_array(data):
-        return bool(data.dtype.hasobject)  # pairs; an array of numbers is half of one
+        return bool(data.dtype.hasobject)  # it may hold pairs; an array of numbers is half of one
     return hasattr(data, "__getitem__") and hasattr(data, "__len__") and not holds_numbers(data)
 
 
@@ -87,7 +87,7 @@ def _loader(data: Any, name: str, device: torch.device, dtype: torch.dtype, aske
 
 def _arrays(pair: tuple[Any, Any], name: str, device: torch.device, dtype: torch.dtype) -> Resident | Arrays:
     """Arrays and tensors on the host, on the device if they are small."""
-    x, y = tensors_of(pair, name)  # labels are looked at as a whole, and kept
+    x, y = tensors_of(pair, name)  # labels are checked as a whole, and kept
     if x.nbytes + y.nbytes <= RESIDENT or not x.is_cpu:
         return Resident(name, device, (x, y), dtype)
     maps = [part._mmap for part in pair if _is_shared_map(part)]
@@ -99,7 +99,7 @@ def _items(data: Any, name: str, device: torch.device, dtype: torch.dtype) -> Re
     count = len(data)  # once: what is added meanwhile does not belong to it
     if count == 0:
         raise ValueError(f"{name}: expected at least one example, got none from {kind_of(data)}")
-    with torch.random.fork_rng(devices=[]):  # whoever draws when an example is read
+    with torch.random.fork_rng(devices=[]):  # reading an example may draw random numbers
         looks = [pair_of(example_of(data, 0, name, count), name, "examples") for _ in range(_LOOKS)]
     x, y = looks[0]
     if not isinstance(x, Tensor) and not is_array(x):
@@ -144,5 +144,5 @@ def _is_shared_map(value: Any) -> bool:
 
 
 def _on_host(value: Any) -> Tensor:
-    """A tensor as it is; a number or an array where it is, whatever the default device."""
+    """A tensor as it is; a number or an array on the CPU, whatever the default device."""
     return value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")

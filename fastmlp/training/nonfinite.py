@@ -11,22 +11,22 @@ from torch import Tensor
 
 
 def row(number: int) -> str:
-    """How a row of data is called."""
+    """What a row of data is called."""
     return f"row {number}"
 
 
 class Origin(NamedTuple):
-    """Where rows of data are from, and what becomes of them: for whoever checks them."""
+    """Where rows of data are from, and what becomes of them, for whoever checks them."""
 
     name: str  # of the data set or the file
-    dtype: torch.dtype | None = None  # that floating numbers become later; None where they stay as they are
+    dtype: torch.dtype | None = None  # that floating numbers become later; None if they stay as they are
     where: Callable[[int], str] = row  # which row of the data a row is
 
 
 def bad_rows(data: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """The rows of ``data`` (N, ...) with a NaN or an infinity once they are ``dtype``: (n,) int64.
 
-    Where there are none that is known from one pass and one read.
+    If there are none, that takes one pass and one read.
     """
     dtype = dtype or data.dtype
     if data.is_floating_point() and data.numel():

@@ -1,6 +1,6 @@
-"""Going on from a checkpoint: is it of this very run, and can all of its state be taken up?
+"""Going on from a checkpoint: is it of this very run, and can all of its state be restored?
 
-Both are asked before anything is written.
+Both are checked before anything is written.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from fastmlp.training.run_state import Position, Saved, is_count
 
 _MOST_STEPS = 2**40  # of Adam
 _LARGEST_SCALE = torch.finfo(torch.float32).max
-#: What says how an optimizer computes, not what: parameters without memory allow none of it.
+#: Options of how an optimizer computes, not what; parameters without memory allow none of them.
 _WAYS = ("foreach", "fused", "capturable")
 
 
 class Live(NamedTuple):
-    """A run as it goes."""
+    """A run in progress."""
 
     run: Run
     described: dict[str, Any]  # by `identity.describe`
@@ -41,12 +41,12 @@ class Live(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """An epoch's."""
+        """Steps of an epoch."""
         return -(-self.run.examples // self.run.batch)
 
     @property
     def position(self) -> Position:
-        """How far it is."""
+        """How far it has got."""
         epochs, stopped = len(self.factors) // self.steps, self.history.stopped != ""
         return Position(len(self.history.epochs), self.loop.done, epochs, self.steps, stopped)
 
@@ -56,7 +56,7 @@ class Live(NamedTuple):
 
 
 def resume(live: Live, saved: Saved, path: Path, changed: Collection[str]) -> None:
-    """Take up in ``live`` what ``path`` has ``saved``; names that are ``changed`` may be other ones now.
+    """Restore to ``live`` what ``path`` has ``saved``; what is named in ``changed`` may differ now.
 
     Raises:
         ValueError: it is another run's, or no state of this one, with what differs; nothing is written then.
@@ -74,7 +74,9 @@ def resume(live: Live, saved: Saved, path: Path, changed: Collection[str]) -> No
     if other:
         warnings.warn(f"{path}: the bits may be others now: {'; '.join(other)}", stacklevel=5)
     with checkpoint.of_a_run(path):
-        _load_optimizer(run.optimizer, state["optimizer"], changed)  # one not torch's may still refuse it
+        _load_optimizer(
+            run.optimizer, state["optimizer"], changed
+        )  # an optimizer that is not torch's may still refuse it
     checkpoint.put(run.model, state["net"])
     checkpoint.put(run.loss, state["loss"])
     live.loop.load_state(state["loop"])
@@ -84,7 +86,7 @@ def resume(live: Live, saved: Saved, path: Path, changed: Collection[str]) -> No
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
-    """Of torch's own generators, as far as a run on ``device`` draws from them."""
+    """The state of torch's own generators that a run on ``device`` draws from."""
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -109,11 +111,11 @@ def not_finite(run: Run, state: dict[str, Any]) -> str | None:
 
 
 def _problems(live: Live, saved: Saved, changed: Collection[str]) -> list[str]:
-    """The checkpoint's run against this one."""
+    """How the checkpoint's run differs from this one."""
     there, before, here = saved.position, saved.run, live.position
     own = identity.hyperparameters(live.run.optimizer.param_groups)
     groups = saved.state["optimizer"]["param_groups"]
-    # Somebody may have set a rate while it ran: the optimizer may be as that run began, or as it was.
+    # A rate may have been set while it ran: the optimizer may be as that run began, or as it was saved.
     if json.dumps(own) == json.dumps(identity.hyperparameters(groups)):
         before = before | own
     problems = identity.differences(before, live.described, changed)
@@ -150,7 +152,7 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def _check(saved: Saved, run: Run, loop: Loop, changed: Collection[str]) -> None:
-    """See that ``saved``'s optimizer, loop and generators are of this run, and its parameters finite."""
+    """Check that ``saved``'s optimizer, loop and generators are of this run, and its parameters finite."""
     state = saved.state
     bad = not_finite(run, state["net"])
     require(bad is None, f"the parameter {bad}", "not finite")
@@ -181,7 +183,7 @@ def _check_groups(
 
 
 def _check_range(optimizer: torch.optim.Optimizer, own: dict[str, Any], saved: dict[str, Any]) -> None:
-    """Numbers that somebody else than this run's optimizer holds are those that torch would take."""
+    """Check that torch would take the optimizer's numbers, if they are not this run's."""
     kind = type(optimizer)
     if _is_torchs(kind) and identity.hyperparameters([own]) != identity.hyperparameters([saved]):
         known = inspect.signature(kind).parameters
@@ -229,7 +231,7 @@ def _check_entry(like: Any, saved: Any, name: str, counts: bool) -> None:
 def _templates(optimizer: torch.optim.Optimizer) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Each parameter's state as torch's optimizer begins with it, and after a step; without memory.
 
-    Nothing of optimizers that are not torch's, or do not step by themselves.
+    Empty for optimizers that are not torch's, or that cannot step by themselves.
     """
     kind: Any = type(optimizer)
     if not _is_torchs(kind):
@@ -288,7 +290,7 @@ def _check_generator(state: Tensor, device: torch.device, name: str) -> None:
 
 
 def _require_alike(own: Any, saved: Any, name: str) -> None:
-    """A number may be another finite one; all else is what it is here."""
+    """Require a finite number in place of a number, and all else to be as it is here."""
     number = _number(own)
     if number is not None:
         found = _number(saved)
@@ -309,7 +311,7 @@ def _require_alike(own: Any, saved: Any, name: str) -> None:
 
 
 def _number(value: Any) -> float | None:
-    """As a float, also that of a tensor such as a learning rate; None for what is none."""
+    """``value`` as a float, also if it is a tensor such as a learning rate; None if it is not a number."""
     if isinstance(value, Tensor):
         return float(value) if value.numel() == 1 and value.is_floating_point() else None
     return float(value) if is_number(value) else None

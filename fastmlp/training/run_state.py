@@ -1,4 +1,4 @@
-"""A run as its checkpoint holds it, checked before any of it is used: it may be anybody's."""
+"""A run as its checkpoint holds it, checked before any of it is used: it may come from anybody."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _KINDS = {
     "factors": str,
 }
 _STATE = ("net", "loss", "optimizer", "loop", "random")
-_MOST = 2**53  # that is counted
+_MOST = 2**53  # the largest count
 
 
 class Position(NamedTuple):
-    """How far a run is."""
+    """How far a run has got."""
 
     epoch: int  # how many are done
     step: int  # done in the one after
     epochs: int  # of the whole run
     steps: int  # an epoch
-    stopped: bool = False  # early, as it got no better
+    stopped: bool = False  # early, as it no longer improved
 
     @property
     def finished(self) -> bool:
@@ -58,11 +58,11 @@ class Saved(NamedTuple):
 
 
 def position(path: Path | str) -> Position:
-    """How far the run is whose checkpoint ``path`` is.
+    """How far the run has got whose checkpoint is ``path``.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: the file is no checkpoint of a run, or damaged.
+        ValueError: the file is not the checkpoint of a run, or damaged.
     """
     return read(path).position
 
@@ -137,5 +137,5 @@ def _state(tree: Any, tensors: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
 
 
 def is_count(value: object) -> bool:
-    """Whether it is an int that something can be as often."""
+    """Whether it is an int that can count something."""
     return type(value) is int and 0 <= value <= _MOST

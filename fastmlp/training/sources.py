@@ -36,9 +36,9 @@ class Source(ABC):
         dtype: what floating numbers become there; None for as they are.
     """
 
-    #: How many examples there are; None where nobody knows before the end.
+    #: How many examples there are; None if that is not known before the end.
     count: int | None = None
-    #: Examples of a batch; None where whoever asks may say.
+    #: Examples of a batch; None if the caller may choose.
     size: int | None = None
     #: What net and loss take, once it is required.
     spec: DataSpec | None = None
@@ -56,15 +56,15 @@ class Source(ABC):
 
         Args:
             size: of a batch; the last may be shorter.
-            order: (N,) indices on the CPU; None for as they stand.
-            start: how many batches are left out.
+            order: (N,) indices on the CPU; None for the data's own order.
+            start: how many batches are skipped.
         """
 
     @abstractmethod
     def require(self, spec: DataSpec) -> None:
         """Make all examples what net and loss take, or raise a ValueError.
 
-        Now, or each batch as it is read, and now the first.
+        At once, or each batch as it is read, and the first one at once.
         """
 
     @property
@@ -77,7 +77,7 @@ class Source(ABC):
         return None if self.count is None else -(-self.count // size)
 
     def facts(self) -> dict[str, str] | None:
-        """By what a checkpoint knows the data again; None where the next pass may be another."""
+        """What a checkpoint recognises the data by; None if the next pass may be another."""
         return None
 
 
@@ -103,7 +103,7 @@ class Resident(Source):
         self.x, self.y = _cast(spec.accept(self.x, self.y, self.origin), self.device, self.origin.dtype)
 
     def facts(self) -> dict[str, str]:
-        """See `Source.facts`: all labels, and every so-many-th row of what is floating."""
+        """See `Source.facts`: all labels, and some rows of features and of floating targets."""
         return _facts(self.x, self.x[_some(len(self.x))], self.y, self.x.dtype)
 
 
@@ -136,7 +136,7 @@ class Streamed(Source):
         return self.read(1, torch.zeros(1, dtype=torch.int64, device="cpu"))
 
     def _accepted(self, batch: Any, where: Callable[[int], str]) -> Pair:
-        """A batch as net and loss take it, once it is known what they do; or a ValueError."""
+        """A batch as net and loss take it, once that is known; or a ValueError."""
         pair = batch_of(batch, self.name)
         return pair if self.spec is None else self.spec.accept(*pair, self.origin._replace(where=where))
 
@@ -161,12 +161,12 @@ class Indexed(Streamed):
 class Arrays(Indexed):
     """Tensors on the host, such as mapped files that are larger than memory: rows are gathered by index.
 
-    Gathering sorted rows, to read a file forwards, gained nothing: with the file in the page cache 0.23 ms
-    either way a batch of 256 rows of 784 float32 out of 1.2 GB, from the disk 8 ms either way.
+    Gathering sorted rows, to read a file forwards, gained nothing: a batch of 256 rows of 784 float32 out of
+    1.2 GB took 0.23 ms either way with the file in the page cache, and 8 ms from the disk.
 
     Args:
         pair: x and y, of the same length.
-        maps: the files behind x and y, so that pages which were read are given back.
+        maps: the files behind x and y, to give back pages that were read.
     """
 
     def __init__(
@@ -201,13 +201,13 @@ class Arrays(Indexed):
         return x, y
 
     def _give_back(self) -> None:
-        """Unmap the pages that were read, else they count as this process' memory. The system keeps them."""
+        """Unmap the pages that were read, or they count as this process's memory. The system keeps them."""
         self._mapped = 0
         for pages in self._maps:
             pages.madvise(mmap.MADV_DONTNEED)
 
     def require(self, spec: DataSpec) -> None:
-        """See `Source.require`: labels are looked at all of them."""
+        """See `Source.require`: all labels are checked at once."""
         self.y = spec.targets.shaped(self.y)
         if not self.y.is_floating_point():
             self.y = spec.targets.accept(self.y, Origin(self.name))
@@ -215,7 +215,7 @@ class Arrays(Indexed):
         self.example()
 
     def facts(self) -> dict[str, str]:
-        """See `Source.facts`: the same as of `Resident`."""
+        """See `Source.facts`: the same as `Resident`'s."""
         some = self.x[_some(len(self.x))]
         if self.spec is not None:
             some = self.spec.features.cast(some, self.origin)
@@ -280,7 +280,7 @@ class Loader(Streamed):
         self._begun: Iterator[Any] | None = None  # a pass of which one batch has been looked at
 
     def _begin(self) -> Iterator[Pair]:
-        """The first of the first pass, where it will not be missing."""
+        """The first example of the first pass, which will still have it."""
         passing = self._pass()
         first = next(passing, None)
         if first is None:
@@ -310,13 +310,13 @@ class Loader(Streamed):
 
 @contextmanager
 def _one_shape(name: str) -> Iterator[None]:
-    """Say what torch says of examples that make no batch as the other errors are said."""
+    """Word torch's error about examples that make no batch like the others."""
     try:
         yield
     except RuntimeError as error:
         if "equal size" not in str(error):
             raise
-        said = str(error).strip().splitlines()[-1]  # behind the traceback of a worker's process
+        said = str(error).strip().splitlines()[-1]  # after the traceback of a worker's process
         raise ValueError(f"{name}: expected examples of one shape ({said})") from error
 
 
@@ -369,7 +369,7 @@ def _cast(pair: Iterable[Tensor], device: torch.device, dtype: torch.dtype | Non
 
 
 def _row_of(rows: list[int], row: int) -> str:
-    """A row of a batch, by what it is in the data."""
+    """A row of a batch, by its number in the data."""
     return nonfinite.row(rows[row])
 
 
@@ -379,7 +379,7 @@ def _some(count: int) -> slice:
 
 
 def _facts(x: Tensor, some: Tensor, y: Tensor, dtype: torch.dtype) -> dict[str, str]:
-    """Of features x, of which ``some`` rows are looked at."""
+    """The facts of targets y and of features x, by ``some`` of their rows."""
     rows = some.to(dtype) if some.is_floating_point() else some
     of_y = y[_some(len(y))].to(dtype) if y.is_floating_point() else y
     return {"data": f"{tuple(x.shape)} {rows.dtype}", "data's content": digest(rows, of_y)}

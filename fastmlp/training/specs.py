@@ -26,13 +26,13 @@ _OF_TARGETS = (
     *(nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss),
     *(nn.KLDivLoss, nn.PoissonNLLLoss, nn.SoftMarginLoss, nn.MultiLabelSoftMarginLoss),
 )
-_ONE = 0.01  # by so much a row of probabilities may miss it
+_ONE = 0.01  # how far from 1 the sum of a row of probabilities may be
 
 
 class Answer(NamedTuple):
     """What a net makes of a kind of features."""
 
-    dtype: torch.dtype | None  # to which whole numbers are converted for it; None for as they are
+    dtype: torch.dtype | None  # that integers are converted to for it; None for as they are
     outputs: Size  # of an example
 
 
@@ -40,8 +40,8 @@ class FeatureSpec:
     """The features that a net takes: it is asked once for every shape and dtype that comes.
 
     Args:
-        net: where it computes.
-        device: likewise.
+        net: the one to ask.
+        device: where it is.
         dtype: of the matrix products.
     """
 
@@ -59,12 +59,12 @@ class FeatureSpec:
         return self._known[kind]
 
     def cast(self, x: Tensor, origin: Origin) -> Tensor:
-        """x with whole numbers as the net takes them; see `ask`."""
+        """x with integers as the net takes them; see `ask`."""
         dtype = self.ask(x, origin).dtype
         return x if dtype is None else x.to(dtype)
 
     def accept(self, x: Tensor, origin: Origin) -> Tensor:
-        """x (N, ...) as the net takes it, finite unless it makes something of the rest; or a ValueError."""
+        """x (N, ...) as the net takes it, finite unless it gives numbers for the rest; or a ValueError."""
         x = self.cast(x, origin)
         rows = nonfinite.bad_rows(x, origin.dtype)
         if len(rows) and not self._bears(self._on_device(x[rows[:_ROWS]], origin)):
@@ -95,12 +95,12 @@ class FeatureSpec:
             isinstance(first, nn.Linear)
             and said.startswith("mat1 and mat2 shapes")
             and x[0].numel() != first.in_features
-        ):  # which the message says, without the two rows
+        ):  # which the message says by itself, without the doubled row
             said = ""
         raise self._refusal(x, origin, said) from refused
 
     def _forms(self, x: Tensor) -> tuple[torch.dtype | None, ...]:
-        """To what x may be converted, the likeliest first; None is for as it is."""
+        """What x may be converted to, the likeliest first; None for as it is."""
         raw = INTEGERS if self._dequantizes else (torch.uint8,)
         if x.is_floating_point() or x.is_complex() or x.dtype in raw:
             return (None,)
@@ -138,15 +138,15 @@ class FeatureSpec:
 
 
 class TargetSpec(NamedTuple):
-    """What stands beside the features: class labels, probabilities of the classes, or floating targets."""
+    """What goes with the features: class labels, probabilities of the classes, or floating targets."""
 
     loss: str  # its name
     classes: int | None = None  # labels are below; None where there are none
     ignored: int = -100  # the label that does not count
-    shape: tuple[int, ...] | None = None  # of an example's; None for a loss that is free to choose
+    shape: tuple[int, ...] | None = None  # of an example's; None if the loss may take any
     dtype: torch.dtype | None = None  # of floating targets; None for any
     are_probabilities: bool = False
-    hint: str = ""  # of what the shape comes from
+    hint: str = ""  # says where the shape comes from
 
     @property
     def are_answers(self) -> bool:
@@ -155,13 +155,13 @@ class TargetSpec(NamedTuple):
 
     @property
     def compares_anything(self) -> bool:
-        """Whether the loss is one of which nothing is known, and that gets the targets as they are."""
+        """Whether nothing is known of the loss, which then gets the targets as they are."""
         return self.shape is None and self.classes is None
 
     def accept(self, y: Tensor, origin: Origin) -> Tensor:
-        """y (N, ...), whole numbers of it int64, as the loss takes it; or a ValueError.
+        """y (N, ...), integers as int64, as the loss takes it; or a ValueError.
 
-        On a GPU this reads from it: a label out of range would there be a NaN, or an abort.
+        On a GPU this reads from it: a label out of range would be a NaN there, or an abort.
         """
         y, name = self.shaped(y), origin.name
         if self.shape is None:
@@ -217,7 +217,7 @@ class TargetSpec(NamedTuple):
 
 
 class DataSpec(NamedTuple):
-    """What `fit` and `evaluate` ask of every example, before a step is made of it."""
+    """What `fit` and `evaluate` ask of every example, before any step."""
 
     features: FeatureSpec
     targets: TargetSpec
@@ -230,9 +230,9 @@ class DataSpec(NamedTuple):
 def spec_of(
     features: FeatureSpec, loss: nn.Module, example: Pair, name: str, stacklevel: int = 3
 ) -> DataSpec:
-    """What goes with a net and ``loss``, seen from an example, (1, ...) and (1, ...), of the data ``name``.
+    """What goes with a net and ``loss``, judging by an example, (1, ...) and (1, ...), of the data ``name``.
 
-    A ValueError says so where they do not take it.
+    A ValueError if they do not take it.
     """
     x, y = example
     outputs = tuple(features.ask(x, Origin(name)).outputs)
@@ -250,7 +250,7 @@ def spec_of(
 
 
 def _target_spec(loss: nn.Module, outputs: tuple[int, ...], y: Tensor, dtype: torch.dtype) -> TargetSpec:
-    """For a net of ``dtype`` that makes ``outputs`` of an example, seen from that one's y (1, ...)."""
+    """For a net of ``dtype`` that gives ``outputs`` for an example, judging by that one's y (1, ...)."""
     name = type(loss).__name__
     if isinstance(loss, _OF_TARGETS):
         return TargetSpec(name, shape=outputs, dtype=dtype)
@@ -267,7 +267,7 @@ def _target_spec(loss: nn.Module, outputs: tuple[int, ...], y: Tensor, dtype: to
 
 @contextmanager
 def in_mode(training: bool, *modules: nn.Module | None) -> Iterator[None]:
-    """Those ``modules`` in training or evaluation mode, and then in the one that each came in."""
+    """Put ``modules`` in training or evaluation mode, and then back in the one that each came in."""
     before = [(module, module.training) for module in modules if module is not None]
     for module, _ in before:
         module.train(training)
@@ -279,7 +279,7 @@ def in_mode(training: bool, *modules: nn.Module | None) -> Iterator[None]:
 
 
 def dtype_of(net: nn.Module) -> torch.dtype:
-    """Of the first floating parameter; float32 where there is none."""
+    """The first floating parameter's dtype; float32 if there is none."""
     return next((p.dtype for p in net.parameters() if p.is_floating_point()), torch.float32)
 
 

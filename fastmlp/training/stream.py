@@ -17,7 +17,7 @@ from fastmlp.training.sources import Source
 
 
 class StreamLoop(StepLoop):
-    """Hands each batch of a `Source` to the executor as it arrives; the ``job``'s x and y are but an example.
+    """Hands each batch of a `Source` to the executor as it arrives; the ``job``'s x, y are only an example.
 
     The order of what can be indexed is drawn as a `StepLoop` draws it, so that the results are those of the
     same data on the device, to the bit.

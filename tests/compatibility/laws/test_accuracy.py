@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.compatibility.compare import same_or_as_good
-from tests.compatibility.operations import At, Function, Operation, every_operation
+from tests.compatibility.operations import At, Function, Operation, every_operation, weighted
 
 #: One row, primes, and the neighbours of tiles.
 ROWS = (1, 2, 7, 16, 17, 33)
@@ -36,7 +36,6 @@ def test_accuracy(operation: Operation, backend: str, dtype: torch.dtype, device
 
     def derive(function: Function, leaves: list[Tensor]) -> list[Tensor]:
         value = function(*leaves)
-        upstream = torch.linspace(0.5, 1.5, value.numel(), device=device).reshape(value.shape).to(value.dtype)
-        return [value, *torch.autograd.grad(value, leaves, upstream)]
+        return [value, *torch.autograd.grad(value, leaves, weighted(value))]
 
     same_or_as_good(*problem.run(derive), backend if operation.torchs_own else "triton", "result")

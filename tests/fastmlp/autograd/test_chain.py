@@ -105,24 +105,6 @@ def test_second_backward_and_accumulation(device: str) -> None:
         torch.testing.assert_close(tensor.grad, 2 * once)
 
 
-@pytest.mark.few(4)
-@pytest.mark.parametrize("name", NAMES)
-def test_double_backward(name: str, device: str) -> None:
-    """A gradient penalty through the chain is as good as the one through torch's ops."""
-    x, layers = draw(11, torch.float32, device, name)
-
-    def penalty_grads(function, dtype=None):
-        xi, li = with_grad(x, layers, dtype)
-        (gx,) = torch.autograd.grad(function(xi, li).tanh().sum(), xi, create_graph=True)
-        return torch.autograd.grad(gx.square().sum(), tensors_of(xi, li), allow_unused=True)
-
-    found = zip(penalty_grads(chain), penalty_grads(aten_chain), penalty_grads(aten_chain, torch.float64))
-    for ours, theirs, truth in found:
-        assert (ours is None) == (theirs is None)
-        if theirs is not None:
-            assert_as_good_as_torch(ours, theirs, truth, roundings=8)
-
-
 def test_launches_of_a_step(device: str) -> None:
     """Depth L: L launches forward, L backward; nothing masks or sums in a pass of its own."""
     act = Act(TABLE["relu"])

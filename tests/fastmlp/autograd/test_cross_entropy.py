@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
@@ -124,37 +123,6 @@ def test_second_backward(device: str) -> None:
         first = torch.autograd.grad(loss, leaves, retain_graph=True)
         second = torch.autograd.grad(loss, leaves)
     assert all(map(torch.equal, first, second))
-
-
-def test_double_backward(device: str) -> None:
-    """A gradient penalty through loss and net equals the one through torch's ops."""
-
-    def penalty(backend: str) -> tuple[Tensor, ...]:
-        layers, leaves = chain_of((9, 8, 4), "gelu", device)
-        torch.manual_seed(3)
-        x = torch.randn(11, 9).to(device).requires_grad_()
-        t = torch.randint(4, (11,)).to(device)
-        with backends.use(backend):
-            loss, _ = chain_cross_entropy(x, layers, t)
-            (gx,) = torch.autograd.grad(loss, x, create_graph=True)
-            return torch.autograd.grad(gx.square().sum(), leaves[:-1])
-
-    for ours, theirs in zip(penalty("triton"), penalty("torch")):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
-
-
-@pytest.mark.parametrize("reduction", ["none", "mean"])
-def test_double_backward_of_the_loss(reduction: str, device: str) -> None:
-    def penalty(backend: str) -> Tensor:
-        torch.manual_seed(3)
-        x = torch.randn(6, 5).to(device).requires_grad_()
-        t = torch.randint(5, (6,)).to(device)
-        with backends.use(backend):
-            loss = cross_entropy(x, t, reduction=reduction, label_smoothing=0.1, z_loss=0.1)
-            (gx,) = torch.autograd.grad(loss.sum(), x, create_graph=True)
-            return torch.autograd.grad(gx.square().sum(), x)[0]
-
-    torch.testing.assert_close(penalty("triton"), penalty("torch"), rtol=1e-4, atol=1e-7)
 
 
 def test_frozen_stem(device: str) -> None:

@@ -66,7 +66,9 @@ class Staged(nn.Module):
         found = stages_of(self._children_in_order(), _OPENED)
         below = [m for child in self._children_in_order() for m in opened(child, _OPENED)]
         if not torch.compiler.is_compiling() and not any(map(hooked, below)):
-            self.__dict__["_memory"] = _Memory([*self._modules.items()], Snapshot(below), found)
+            snapshot = Snapshot(below)
+            if all(t is None or t.grad_fn is None for t in snapshot.tensors):  # else its graph lived on here
+                self.__dict__["_memory"] = _Memory([*self._modules.items()], snapshot, found)
         return found
 
 

@@ -19,7 +19,7 @@ def cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """torch's, with the z-loss in the open: in float32 at least, and rounded once."""
+    """torch's, with the z-loss in the open: in float32 at least, and rounded once, but under autocast."""
     options: dict[str, Any] = {
         "ignore_index": ignore_index,
         "reduction": reduction,
@@ -38,7 +38,7 @@ def cross_entropy(
         extra = extra.where(kept, 0)
         count = kept.to(wide) if weight is None else kept * weight[target.long().where(kept, 0)]
     more = {"none": extra, "sum": extra.sum(), "mean": extra.sum() / count.sum()}[reduction]
-    return (loss + more).to(dtype)
+    return (loss + more).to(wide if torch.is_autocast_enabled(logits.device.type) else dtype)
 
 
 def linear_cross_entropy(

@@ -5,8 +5,8 @@ A law is one test over `every_operation`; an operation that is added here is und
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -15,12 +15,8 @@ from torch import Tensor, func, nn
 from torch.nn import functional as F
 
 import fastmlp
-from fastmlp import backends
-from fastmlp.activations import resolve
 from fastmlp.backends.base import LossOptions, SquaredError
-from fastmlp.backends.triton_backend import TritonBackend
 from fastmlp.functional import (
-    Layer,
     chain,
     chain_cross_entropy,
     chain_mse_loss,
@@ -31,47 +27,18 @@ from fastmlp.functional import (
     mse_loss,
 )
 from tests import references
-
-Function = Callable[..., Tensor]
-
-
-class At(NamedTuple):
-    """Where a problem stands, and how many rows its batch has."""
-
-    dtype: torch.dtype = torch.float32
-    device: str = "cpu"
-    rows: int = 6
-
-    def randn(self, *shape: int) -> Tensor:
-        """The same numbers in each dtype, but for their rounding."""
-        return torch.randn(shape).to(self.device, self.dtype)
-
-    def labels(self, classes: int) -> Tensor:
-        return torch.randint(classes, (self.rows,)).to(self.device)
-
-
-class Problem(NamedTuple):
-    """Ours and torch's as functions of the same leaves, of which the first has the batch's rows.
-
-    Torch's takes leaves of any floating dtype. Its constants are of that of the leaves.
-    """
-
-    ours: Function
-    torchs: Function
-    leaves: list[Tensor]
-
-    def run(self, derive: Callable[[Function, list[Tensor]], list[Tensor]]) -> list[list[Tensor]]:
-        """What ``derive`` finds of ours, of torch's and of torch's in float64, each of leaves of its own."""
-        found = []
-        for function, wide in ((self.ours, False), (self.torchs, False), (self.torchs, True)):
-            leaves = [t.detach().double() if wide else t.detach() for t in self.leaves]
-            found.append(derive(function, [t.requires_grad_() for t in leaves]))
-        return found
+from tests.compatibility.problems import ACTIVATIONS, At, Function, Net, Problem, applied, by_plan, on_kernels
 
 
 def weighted(value: Tensor) -> Tensor:
     """An upstream gradient that is no constant."""
     return torch.linspace(0.5, 1.5, value.numel(), device=value.device).reshape(value.shape).to(value.dtype)
+
+
+def first(function: Function, leaves: list[Tensor]) -> list[Tensor]:
+    """The value and its gradients."""
+    value = function(*leaves)
+    return [value.detach(), *torch.autograd.grad(value, leaves, weighted(value))]
 
 
 def second(function: Function, leaves: list[Tensor]) -> list[Tensor]:
@@ -92,75 +59,7 @@ class Operation(NamedTuple):
     torchs_own: bool = True  # torch has this op: where it computes, ours gives its very bits
 
 
-#: Modules by the number of features, as torch's MLPs are built of them.
-ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {
-    "no activation": lambda n: nn.Identity(),
-    "ReLU": lambda n: nn.ReLU(),
-    "LeakyReLU": lambda n: nn.LeakyReLU(0.2),
-    "LeakyReLU, negative slope": lambda n: nn.LeakyReLU(-0.3),
-    "PReLU, one slope": lambda n: nn.PReLU(),
-    "PReLU, a slope each": nn.PReLU,
-    "Sigmoid": lambda n: nn.Sigmoid(),
-    "Tanh": lambda n: nn.Tanh(),
-    "GELU": lambda n: nn.GELU(),
-    "GELU, tanh form": lambda n: nn.GELU(approximate="tanh"),
-    "SiLU": lambda n: nn.SiLU(),
-}
 _SMOOTH = ("no activation", "Sigmoid", "Tanh", "GELU", "GELU, tanh form", "SiLU")
-
-
-def activated(module: nn.Module, slopes: Sequence[Tensor]) -> nn.Module:
-    """The module with these very tensors as its slopes."""
-    if slopes:
-        module = nn.PReLU()
-        del module.weight
-        (module.weight,) = slopes
-    return module
-
-
-def applied(module: nn.Module | None, x: Tensor) -> Tensor:
-    """Of slopes that may be no parameters."""
-    if isinstance(module, nn.PReLU):
-        return F.prelu(x, module.weight)
-    return x if module is None else module(x)
-
-
-class Net(NamedTuple):
-    """Linear layers with an activation between them, of 5 features."""
-
-    widths: tuple[int, ...]
-    activation: str = "Tanh"
-
-    def leaves(self, at: At) -> list[Tensor]:
-        """The input, and of each layer weight, bias and slopes, these away from 0 and from each other."""
-        found = [at.randn(at.rows, self.widths[0])]
-        for i, (k, n) in enumerate(itertools.pairwise(self.widths), start=2):
-            found += [at.randn(n, k) / k**0.5, at.randn(n)]
-            slopes = [*ACTIVATIONS[self.activation](n).parameters()] if i < len(self.widths) else []
-            found += [torch.linspace(0.9, 0.1, s.numel()).to(at.device, at.dtype) for s in slopes]
-        return found
-
-    def split(self, params: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor, nn.Module | None]]:
-        """Weight, bias and activation of each layer."""
-        left, layers = iter(params), len(self.widths) - 1
-        for i, n in enumerate(self.widths[1:], start=1):
-            w, b = next(left), next(left)
-            module = ACTIVATIONS[self.activation](n) if i < layers else None
-            yield w, b, module and activated(module, [next(left) for _ in module.parameters()])
-
-    def layers(self, params: Sequence[Tensor]) -> list[Layer]:
-        return [Layer(w, b, resolve(module)) for w, b, module in self.split(params)]
-
-    def torchs(self, x: Tensor, *params: Tensor) -> Tensor:
-        for w, b, module in self.split(params):
-            x = applied(module, F.linear(x, w, b))
-        return x
-
-
-def by_plan(plan: str, x: Tensor, *params: Tensor) -> str:
-    """The plan where the kernels can follow it: elsewhere asking for it is an error."""
-    fits = x.dtype in backends.KERNEL_DTYPES and all(p.is_contiguous() for p in (x, *params))
-    return plan if fits and isinstance(backends.choose(x).backend, TritonBackend) else "auto"
 
 
 def _linear_act(activation: str) -> Operation:
@@ -228,11 +127,13 @@ class Loss(NamedTuple):
         return target, options
 
 
-def torchs_cross_entropy(logits: Tensor, target: Tensor, **options: Any) -> Tensor:
-    """F.cross_entropy, and the z-loss written out; of constants in the logits' dtype."""
-    weight = options.pop("weight", None)
-    weight = None if weight is None else weight.to(logits.dtype)
-    target = target.to(logits.dtype) if target.is_floating_point() else target
+def torchs_cross_entropy(
+    logits: Tensor, target: Tensor, weight: Tensor | None = None, **options: Any
+) -> Tensor:
+    """F.cross_entropy, and the z-loss written out; of constants that are as wide as the logits."""
+    widest = partial(torch.promote_types, logits.dtype)
+    target = target.to(widest(target.dtype)) if target.is_floating_point() else target
+    weight = None if weight is None else weight.to(widest(weight.dtype))
     return references.cross_entropy(logits, target, weight, **options)
 
 
@@ -287,6 +188,8 @@ def _mse(reduction: str, weighted: bool) -> Operation:
         w = torch.linspace(0.3, 1.3, 5 * at.rows).reshape(at.rows, 5).to(at.device, at.dtype)
 
         def torchs(x: Tensor, y: Tensor) -> Tensor:
+            if weighted and torch.is_autocast_enabled(x.device.type) and on_kernels(x):
+                x, y = x.float(), y.float()  # as a GPU's pow under autocast; a CPU's does not
             return F.mse_loss(x, y, reduction=reduction, weight=w.to(x.dtype) if weighted else None)
 
         return Problem(

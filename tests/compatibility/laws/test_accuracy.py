@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.compatibility.compare import same_or_as_good
-from tests.compatibility.operations import At, Function, Operation, every_operation, weighted
+from tests.compatibility.operations import At, Operation, every_operation, first
 
 #: One row, primes, and the neighbours of tiles.
 ROWS = (1, 2, 7, 16, 17, 33)
@@ -34,8 +34,4 @@ def test_accuracy(operation: Operation, backend: str, dtype: torch.dtype, device
     problem = operation.make(At(dtype, device, rng.choice(ROWS)))
     problem = problem._replace(leaves=[laid_out(t, rng) for t in problem.leaves])
 
-    def derive(function: Function, leaves: list[Tensor]) -> list[Tensor]:
-        value = function(*leaves)
-        return [value, *torch.autograd.grad(value, leaves, weighted(value))]
-
-    same_or_as_good(*problem.run(derive), backend if operation.torchs_own else "triton", "result")
+    same_or_as_good(*problem.run(first), backend if operation.torchs_own else "triton", "result")

@@ -1,0 +1,125 @@
+"""What an operation is tried on: its leaves, the same computation by torch, and nets of linear layers."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastmlp import backends
+from fastmlp.activations import resolve
+from fastmlp.backends.triton_backend import TritonBackend
+from fastmlp.functional import Layer
+
+Function = Callable[..., Tensor]
+
+
+class At(NamedTuple):
+    """Where a problem stands, and how many rows its batch has."""
+
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
+    rows: int = 6
+
+    def randn(self, *shape: int) -> Tensor:
+        """The same numbers in each dtype, but for their rounding."""
+        return torch.randn(shape).to(self.device, self.dtype)
+
+    def labels(self, classes: int) -> Tensor:
+        return torch.randint(classes, (self.rows,)).to(self.device)
+
+
+class Problem(NamedTuple):
+    """Ours and torch's as functions of the same leaves, of which the first has the batch's rows.
+
+    Torch's takes leaves of any floating dtype. Its constants are of that of the leaves.
+    """
+
+    ours: Function
+    torchs: Function
+    leaves: list[Tensor]
+
+    def run(self, derive: Callable[[Function, list[Tensor]], list[Tensor]]) -> list[list[Tensor]]:
+        """What ``derive`` finds of ours, of torch's and of torch's in float64, each of leaves of its own."""
+        found = []
+        for function, wide in ((self.ours, False), (self.torchs, False), (self.torchs, True)):
+            leaves = [t.detach().double() if wide else t.detach() for t in self.leaves]
+            found.append(derive(function, [t.requires_grad_() for t in leaves]))
+        return found
+
+
+#: Modules by the number of features, as torch's MLPs are built of them.
+ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {
+    "no activation": lambda n: nn.Identity(),
+    "ReLU": lambda n: nn.ReLU(),
+    "LeakyReLU": lambda n: nn.LeakyReLU(0.2),
+    "LeakyReLU, negative slope": lambda n: nn.LeakyReLU(-0.3),
+    "PReLU, one slope": lambda n: nn.PReLU(),
+    "PReLU, a slope each": nn.PReLU,
+    "Sigmoid": lambda n: nn.Sigmoid(),
+    "Tanh": lambda n: nn.Tanh(),
+    "GELU": lambda n: nn.GELU(),
+    "GELU, tanh form": lambda n: nn.GELU(approximate="tanh"),
+    "SiLU": lambda n: nn.SiLU(),
+}
+
+
+def activated(module: nn.Module, slopes: Sequence[Tensor]) -> nn.Module:
+    """The module with these very tensors as its slopes."""
+    if slopes:
+        module = nn.PReLU()
+        del module.weight
+        (module.weight,) = slopes
+    return module
+
+
+def applied(module: nn.Module | None, x: Tensor) -> Tensor:
+    """Of slopes that may be no parameters."""
+    if isinstance(module, nn.PReLU):
+        return F.prelu(x, module.weight)
+    return x if module is None else module(x)
+
+
+class Net(NamedTuple):
+    """Linear layers with an activation between them, of 5 features."""
+
+    widths: tuple[int, ...]
+    activation: str = "Tanh"
+
+    def leaves(self, at: At) -> list[Tensor]:
+        """The input, and of each layer weight, bias and slopes, these away from 0 and from each other."""
+        found = [at.randn(at.rows, self.widths[0])]
+        for i, (k, n) in enumerate(itertools.pairwise(self.widths), start=2):
+            found += [at.randn(n, k) / k**0.5, at.randn(n)]
+            slopes = [*ACTIVATIONS[self.activation](n).parameters()] if i < len(self.widths) else []
+            found += [torch.linspace(0.9, 0.1, s.numel()).to(at.device, at.dtype) for s in slopes]
+        return found
+
+    def split(self, params: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor, nn.Module | None]]:
+        """Weight, bias and activation of each layer."""
+        left, layers = iter(params), len(self.widths) - 1
+        for i, n in enumerate(self.widths[1:], start=1):
+            w, b = next(left), next(left)
+            module = ACTIVATIONS[self.activation](n) if i < layers else None
+            yield w, b, module and activated(module, [next(left) for _ in module.parameters()])
+
+    def layers(self, params: Sequence[Tensor]) -> list[Layer]:
+        return [Layer(w, b, resolve(module)) for w, b, module in self.split(params)]
+
+    def torchs(self, x: Tensor, *params: Tensor) -> Tensor:
+        for w, b, module in self.split(params):
+            x = applied(module, F.linear(x, w, b))
+        return x
+
+
+def on_kernels(x: Tensor) -> bool:
+    return x.dtype in backends.KERNEL_DTYPES and isinstance(backends.choose(x).backend, TritonBackend)
+
+
+def by_plan(plan: str, x: Tensor, *params: Tensor) -> str:
+    """The plan where the kernels can follow it: elsewhere asking for it is an error."""
+    return plan if on_kernels(x) and all(p.is_contiguous() for p in (x, *params)) else "auto"

@@ -80,7 +80,7 @@ class Row:
         return found
 
     def changes(self, before: Row) -> list[str]:
-        """What it takes other than ``before``."""
+        """What it takes now that differs from ``before``."""
         was, now = before.resources, self.resources
         if was is None or now is None:
             return [self.error or "compiles now"] if was is not now else []
@@ -126,7 +126,7 @@ def specializations() -> Iterator[list[str]]:
         knobs.runtime.jit_cache_hook = before
 
 
-#: Kernels bound by memory, and what they move much of.
+#: Kernels bound by memory, and what they are to move in wide pieces.
 _WIDE = {
     "cross_entropy_forward_kernel": "loads",
     "cross_entropy_backward_kernel": "loads stores",
@@ -202,7 +202,7 @@ def compile_all(todo: Sequence[tuple[str, int]], jobs: int) -> Iterator[Row]:
     """The row of every (architecture, index into its tasks), compiled by ``jobs`` processes."""
     while todo:
         done = 0
-        # A compiler's crash takes a whole pool down; then one process goes on, which shows who did it.
+        # A compiler's crash takes a whole pool down; one process then goes on, to show which kernel did it.
         with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
             futures = [pool.submit(compile_task, *one) for one in todo]
             try:
@@ -288,7 +288,7 @@ def read_json(path: Path) -> list[Row]:
 
 
 def compare(before: Sequence[Row], after: Sequence[Row]) -> tuple[str, int]:
-    """The kernels that take other than they took, and how many of them are worse."""
+    """The kernels whose needs have changed, and how many of them are worse."""
     was, now = _by_name(before), _by_name(after)
     both = [name for name in now if name in was]
     changed = [name for name in both if now[name].changes(was[name])]
@@ -338,7 +338,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the report; 0 if every kernel passes, 1 if one does not, 2 if it was asked wrongly."""
+    """Print the report; 0 if every kernel passes, 1 if one does not, 2 for wrong usage."""
     arguments = _arguments(argv)
     started = time.perf_counter()
     todo = [

@@ -54,14 +54,14 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
     if options.get("PDL"):
         options["launch_pdl"] = True
     if _observers:
-        for observer in tuple(_observers):  # of which another thread may take one out
+        for observer in tuple(_observers):  # another thread may take one out
             observer(Launch(kernel, grid, args, options))
     if _dry:
         return
     if not INTERPRETED:
-        # Said aloud because Triton 3.10 changes the default: a*b+c may contract to an FMA.
+        # Explicit because Triton 3.10 changes the default: a*b+c may contract to an FMA.
         options["enable_fp_fusion"] = True
-    recorder, _thread.recorder = _thread.recorder, None  # who interprets a kernel calls torch's ops
+    recorder, _thread.recorder = _thread.recorder, None  # an interpreted kernel calls torch's ops
     try:
         with on_device(args[0]):
             around = _around
@@ -77,7 +77,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
 
 
 class _Thread(local):
-    """What a thread is at."""
+    """What a thread is doing."""
 
     recorder: Callable[[Launch, Any], None] | None = None
 
@@ -86,7 +86,7 @@ _thread = _Thread()
 
 
 def recording() -> bool:
-    """Whether what this thread does is being recorded, and it is not within a launch."""
+    """Whether what this thread does is being recorded, and is not within a launch."""
     return _thread.recorder is not None
 
 
@@ -104,7 +104,7 @@ _runtime, _compilation = knobs.runtime, knobs.compilation
 
 
 def watched() -> bool:
-    """Whether every launch has to go through `launch` now, since somebody looks at it there.
+    """Whether every launch has to go through `launch` now, because something looks at it there.
 
     An observer or a dry run; Triton's own hooks, which profilers set; what Triton instruments or checks; or a
     recorder at work.
@@ -127,7 +127,7 @@ def watched() -> bool:
 def fast_problem() -> str | None:
     """Why a compiled kernel is not launched directly but by Triton's own ``run``; None if it is.
 
-    What ``run`` passes on is no public interface: where it looks otherwise nothing is guessed.
+    What ``run`` passes on is not a public interface: if it looks different, nothing is guessed.
     """
     if INTERPRETED:
         return "kernels are interpreted"
@@ -154,21 +154,21 @@ def in_order(kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> lis
     return [*args, *(options[p.name] if p.name in options else p.default for p in rest)]
 
 
-#: Another number once tiles or decisions are others.
+#: Changes whenever tiles or decisions do.
 _generation = 0
 
 
 def forget() -> None:
-    """Let no call be made again as it was recorded: what it was decided by has changed."""
+    """Forget all recorded calls: what they were decided by has changed."""
     global _generation
     _generation += 1
 
 
 def launch_if(needed: bool, kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
-    """Launch ``kernel`` if ``needed``; else see to it that it is compiled.
+    """Launch ``kernel`` if ``needed``; else make sure that it is compiled.
 
     For a second kernel that sums partial results, which only a long batch needs: compiled along with
-    the first, it is there when such a batch comes, and a new batch size compiles nothing.
+    the first, it is ready when such a batch comes, and a new batch size compiles nothing.
     """
     if needed:
         launch(kernel, grid, *args, **options)
@@ -190,7 +190,7 @@ def _kind(argument: Any) -> Any:
 
 
 _compiled: set[tuple[Any, ...]] = set()
-#: The interpreter knows of one program at a time, in the whole process.
+#: The interpreter runs one program at a time in the whole process.
 _interpreter = RLock()
 
 
@@ -289,7 +289,7 @@ def has_dependent_launch(arch: str) -> bool:
     return arch.startswith("sm_") and int("".join(c for c in arch if c.isdigit())) >= 90
 
 
-#: Whether ``arch`` has the tensor memory accelerator: sm_90 and later, too.
+#: Whether ``arch`` has the tensor memory accelerator: also sm_90 and later.
 has_tma = has_dependent_launch
 
 
@@ -302,7 +302,7 @@ def _arch_of_device(index: int) -> str:
 
 @cache
 def num_sms(index: int) -> int:
-    """Multiprocessors of GPU ``index``; 132 (an H100's or H200's) where no GPU is to be asked."""
+    """Multiprocessors of GPU ``index``; 132 (an H100's or H200's) if there is no GPU to ask."""
     if not torch.cuda.is_available():
         return 132
     return torch.cuda.get_device_properties(index).multi_processor_count

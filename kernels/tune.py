@@ -122,7 +122,7 @@ def _tma_candidates(arch: str, precision: str, bucket: str) -> list[Tile]:
 
 
 def promising(key: Key, most: int) -> list[Tile]:
-    """Up to ``most`` candidates for ``key``: those that are fewest doublings from `configs.default`."""
+    """Up to ``most`` candidates for ``key``: the fewest doublings away from `configs.default`."""
     default = configs.default(key)
 
     def far(tile: Tile) -> int:
@@ -165,9 +165,9 @@ def measure(
     rounds: int = ROUNDS,
     say: Callable[[Tile], object] = lambda tile: None,
 ) -> list[Trial]:
-    """Time every tile of ``family`` on every problem, in rounds that start at another tile each.
+    """Time every tile of ``family`` on every problem, in rounds that each start at another tile.
 
-    A GPU's clock drifts: tiles that are timed in turns see the same drift. ``say`` is told a tile before
+    A GPU's clock drifts: tiles that are timed in turns see the same drift. ``say`` is told of a tile before
     it is tried.
     """
     trials = [Trial(tile, [[] for _ in todo]) for tile in dict.fromkeys(tiles)]

@@ -1,4 +1,4 @@
-"""Device functions that the families share, what their arguments are, and recorded calls.
+"""Device functions that the families share, their arguments, and recorded calls.
 
 ``arguments``    what travels together: matrices, vectors, a layer's activation
 ``activations``  f and f', on the chip

@@ -85,7 +85,7 @@ def derivative(saved, slope, ACT: tl.constexpr):
 
 @triton.jit
 def undo(grad, saved, slope, ACT: tl.constexpr):
-    """grad * f'; where ReLU's f' is 0 the result is, whatever ``grad``: as torch, which selects."""
+    """grad * f'; where ReLU's f' is 0 so is the result, whatever ``grad`` is: torch selects, too."""
     if ACT == "none":
         return grad
     elif ACT == "relu":

@@ -1,11 +1,11 @@
-"""What travels together is one argument of a kernel, and of a device function.
+"""What belongs together is one argument of a kernel, and of a device function.
 
 Triton takes named tuples, nested ones too, and passes them on. What is absent is None, which the compiler
-knows: ``if bias is not None`` is decided there. A stride of 1 becomes a constant in a tuple as outside of
-one, but ``do_not_specialize`` does not reach into it: what must not compile a kernel anew (M, the number of
-splits, a dropout's site) stays outside. No member may be called ``values`` or ``type``, as attributes of
-Triton's own tuple are. A kernel may make such a tuple too, but where it has a name in it (an `Activation`)
-only as an argument of a call: an assignment turns the members into numbers on the device.
+knows: ``if bias is not None`` is decided there. A stride of 1 becomes a constant in a tuple as it does
+outside, but ``do_not_specialize`` does not reach into a tuple: what must not compile a kernel anew (M, the
+number of splits, a dropout's site) stays outside. No member may be called ``values`` or ``type``, which are
+attributes of Triton's own tuple. A kernel may make such a tuple too, but one that holds a name (an
+`Activation`) only as an argument of a call: an assignment turns the members into numbers on the device.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ class Matrix(NamedTuple):
     """(M, N) in any strides."""
 
     ptr: Any
-    row: Any  # the stride from a row to the next
+    row: Any  # the stride from one row to the next
     col: Any
 
 
 class Vector(NamedTuple):
-    """Numbers a stride apart; one number for all has the stride 0, and may be given as itself."""
+    """Numbers a stride apart; one number for all has stride 0, and may be a plain number."""
 
     ptr: Any
     stride: Any
 
 
 class Multiple(NamedTuple):
-    """A size or a stride, and a power of two up to 16 that divides it, which the compiler is to know.
+    """A size or a stride, and a power of two up to 16 that divides it, for the compiler to know.
 
     Triton by itself tells multiples of 16 from all other numbers, but 16 bytes are 4 or 8 elements.
     """
@@ -56,8 +56,8 @@ class Source(NamedTuple):
     """A layer's input X = f(scale * matrix[index] + shift): rows of a matrix, made as they are loaded.
 
     With a shift there is a scale too, and either may have a number for each feature; a scale alone is one
-    number (see `common.quantized`). ``act`` is for the gradients of the weights, which find the
-    layer before's Z where that alone was kept.
+    number (see `common.quantized`). ``act`` is for the weights' gradients, where of the layer before only Z
+    was kept.
     """
 
     matrix: Matrix
@@ -76,7 +76,7 @@ class Activation(NamedTuple):
 
 
 class Drop(NamedTuple):
-    """A dropout; the layer's number (``site``) goes beside it."""
+    """A dropout; the layer's number (``site``) is passed beside it."""
 
     seed: Any  # (1,) int64
     p: Any
@@ -141,7 +141,7 @@ def activation(name: str, slope: float = 0.0, weight: Tensor | None = None) -> A
 
 
 def in_which(named: dict[str, Any]) -> tuple[str, str] | None:
-    """What a launch multiplies matrices in, if it does, from its `launch.Launch.named` arguments.
+    """What a launch multiplies matrices in, if it does, by its `launch.Launch.named` arguments.
 
     The dtype by its Triton name, and the PRECISION of float32.
     """
@@ -161,13 +161,13 @@ def at(matrix, rows, cols):
 
 @triton.jit
 def aligned(multiple):
-    """The number of a `Multiple`, in a form that says what divides it."""
+    """The number of a `Multiple`, in a form that tells the compiler what divides it."""
     return multiple.number // multiple.factor * multiple.factor
 
 
 @triton.jit
 def transposed(matrix):
-    """The same elements, rows and columns exchanged."""
+    """The same elements with rows and columns exchanged."""
     return Matrix(matrix.ptr, matrix.col, matrix.row)
 
 

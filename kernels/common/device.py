@@ -35,10 +35,10 @@ def store(pointer, value, mask=None):
 def product(a, b):
     """a * b, float32, rounded whatever is done with it: for products that are summed.
 
-    Lanes sum by exchange: each adds to its own number another's. Were its own an a * b that the compiler
-    contracts with the addition, it would add an exact product to a rounded one, and the other lane the other
-    way round: copies of one sum, of which any may be stored (triton-lang/triton#7264), would differ in the
-    last bit.
+    Lanes sum by exchange: each adds another lane's number to its own. If its own is an a * b that the
+    compiler contracts with the addition, it adds an exact product to a rounded one, and the other lane the
+    other way round: copies of one sum, any of which may be stored (triton-lang/triton#7264), would differ in
+    the last bit.
     """
     return tl.fma(a, b, 0.0)
 

@@ -5,11 +5,11 @@ Whether element (row, col) of a layer's output is kept is a function of the seed
 batch is split. So no mask is stored; the backward draws the same one again, transposed tiles included.
 
 Philox-4x32-10 turns the counter (col / 4, row mod 2³², row / 2³², site) into four numbers, one each for
-four neighbouring features. Its ten rounds are some hundred integer operations (two wide products, two
-low ones, four xors and two additions a round), so a number of one's own for each element would cost what
-25 features of a product do; shared by four it is a quarter of that.
+four neighbouring features. Its ten rounds are about a hundred integer operations (two wide products, two
+low ones, four xors and two additions per round), so a number for each element would cost as much as 25
+features of a product do; shared by four it costs a quarter of that.
 
-Where f's output tells what was dropped the backward draws nothing: ReLU and sigmoid have f' = 0 where
+Where f's output shows what was dropped, the backward draws nothing: ReLU and sigmoid have f' = 0 where
 the stored output is 0, and a kept sigmoid is 0 only where its f' is.
 """
 
@@ -59,7 +59,7 @@ def _keep(r, p):
 
 @triton.jit
 def drop(y, dropout, site, rows, first_col, BLOCK_N: tl.constexpr):
-    """y ⊙ mask / (1 - p). A product, as torch's: what is infinite or NaN gives NaN where it is dropped."""
+    """y ⊙ mask / (1 - p). A product, as torch's: infinity and NaN become NaN where they are dropped."""
     mask = keep_mask(dropout.seed, site, dropout.p, rows, first_col, BLOCK_N)
     return y * tl.where(mask, dropout.keep, 0.0)
 
@@ -91,8 +91,8 @@ def undrop(
 
 @triton.jit
 def undropped(saved, scale, ACT: tl.constexpr):
-    """What f' is computed from: where that is f's output, what is stored is the layer's."""
-    if ACT == "sigmoid" or ACT == "tanh":  # of the others' output the sign alone is looked at
+    """What f' is computed from, if that is f's output: what is stored is the layer's, after the dropout."""
+    if ACT == "sigmoid" or ACT == "tanh":  # of the others' output only the sign is used
         return saved.to(tl.float32) / scale
     else:
         return saved
@@ -135,7 +135,7 @@ _BLOCK_M, _BLOCK_N = 16, 128
 
 
 def arguments(dropout: Dropout | None) -> tuple[Drop | None, int]:
-    """A dropout as two arguments of a kernel: all but its layer's number, and that."""
+    """A dropout as two arguments of a kernel: all but its layer's number, and that number."""
     if dropout is None:
         return None, 0
     p, seed, site = dropout

@@ -1,6 +1,6 @@
-"""What named tuples lack in Triton before 3.8: its front end is mended where they are arguments.
+"""What named tuples lack as arguments in Triton before 3.8, whose front end is mended here.
 
-Nothing here changes what compiled before: each of these raised, or lost a constant.
+Nothing here changes what compiled before: each of these cases raised, or lost a constant.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from triton.runtime import jit
 def mend() -> None:
     """Let kernels compare a tuple with None, pass on a constexpr tuple's members, and find a nested one's.
 
-    And, before 3.6, let hooks be told of a kernel with constants in its tuples.
+    And, before 3.6, let hooks be told of kernels with constants in their tuples.
     """
     visit_attribute, deserialize = CodeGenerator.visit_Attribute, ASTFunction.deserialize
     serialize = jit.serialize_specialization_data

@@ -1,8 +1,8 @@
 """Quantized inputs of a first layer: X = scale * Q + shift, Q of uint8 or int8.
 
-Scale and shift are numbers or tensors on the device, of one element or one a feature. Integers up to 256
-are exact in every dtype that the products run in, so one scale alone goes into the epilogue of an exact
-product; with a shift, or a scale a feature, X is formed as its tile is loaded, in float32 and
+Scale and shift are numbers or tensors on the device, with one element or one per feature. Integers up to 256
+are exact in every dtype that the products run in, so a single scale goes into the epilogue of an exact
+product; with a shift, or a scale per feature, X is formed as its tile is loaded, in float32 and
 rounded once. The gradient needs no X: dW = scale * dZᵀ Q + shift * (row sums of dZ), from
 the exact integers in either case.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language import core  # Triton 3.6 has `to_tensor` there alone
+from triton.language import core  # in Triton 3.6 the only place of `to_tensor`
 
 from fastmlp.kernels.common.arguments import Source, load_vector, matrix, vector
 
@@ -22,7 +22,7 @@ Number = float | Tensor
 
 @triton.jit
 def scalar(number):
-    """One number, given as itself or as a tensor of one element."""
+    """One number, given as such or as a tensor of one element."""
     number = core.to_tensor(number)
     if number.dtype.is_ptr():
         return tl.load(number).to(tl.float32)
@@ -32,7 +32,7 @@ def scalar(number):
 
 @triton.jit
 def numbers(vector, features, num_features):
-    """A number for each feature: one that is given as itself, or a tensor's (stride 0: its one element)."""
+    """A number for each feature: a plain one, or a tensor's (with stride 0, its one element)."""
     number = core.to_tensor(vector.ptr)
     if number.dtype.is_ptr():
         return load_vector(vector, features, num_features)

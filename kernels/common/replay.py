@@ -1,13 +1,13 @@
 """A function's launches, recorded once and made again in microseconds.
 
 A small net on a GPU is bound by its host: what Python decides for a launch (tiles, grids, strides, which
-specialization Triton compiled) takes longer than the kernel. All of it follows from what the arguments are:
-their shapes, strides, dtypes, devices and alignment. So the first call with a key writes down what it did, as
-straight lines of Python: allocations, launches of compiled kernels, torch's ops where there were some. From
-the second on these lines run, with the new arguments' memory in the place of the old one's.
+specialization Triton compiled) takes longer than the kernel. All of it follows from the arguments' shapes,
+strides, dtypes, devices and alignment. So the first call with a key writes down what it did, as
+straight lines of Python: allocations, launches of compiled kernels, torch's ops if there were any. From
+the second call on these lines run, with the new arguments' memory in place of the old.
 
-Nothing is recorded where the values of a tensor decided something, and every launch goes through
-`fastmlp.kernels.launch` as long as somebody looks at them there.
+Nothing is recorded if a tensor's values decided something, and every launch goes through
+`fastmlp.kernels.launch` as long as somebody observes launches there.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _ALLOCATIONS = {
     _aten.empty.memory_format, _aten.empty_strided.default, _aten.empty_like.default,
     _aten.new_empty.default, _aten.new_empty_strided.default,
 }  # fmt: skip
-#: What Inductor's programs allocate with, on the current device: half the time of ``torch.empty_strided``.
+#: What Inductor's programs allocate with, on the current device: in half the time of ``torch.empty_strided``.
 _ALLOCATORS = {
     kind: getattr(torch._C._dynamo.guards, f"_empty_strided_{kind}")
     for kind in ("cpu", "cuda")
     if hasattr(torch._C._dynamo.guards, f"_empty_strided_{kind}")
 }
-#: A function's calls by their keys: of one route there are few.
+#: The most calls of a function that are kept: one route has few.
 _MOST = 32
 
 
@@ -45,9 +45,9 @@ class Replay:
     """``function(*tensors)``, which launches kernels, and what is known of its calls.
 
     Args:
-        function: of tensors and None; what it returns is made of these too, in tuples and lists. What else it
-            depends on must be in the key of a call.
-        patience: so many calls are not recorded.
+        function: of tensors and None; what it returns is made of these too, in tuples and lists. Whatever
+            else it depends on must be in the key of a call.
+        patience: how many calls go by before one is recorded.
     """
 
     def __init__(self, function: Callable[..., Any], patience: int = 0) -> None:
@@ -57,10 +57,10 @@ class Replay:
         self._generation = -1
 
     def __call__(self, key: Hashable, tensors: Sequence[Tensor | None]) -> Any:
-        """``function(*tensors)``; ``key`` says all of these that it may depend on, but for the values."""
+        """``function(*tensors)``; ``key`` says all about these that it may depend on, except the values."""
         if door.watched():
             return self.function(*tensors)
-        if self._generation != door._generation:  # tiles or decisions are others
+        if self._generation != door._generation:  # tiles or decisions have changed
             self._known, self._generation = {}, door._generation
         try:
             again = self._known[key]
@@ -76,7 +76,7 @@ class Replay:
         if len(known) >= _MOST:
             known.pop(next(iter(known)), None)
         given: list[Tensor | None] = []
-        for tensor in tensors:  # given twice, it has a name in each place: the next time they may be two
+        for tensor in tensors:  # one given twice gets two names: next time they may be two tensors
             twice = tensor is not None and any(tensor is other for other in given)
             given.append(tensor.detach() if tensor is not None and twice else tensor)
         with _Recorder(given) as recorder, door.recorded(recorder.launched):
@@ -95,15 +95,15 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, tensors: Sequence[Tensor | None]) -> None:
         super().__init__()
         self._names: dict[int, str] = {}
-        # Of a view that a compiled kernel reads the memory alone matters: it is made if somebody wants more.
+        # Of a view that a compiled kernel reads, only the memory matters: it is made if more is wanted.
         self._views: dict[int, tuple[str, int, Any, tuple[Any, ...], dict[str, Any]]] = {}
-        self._held: list[Any] = []  # an id is a tensor's as long as that lives
+        self._held: list[Any] = []  # an id stays a tensor's as long as that lives
         self._lines: list[tuple[str, list[str]]] = []  # each with the names that it reads
         self._constants: dict[str, Any] = {"relaunch": door.launch, "descriptor": _descriptor}
         self._fresh: set[str | None] = set()  # allocated here
         self._count = itertools.count()
         self._reads: list[str] = []
-        self._typed = True  # named tuples as such: a compiled kernel's launcher takes any
+        self._typed = True  # named tuples keep their types; a compiled kernel's launcher takes any tuple
         self._whole = True
         self._arguments = [self._name(t) for t in tensors]
         self._index = next((t.device.index for t in tensors if t is not None and t.is_cuda), None)
@@ -117,7 +117,7 @@ class _Recorder(TorchDispatchMode):
         return result
 
     def launched(self, launch: door.Launch, compiled: Any) -> None:
-        """Told of every launch, once it is made, with what Triton compiled for it."""
+        """Told of every launch after it is made, with what Triton compiled for it."""
         self._try(self._launch, launch, compiled)
 
     def compiled(self, result: Any) -> Callable[..., Any] | None:
@@ -135,7 +135,7 @@ class _Recorder(TorchDispatchMode):
         last = {name: i for i, (_, names) in enumerate(self._lines) for name in names}
         for i, (line, names) in enumerate(self._lines):
             lines.append(f"    {line}")
-            # As the function frees it: what is not needed any more can be allocated again.
+            # As the function frees it: what is no longer needed can be allocated again.
             done = [n for n in dict.fromkeys(names) if last[n] == i and n not in (*self._arguments, "0")]
             if done and not line.startswith("return"):
                 lines.append(f"    del {', '.join(done)}")
@@ -181,7 +181,7 @@ class _Recorder(TorchDispatchMode):
             self._line(f"{name} = {allocate}({shape}, {strides}, {options})")
             return
         if func is _aten.detach.default and self._names.get(id(args[0])) in self._fresh:
-            # What torch's factories return, where somebody looks on, is another tensor of the same memory.
+            # Under a dispatch mode, torch's factories return another tensor of the same memory.
             self._names[id(result)] = self._names[id(args[0])]
             self._held.append(result)
             return
@@ -205,7 +205,7 @@ class _Recorder(TorchDispatchMode):
     def _launch(self, launch: door.Launch, compiled: Any) -> None:
         self._reads, self._typed = [], compiled is None
         kernel, grid, args, options = launch
-        if compiled is None:  # interpreted, or a Triton whose launches are its own affair
+        if compiled is None:  # interpreted, or by a Triton whose way of launching is unknown
             named = [f"{name}={self._value(value)}" for name, value in options.items()]
             call = ", ".join([self._constant(kernel), repr(grid), *map(self._value, args), *named])
             self._line(f"relaunch({call})")
@@ -223,13 +223,13 @@ class _Recorder(TorchDispatchMode):
         return self._named(tensor), 0
 
     def _named(self, tensor: Tensor) -> str:
-        if id(tensor) in self._views:  # so far nobody asked for more than its memory
+        if id(tensor) in self._views:  # so far only its memory was asked for
             _, _, func, args, kwargs = self._views.pop(id(tensor))
             reads, self._reads = self._reads, []
             self._do(func, args, kwargs, tensor)
             self._reads = reads
         name = self._names.get(id(tensor))
-        if name is None:  # made where nobody saw it
+        if name is None:  # made where it was not recorded
             raise _UnknownError
         return name
 
@@ -270,20 +270,20 @@ class _Recorder(TorchDispatchMode):
         return name
 
 
-#: What stays as it was, and holds no tensor.
+#: Constants, which hold no tensor.
 _TORCHS = torch.dtype, torch.device, torch.layout, torch.memory_format
 _PLAIN = (int, float, str, *_TORCHS, tl.constexpr, tl.dtype)
 
 
 def _descriptor(like: TensorDescriptor, base: Tensor | None) -> TensorDescriptor:
-    """TMA's descriptor of other memory; what it asks of the address is in the key."""
+    """TMA's descriptor of other memory; what it requires of the address is in the key."""
     made = copy.copy(like)
     made.base = base
     return made
 
 
 def _on(index: int, replay: Callable[..., Any]) -> Callable[..., Any]:
-    """The same where another device may be the current one."""
+    """``replay`` where another device may be the current one."""
 
     def on_device(*tensors: Tensor | None) -> Any:
         if torch.cuda.current_device() == index:

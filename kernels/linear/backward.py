@@ -43,7 +43,7 @@ from fastmlp.kernels.common.quantized import dequantize_gradient
 from fastmlp.kernels.launch import cdiv, launch, launch_if, num_sms
 from fastmlp.kernels.tiles import configs
 
-# Rows of the batch that one program of dW reduces, at least: below that the workspace costs more.
+# The fewest rows of the batch that one program of dW reduces: below that the workspace costs more.
 _ROWS_PER_SPLIT = 512
 
 
@@ -109,7 +109,7 @@ def input_tile(pid, grad, w, after, site, before, before_site, scale, dx, M, N, 
 def weight_gradient(
     rows, cols, first, last, sum_rows, grad, after, site, x, N, K, DTYPE: tl.constexpr, TILE: tl.constexpr
 ):
-    """A tile of dZᵀ X over the examples from ``first`` to ``last``, with dZ's sums and the slopes'.
+    """A tile of dZᵀ X over the examples from ``first`` to ``last``, with dZ's sums and the slopes' gradient.
 
     dZ is summed over the examples only if ``sum_rows``: one column of tiles does that for all. A quantized
     ``x`` (M, K) stands for its integers: see `dequantize_gradient`.
@@ -256,7 +256,7 @@ def sum_splits_kernel(out, num_splits, N, K, BLOCK: tl.constexpr):
             store(out.slope + n - N, acc, (n >= N) & (n < 2 * N))
 
 
-#: An `Undo` and its dropout's layer, as two arguments of the kernel; None where nothing is to be undone.
+#: An `Undo` and its dropout's layer, as two arguments of the kernel; None if nothing is to be undone.
 Undone = tuple[Undo | None, int]
 NOTHING: Undone = (None, 0)
 
@@ -272,7 +272,7 @@ def undone(act: Activation, saved: Tensor | None, dropout: Dropout | None = None
 
 
 class Asked(NamedTuple):
-    """Which gradients are asked for; the bias' one where it has a dtype."""
+    """Which gradients are asked for; the bias's if it has a dtype."""
 
     input: bool = True
     params: bool = True

@@ -81,7 +81,7 @@ def _sum_rows(
 ):  # fmt: skip
     """Sums of BLOCK_M rows of A (M, K), first element to last."""
     total = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
-    for start in tl.range(0, K, BLOCK_K, num_stages=6):  # one read after another: as many on their way
+    for start in tl.range(0, K, BLOCK_K, num_stages=6):  # nothing but reads: as many under way as possible
         if TRANSPOSED:
             total += a_desc.load([start, row]).T.to(tl.float32)
         else:
@@ -128,7 +128,7 @@ def matmul_kernel(
             acc, row, col, c_desc, z_desc, saved_desc, bias, act, before, factor, N, DTYPE, TILE.SUBTILES
         )
     if sum_ptr is not None:
-        # These tiles are numbered on from those of C: programs that the last wave leaves idle begin.
+        # These tiles are numbered after those of C, so that programs which the last wave leaves idle begin.
         pid, programs = tl.program_id(0), tl.num_programs(0)
         first = pid + tl.cdiv(num_tiles - pid, programs) * programs
         for tile in range(first, num_tiles + num_m, programs):
@@ -145,7 +145,7 @@ def linear_act_tma(
     dtype: torch.dtype,
     precision: str,
 ) -> tuple[Tensor, Tensor | None]:
-    """What `linear.linear_act` gives, for arguments that `forward_misfit` has nothing against. One launch."""
+    """What `linear_act` returns, for arguments that `forward_misfit` accepts. One launch."""
     (m, _), n = x.shape, weight.shape[0]
     y = torch.empty((m, n), device=x.device, dtype=dtype)
     z = torch.empty_like(y) if keep_z else None
@@ -165,7 +165,7 @@ def linear_backward_tma(
     dtype: torch.dtype,
     precision: str,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-    """What `linear_backward.linear_backward` gives, where `backward_misfit` allows it.
+    """What `linear_backward` returns, for arguments that `backward_misfit` accepts.
 
     A launch for dX, and one for dW and db. The batch is never split: few tiles of dW leave
     multiprocessors idle.

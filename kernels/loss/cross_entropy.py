@@ -32,13 +32,13 @@ from fastmlp.kernels.loss.softmax import (
     row_loss,
 )
 
-# A loss over so few elements is summed by one program, which saves the launch of `finish_loss_kernel`.
+# A loss over up to so many elements is summed by one program, which saves the launch of `finish_loss_kernel`.
 _ONE_PROGRAM = 32768
 _MAX_BLOCK_C = 4096
 
 
 class Rows(NamedTuple):
-    """The rows of logits (N, C, D): N * D of them, along C. Of (N, D), one number a row, c is None."""
+    """The rows of logits (N, C, D): N * D of them, along C. For (N, D), one number per row, c is None."""
 
     ptr: Any
     n: Multiple
@@ -54,7 +54,7 @@ def _pointers(x, rows, D):
 
 @triton.jit
 def _of_rows(stats_ptr, criterion):
-    """The rows' statistics, behind what their loss was divided by."""
+    """The rows' statistics, which come after what their loss was divided by."""
     return stats_ptr if criterion.reduction == "none" else stats_ptr + 1
 
 
@@ -215,8 +215,8 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """The loss, (N, D) for reduction "none", else a scalar; and what the backward needs of it, float32.
 
-    That is each row's max, log-sum and coefficient of p, (3, rows); of a reduced loss flat, behind the number
-    that it was divided by. The loss is in the logits' dtype if no other is asked for.
+    That is each row's max, log-sum and coefficient of p, (3, rows); for a reduced loss flat, after the number
+    that it was divided by. The loss is in the logits' dtype unless another is asked for.
 
     logits (N, C, D), target (N, D) class indices or (N, C, D) probabilities, weight (C,); any
     strides; N, C and D are not 0. One launch, two for a reduction over many elements.
@@ -245,14 +245,14 @@ def forward(
 
 
 def partial_sums(programs: int, other: Tensor) -> Tensor:
-    """Memory for the sums of as many programs: any ``other`` float32 if there is one, which leaves none."""
+    """Memory for the sums of so many programs; one alone leaves none, so any ``other`` float32 will do."""
     if programs == 1:
         return other
     return torch.empty(2 * programs, device=other.device, dtype=torch.float32)
 
 
 def finish(sums: Sums, programs: int, reduction: str) -> None:
-    """Make the loss and its denominator of the programs' sums; a single one has done that itself."""
+    """Compute the loss and its denominator from the programs' sums; a single one has done that itself."""
     launch_if(programs > 1, finish_loss_kernel, (1,), sums, programs, REDUCTION=reduction, BLOCK=1024)
 
 
@@ -272,8 +272,8 @@ def backward(
 ) -> None:
     """Write the logits' gradient to ``out`` (N, C, D), which may be the logits themselves. One launch.
 
-    grad (N, D) for reduction "none", else a scalar; ``stats`` as `forward` gave them. The logits may be those
-    of some ``classes`` alone, from ``first`` on; target, weight and stats are of all.
+    grad (N, D) for reduction "none", else a scalar; ``stats`` as `forward` gave them. The logits may be
+    those of only some of the ``classes``, from ``first`` on; target, weight and stats are of all.
     """
     n, c, d = logits.shape
     # With smoothing a row has more to keep: 2048 elements of few classes spilled two registers on sm_120.

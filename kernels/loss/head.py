@@ -3,7 +3,7 @@
 For up to 256 classes a program holds the logits of its rows on the chip: X W_Lᵀ + b goes straight
 into the softmax, and dlogits straight into dlogits W_L times the hidden activation's derivative.
 Or into the squared error: the "logits" are then the predictions, the targets as many numbers a row.
-The logits reach memory only when asked for. What leaves is the gradient of the *sum* of the rows'
+The logits reach memory only when asked for. What it writes is the gradient of the *sum* of the rows'
 losses: the mean's denominator and the upstream gradient are known only after the last row, so the
 kernels that make the parameters' gradients multiply by them (`scale` in `linear_backward`). Not
 dividing by the batch first also keeps fp16 gradients away from underflow.
@@ -46,7 +46,7 @@ MAX_CLASSES = 256
 
 
 class Results(NamedTuple):
-    """Where the head writes; None is not asked for."""
+    """Where the head writes; None if not asked for."""
 
     sums: Sums
     logits: Matrix | None  # (M, C)
@@ -109,7 +109,7 @@ def head_tile(
 @triton.jit(do_not_specialize=["M"])
 def head_kernel(
     h, w, bias,  # hidden outputs (M, K), W_L (C, K), b_L (C,)
-    before,  # the hidden activation, whose derivative dZ is times: an `Undo` without a dropout
+    before,  # the hidden activation, whose derivative multiplies dZ: an `Undo` without a dropout
     criterion,  # of class indices (M, 1), or the squared error's targets (M, C)
     out,
     M, C, K,
@@ -182,7 +182,7 @@ def head_step(
     precision: str,
     pdl: bool = False,
 ) -> None:
-    """One launch, whose sums are still to be made the loss of: by `head`, or by a training step's update."""
+    """One launch; its sums are still to become the loss, by `head` or by a training step's update."""
     (m, k), c = h.shape, weight.shape[0]
     tile = configs.for_weight("head", weight, dtype, precision)
     launch(

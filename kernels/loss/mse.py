@@ -2,9 +2,9 @@
 
     loss = Σ w (x - t)²,    dloss/dx = 2 w (x - t)
 
-Elements are taken as they come, rows mean nothing: a program sums BLOCK of them at a time, the programs'
-sums are added up in a fixed order. Whole blocks have no mask, which would cut the loads of 16 bytes up: the
-compiler does not know where it ends. The backward forms x - t again, so nothing is kept in between.
+Elements are taken as they come, whatever their rows: a program sums BLOCK of them at a time, and the
+programs' sums are added up in a fixed order. Whole blocks have no mask, which would split the loads of 16
+bytes, as the compiler does not know where it ends. The backward forms x - t again, so nothing is kept.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from fastmlp.kernels.loss.cross_entropy import finish, partial_sums
 from fastmlp.kernels.loss.softmax import Sums, leave_sums
 
 _BLOCK = 1024
-# So few elements are summed by one program, which saves the launch of `finish_loss_kernel`.
+# Up to so many elements are summed by one program, which saves the launch of `finish_loss_kernel`.
 _ONE_PROGRAM = 16 * _BLOCK
 _MOST_PROGRAMS = 1024
 
 
 class Elements(NamedTuple):
-    """The elements of a matrix (M, C), one after another; without strides where a number is a place."""
+    """The elements of a matrix (M, C), one after another; without strides if a number is its place."""
 
     ptr: Any
     row: Multiple | None
@@ -38,7 +38,7 @@ class Elements(NamedTuple):
 
 @triton.jit
 def squared_error_tile(x, targets, ok, num_rows, cols, C, criterion, pid, num_programs, sums):
-    """`cross_entropy_tile` of a tile of rows with all their predictions, of which none is a right answer."""
+    """As `cross_entropy_tile`, for a tile of rows with all their predictions; none is a right answer."""
     inside = ok[:, None] & (cols[None, :] < C)
     pointers = targets[:, None] + cols[None, :].to(tl.int64) * criterion.target.matrix.col
     t = tl.load(pointers, mask=inside, other=0.0).to(tl.float32)
@@ -50,7 +50,7 @@ def squared_error_tile(x, targets, ok, num_rows, cols, C, criterion, pid, num_pr
 
 @triton.jit
 def _load(x, i, ok, C):
-    """Elements number ``i`` of a matrix with C columns, float32; ``ok`` is None where all are there."""
+    """Elements number ``i`` of a matrix with C columns, float32; ``ok`` is None if all are there."""
     if x.row is not None:
         i = i // aligned(C) * aligned(x.row) + i % aligned(C) * aligned(x.col)
     if ok is None:
@@ -61,7 +61,7 @@ def _load(x, i, ok, C):
 
 @triton.jit
 def _add_block(i, ok, x, target, weight, C, sums, loss_sum, weight_sum, REDUCTION: tl.constexpr):
-    """The sums with the elements ``i``; of reduction "none" their losses are stored."""
+    """Add the elements ``i`` to the sums, or store their losses for reduction "none"."""
     d = _load(x, i, ok, C) - _load(target, i, ok, C)
     loss = d * d
     if weight is not None:
@@ -194,7 +194,7 @@ def backward(
 
 
 def _warps(input: Tensor) -> int:
-    """Threads for a block of 16 bytes each."""
+    """Warps for a block, of 16 bytes per thread."""
     return _BLOCK * input.element_size() // (16 * 32)
 
 

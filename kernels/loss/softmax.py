@@ -4,8 +4,8 @@ Every form of the loss (class weights, ignored rows, label smoothing, probabilit
 
     loss = Σ_c a_c (lse - x_c),    dloss/dx_c = A p_c - a_c,    A = Σ_c a_c,
 
-for coefficients a_c. The log-sum-exp is kept as the two floats max and log-sum that it is the sum
-of: near 1e4 one float would have no digits left for what is behind the point.
+for coefficients a_c. The log-sum-exp is kept as two floats, max and log-sum, whose
+sum it is: near 1e4 one float would have no digits left after the point.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def finite_max(m):
 
 @triton.jit
 def online_max_and_sum(x, m, s):
-    """The running maximum and Σ exp(x - max) of each row, with the tile ``x`` taken in."""
+    """The running maximum and Σ exp(x - max) of each row, the tile ``x`` included."""
     m_new = tl.maximum(m, tl.max(x, 1))
     shift = finite_max(m_new)
     return m_new, s * tl.exp(m - shift) + tl.sum(tl.exp(x - shift[:, None]), 1)
@@ -115,8 +115,8 @@ def probability_coefficients(share, cols, C, weight, smoothing):
 def row_loss(total, log_sum, weighted_logits, m, z_loss, ignored, invalid):
     """Each row's loss, and its coefficient of p in the gradient.
 
-    ``total`` is A, ``weighted_logits`` Σ a_c (x_c - max). A row that is ignored has neither, and
-    one whose target is no class is NaN: said in the loss, since a kernel cannot raise.
+    ``total`` is A, ``weighted_logits`` Σ a_c (x_c - max). A row that is ignored has neither. If
+    its target is not a class, its loss is NaN, since a kernel cannot raise.
     """
     lse = m + log_sum
     loss = total * log_sum - weighted_logits + z_loss * lse * lse
@@ -129,7 +129,7 @@ def row_loss(total, log_sum, weighted_logits, m, z_loss, ignored, invalid):
 
 @triton.jit
 def cross_entropy_tile(x, targets, ok, cols, C, criterion, pid, num_programs, sums):
-    """Of a tile of rows with all their logits: leave the loss by `leave_sums`, return the sum's gradient."""
+    """For a tile of rows with all their logits: leave the loss by `leave_sums`, return the sum's gradient."""
     col_ok = cols[None, :] < C
     target, ignored, invalid = load_targets(targets, ok, C, criterion.ignore_index)
     known = ok & (ignored == 0) & (invalid == 0)
@@ -138,7 +138,7 @@ def cross_entropy_tile(x, targets, ok, cols, C, criterion, pid, num_programs, su
     m, s = online_max_and_sum(x, m, tl.zeros((x.shape[0],), tl.float32))
     log_sum = tl.log(s)
     a = index_coefficients(target, cols, C, criterion.weight, criterion.smoothing)
-    # Without smoothing a is 0 but at the target, and 0 * inf of the others must not count; with it, it must.
+    # Without smoothing a is 0 except at the target, and 0 * inf elsewhere must not count; with it, it must.
     counts = a != 0 if criterion.smoothing is None else col_ok
     weighted = tl.sum(tl.where(counts, a * (x - m[:, None]), 0.0), 1)
     loss, coefficient = row_loss(tl.sum(a, 1), log_sum, weighted, m, criterion.z_loss, ignored, invalid)
@@ -170,7 +170,7 @@ def finish_loss(sums, total, weight, REDUCTION: tl.constexpr):
 def leave_sums(loss_sum, weight_sum, right, pid, num_programs, sums, REDUCTION: tl.constexpr):
     """A program's sums of losses, weights and, where there is no loss to be written, right answers.
 
-    They go to ``sums.partial`` for a later kernel to add up. But a single program's are the loss at once.
+    They go to ``sums.partial`` for a later kernel to add up; a single program's are the loss at once.
     """
     if sums.loss is None or num_programs > 1:
         tl.store(sums.partial + pid, loss_sum)

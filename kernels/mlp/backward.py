@@ -4,7 +4,7 @@
 
     dZ[l] = (dZ[l + 1] W[l + 1]) * f'(saved[l]),
 
-and writes each dZ once, beside the saved matrices' layout (M, TOTAL). Where the forward saved
+and writes each dZ once, laid out as the saved matrices are, (M, TOTAL). Where the forward saved
 nothing the kernel runs it again first and writes what it will read.
 
 `mlp_gradients_kernel` then forms every dW = dZᵀ X with db in one grid over all tiles of all layers. They go
@@ -52,7 +52,7 @@ class Flat(NamedTuple):
 
 
 class Split(NamedTuple):
-    """A part of the batch: ``rows`` examples, of which the last part may have fewer."""
+    """A part of the batch: ``rows`` examples; the last part may have fewer."""
 
     index: Any
     count: Any
@@ -73,7 +73,7 @@ def through_activation(
     grad, saved, dz, act, layer, rows, features, M, N,
     DTYPE: tl.constexpr, LAYOUT: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """dZ of a hidden block from its dH; it is stored, but for a PReLU, whose slopes' gradient needs dH."""
+    """dZ of a hidden block from its dH; it is stored, except for a PReLU, whose slopes' gradient needs dH."""
     target = columns_of(dz, layer, LAYOUT)
     if act.weight is not None:
         store_block(target, rows, features, M, N, grad)
@@ -264,7 +264,7 @@ _SUM_BLOCK = 1024
 
 
 class Gradients(NamedTuple):
-    """Of a network; what was not asked for is None."""
+    """A network's gradients; what was not asked for is None."""
 
     input: Tensor | None  # (M, K)
     params: Tensor | None  # flat: dW and then db of each layer, from `places` on

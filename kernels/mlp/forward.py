@@ -8,8 +8,8 @@ in registers, so that a width of several blocks needs no more shared memory than
 The layers are a loop, whatever the depth, so that Triton's pipeliner loads the next layer's weights while
 this one multiplies. Their pointers are a tuple of arguments that `pick` chooses from: nothing is copied into
 one buffer first. The input and the output may be of any width; they are walked over in blocks. For training
-each hidden layer leaves one matrix, what its derivative is computed from; the backward has
-the activation's output from it too. Those of all layers stand side by side in one (M, TOTAL) buffer.
+each hidden layer leaves one matrix, from which the backward computes its derivative, and the
+activation's output too. Those of all layers stand side by side in one (M, TOTAL) buffer.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Tiling(NamedTuple):
 
 @triton.jit
 def pick(items, layer):
-    """items[layer] of a layer that may be known only as the kernel runs: pointers, or numbers."""
+    """items[layer], pointers or numbers, where ``layer`` may be known only as the kernel runs."""
     item = items[0]
     for i in tl.static_range(1, len(items)):
         item = tl.where(layer == i, items[i], item)
@@ -95,14 +95,14 @@ def load_block(matrix, rows, cols, num_rows, num_cols):
 
 @triton.jit
 def store_block(matrix, rows, cols, num_rows, num_cols, block):
-    """A block of a matrix of so many rows and columns is written, in its dtype."""
+    """Write a block of a matrix of so many rows and columns, in its dtype."""
     inside = (rows[:, None] < num_rows) & (cols[None, :] < num_cols)
     store(at(matrix, rows, cols), block, inside)
 
 
 @triton.jit
 def columns_of(buffer, layer, LAYOUT: tl.constexpr):
-    """A hidden layer's columns of a buffer with those of all."""
+    """A hidden layer's columns of a buffer that holds those of all."""
     return Matrix(buffer + tl.multiple_of(pick(LAYOUT.OFFSETS, layer), 16), LAYOUT.OFFSETS[-1], 1)
 
 
@@ -145,7 +145,7 @@ def product_block(h, weight, features, N, K, BLOCK: tl.constexpr, TILE: tl.const
 
 @triton.jit
 def add_bias(z, biases, layer, features, N):
-    """z + b of a layer, if that has one: of those that have none another's is picked, and masked."""
+    """z + b of a layer, if it has a bias; for one that has none another's is picked, and masked."""
     bias = biases[0]
     given = biases[0] is not None
     for i in tl.static_range(1, len(biases)):
@@ -240,7 +240,7 @@ def places(widths: Sequence[int]) -> tuple[int, ...]:
 
 
 def _starts(sizes: Iterable[int]) -> tuple[int, ...]:
-    """Of parts that lie one after another, each at a multiple of ALIGNMENT; and the total."""
+    """Where parts start that follow one another, each at a multiple of ALIGNMENT; and the total."""
     return tuple(itertools.accumulate((cdiv(n, ALIGNMENT) * ALIGNMENT for n in sizes), initial=0))
 
 
@@ -289,7 +289,7 @@ class Net(NamedTuple):
         return configs.lookup(family, arch_of(self.weights[0]), kind, widest, widest)
 
     def constants(self, layout: Layout, suffix: str = "") -> dict[str, Any]:
-        """Of the forward's launch, or of the chain of gradients': what it is compiled for."""
+        """What the launch of the forward, or of the chain of gradients, is compiled for."""
         tile = self.tile(("mlp_wide" if max(layout.WIDTHS[1:-1]) > 128 else "mlp") + suffix)
         return {
             "DTYPE": TL_DTYPE[self.dtype],

@@ -32,11 +32,11 @@ Shape = tuple[int, int, int]  # M, N, K: rows, output features, input features
 NARROW: Shape = (256, 256, 784)
 WIDE: Shape = (4096, 4096, 4096)
 RAGGED: Shape = (256, 10, 250)  # a classifier's last layer: nothing a multiple of 16
-SINGLE: Shape = (60000, 1, 1)  # Triton makes an argument that is 1 a constant, of which not all works
+SINGLE: Shape = (60000, 1, 1)  # Triton makes an argument that is 1 a constant, and not all works with those
 LONG: Shape = (60000, 64, 256)  # few tiles of dW over a long batch: several programs share each
 #: A dtype of every precision that products have.
 PRECISIONS = ("bf16", "tf32", "fp32")
-# By the registers that f' takes. It needs the input of the heavy ones, so their forward keeps it.
+# By the registers that f' takes. For the heavy ones it needs f's input, so their forward keeps that.
 LIGHT = ("relu", "leaky_relu", "sigmoid", "tanh")
 HEAVY = ("prelu", "gelu", "gelu_tanh", "silu")
 
@@ -49,7 +49,7 @@ class Case:
     variant: str
     dtype: str
     run: Run
-    wide: bool = True  # where it is bound by memory: addresses and rows allow 16 bytes a thread
+    wide: bool = True  # if it is bound by memory: addresses and rows allow 16 bytes per thread
 
 
 def normal(device: str, dtype: torch.dtype, *sizes: int, std: float = 1.0) -> Tensor:

@@ -54,7 +54,7 @@ class Resources:
     stores: dict[int, int] | None = None
 
     def widest(self, moves: str) -> int:
-        """The most bytes that one of the "loads" or "stores" moves; 0 if there are none or nobody knows."""
+        """The most bytes that one of the "loads" or "stores" moves; 0 if there are none, or not known."""
         return max(getattr(self, moves) or {0: 0})
 
 
@@ -77,7 +77,7 @@ def read(compiled: Any) -> Resources:
         tensor_cores(assembly),
         getattr(compiled.metadata, "tmem_size", None),
         tma(assembly),
-        # Triton's last form before LLVM; by its own warps or not, the PTX looks alike.
+        # Triton's last form before LLVM; with and without specialized warps, the PTX looks alike.
         "ttg.warp_specialize(" in compiled.asm["ttgir"],
         torn_sums(compiled.asm["llir"]),
         *widths(assembly),

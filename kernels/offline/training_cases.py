@@ -46,7 +46,7 @@ class Kind:
 
 @dataclass
 class Problem:
-    """A network with everything that its training needs; learning rates are 0, so that it stays."""
+    """A network with everything that its training needs; learning rates are 0, so that it stays as it is."""
 
     kind: Kind
     recipe: Recipe
@@ -158,7 +158,7 @@ class Timed:
         getattr(self.problem, self.part)()
 
     def result(self) -> list[Tensor]:
-        """What it makes of the weights at a learning rate; they are put back."""
+        """How it changes the weights at a learning rate; they are put back."""
         problem = self.problem
         weights = [layer.weight for layer in problem.layers]
         biases = [layer.bias for layer in problem.layers if layer.bias is not None]

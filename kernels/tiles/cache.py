@@ -21,7 +21,7 @@ def path(name: str) -> Path:
 
 
 def read(name: str) -> dict[str, Any]:
-    """What is kept; empty where there is nothing, and, with a warning, where the file is damaged."""
+    """What is kept; empty if there is nothing, and, with a warning, if the file is damaged."""
     try:
         data = path(name).read_bytes()
     except OSError:
@@ -38,12 +38,12 @@ def read(name: str) -> dict[str, Any]:
 
 
 def parsed(entries: dict[str, Any], parse: Callable[[str, Any], T], what: str, file: Path) -> dict[str, T]:
-    """``entries`` of ``file`` as ``parse(key, entry)`` makes them; with a warning, without those it cannot.
+    """``entries`` of ``file`` by ``parse(key, entry)``; those that it refuses are left out, with a warning.
 
     Args:
         entries: as `read` gives them, whatever they hold.
         parse: refuses an entry by any error of a lookup, a type or a value.
-        what: each is to be, "a measurement".
+        what: what each should be, such as "a measurement".
         file: for the warning.
     """
     found = {}
@@ -56,7 +56,7 @@ def parsed(entries: dict[str, Any], parse: Callable[[str, Any], T], what: str, f
 
 
 def update(name: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Path:
-    """Keep what ``change`` makes of what is kept, and nobody changes meanwhile.
+    """Keep what ``change`` makes of what is kept, which nobody else can change meanwhile.
 
     Raises:
         OSError: the file cannot be written.

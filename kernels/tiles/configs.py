@@ -43,7 +43,7 @@ class Tile:
 
     @property
     def options(self) -> dict[str, int]:
-        """What a launch with it is compiled with besides."""
+        """What else a launch with it is compiled with."""
         return {"num_warps": self.num_warps, "num_stages": self.num_stages}
 
 
@@ -60,7 +60,7 @@ class TmaTile(Tile):
 # family of its own), "extra" is what takes yet more of them (an affine quantized input; a dropout's mask in
 # the backward's epilogue), "head" is the classifier head, "update" dW with the optimizer behind it, "epoch"
 # the persistent kernel, all of whose phases have one tile. "matmul" is the forward by TMA,
-# "matmul_backward" dX and dW alike; they are there where TMA and tensor cores are.
+# "matmul_backward" dX and dW alike; they exist where TMA and tensor cores do.
 Key = tuple[str, str, str, str]
 
 TMA_FAMILIES = ("matmul", "matmul_backward")
@@ -73,7 +73,7 @@ FAMILIES = (
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
 PRECISIONS = ("half", "tf32", "ieee")  # half: fp16 and bf16 operands
 BUCKETS = ("narrow", "wide")
-#: The most elements of a narrow weight; of a net that runs whole, of its widest hidden layer's square.
+#: The most elements of a narrow weight; for a net that runs whole, the square of its widest hidden layer.
 _NARROW = {"mlp": 64 * 64, "mlp_backward": 64 * 64}
 
 
@@ -147,7 +147,7 @@ def lookup(family: str, arch: str, precision: str, n: int, k: int) -> Tile:
 
 
 def for_weight(family: str, weight: Tensor, dtype: torch.dtype, precision: str) -> Tile:
-    """The tile for products with ``weight`` (N, K) in ``dtype``, where that is."""
+    """The tile for products with ``weight`` (N, K) in ``dtype``, on the weight's device."""
     return lookup(family, arch_of(weight), precision_class(dtype, precision), *weight.shape)
 
 
@@ -206,7 +206,7 @@ def cache_file() -> Path:
 
 
 def read_cache() -> dict[Key, Tile]:
-    """The tuned tiles of the cache file; without those, and with a warning, that are damaged."""
+    """The tuned tiles of the cache file, without damaged ones, of which it warns."""
     return _parsed(cache_files.read(_FILE), cache_file())
 
 

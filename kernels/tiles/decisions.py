@@ -97,7 +97,7 @@ def order(
     if forced is not None:
         return forced
     n, k = weight.shape
-    # Its power of two stands for the batch: a new batch size rarely is a new question.
+    # The batch counts by its power of two: a new batch size is rarely a new question.
     return _order(op, x.get_device(), weight.dtype, dtype, precision, (rows - 1).bit_length(), n, k)
 
 
@@ -164,7 +164,7 @@ def _power(size: int) -> int:
 
 
 def _large(machine: Machine, op: str, dtype: str, m: int, n: int, k: int) -> bool:
-    """Whether TMA runs unmeasured: a wide weight, and in each product tiles for half of the machine."""
+    """Whether TMA runs unmeasured: for a wide weight, if each product has tiles for half of the machine."""
     precision = {"tf32": "tf32", "fp32": "ieee"}.get(dtype, "half")
     family = "matmul" if op == "forward" else "matmul_backward"
     if op == "backward_prologue" or dtype == "autocast" or configs.bucket(n, k) == "narrow":
@@ -205,12 +205,12 @@ def path() -> Path:
 
 
 def read() -> list[Row]:
-    """The rows of the cache file; without those, and with a warning, that are damaged."""
+    """The rows of the cache file, without damaged ones, of which it warns."""
     return _parsed(cache_files.read(_FILE), path())
 
 
 def write(rows: Iterable[Row]) -> Path:
-    """Add ``rows`` to the cache file, in the place of older ones of their key, and use them from now on."""
+    """Add ``rows`` to the cache file, in place of older ones with their keys, and use them from now on."""
     new = list(rows)
     file = cache_files.update(
         _FILE, lambda kept: {row.key: asdict(row) for row in (*_parsed(kept, path()), *new)}

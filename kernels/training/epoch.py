@@ -3,7 +3,7 @@
 The phases are the device functions of the kernels that a graph launches one after another: the layers'
 forwards, the head, the hidden layers' dZ, the update. Programs take a phase's tiles in turns. Where
 every program has at most one tile of the weights it keeps that tile, float32 with its optimizer state,
-in registers from the first step to the last; others see what their next forward reads, the copy.
+in registers from the first step to the last; others see the copy, which their next forward reads.
 
 All programs must be on the chip at once, or the barrier never opens: `launch_cooperative_grid` sees to
 it. Where programs run one after another (the interpreter) every phase is a launch of its own.
@@ -55,7 +55,7 @@ from fastmlp.kernels.training.update import (
 
 
 class Turn(NamedTuple):
-    """The one phase of the one step that a launch is, where no barrier stands between them."""
+    """The one phase of the one step that a launch runs, where each phase has its own."""
 
     step: Any
     phase: Any
@@ -63,7 +63,7 @@ class Turn(NamedTuple):
 
 @triton.jit
 def grid_barrier(counter_ptr, arrivals):
-    """Wait until ``arrivals`` programs have come by in all; what they wrote before is then visible.
+    """Wait until ``arrivals`` programs in all have arrived; what they wrote before is then visible.
 
     One thread's acquire-release, with a barrier of the program's threads on either side, orders all of
     its threads' accesses. Waiting is by plain volatile reads, which do not lock the counter's line.
@@ -217,7 +217,7 @@ def epoch_kernel(
 
 
 def runs_on(arch: str) -> bool:
-    """Whether the barrier is proved for ``arch``: its memory order is NVIDIA's, or there are no threads."""
+    """Whether the barrier is proven for ``arch``: its memory order is NVIDIA's, or it has no threads."""
     return not arch.startswith("gfx")
 
 
@@ -241,8 +241,8 @@ def epoch(
 
     All layers have a bias or none has, all hidden layers have the first one's activation, there are two
     layers at least, and 16-bit products read copies. x is dequantized by one number at most; hypers (steps,
-    groups, HYPERS), contiguous; ``into`` and ``tile`` as in `train_step`, but what arrives does at the
-    barrier, () int64, zeroed before. ``programs`` of them must fit on the chip at once.
+    groups, HYPERS), contiguous; ``into`` and ``tile`` as in `train_step`, but ``into.arrived`` is
+    the barrier, () int64, zeroed before. All ``programs`` must fit on the chip at once.
     """
     rows, first = len(x.index), net.layers[0]
     steps = cdiv(rows, batch)

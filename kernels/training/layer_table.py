@@ -26,7 +26,7 @@ FIRST_TILE = tl.constexpr(0)  # of the layer's tiles, counted over all layers
 N = tl.constexpr(1)  # output features
 K = tl.constexpr(2)  # input features
 # A matrix is two columns: its address, and the stride of its rows.
-X = tl.constexpr(3)  # the layer's input (M, K); of the first layer the kernels are told apart
+X = tl.constexpr(3)  # the layer's input (M, K); the first layer's is an argument of its own
 Y = tl.constexpr(5)  # its output (M, N)
 SAVED = tl.constexpr(7)  # what f' is computed from: Y, or Z
 DZ = tl.constexpr(9)  # (M, N)
@@ -95,7 +95,7 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-#: The tables that there are, by the address of their rows: a launch has nothing else of its network.
+#: All tables that are alive, by the address of their rows: a launch shows nothing else of its network.
 TABLES: WeakValueDictionary[int, Table] = WeakValueDictionary()
 
 
@@ -137,7 +137,7 @@ class Table:
         return [layer.of(rows) for layer in self.layers]
 
     def tensors(self) -> list[Tensor | None]:
-        """All that a step's launches are given of the net, but for the rows of a batch."""
+        """All that a step's launches are given of the net, except the rows of a batch."""
         layers = [t for m in self.layers for t in (m.y, m.saved, m.dz, m.copy, m.bias)]
         return [self.rows, *layers]
 
@@ -176,7 +176,7 @@ def load_features(row_ptr, FACTOR: tl.constexpr):
 
 @triton.jit
 def width(features, PADDED: tl.constexpr):
-    """Columns of a buffer; with PADDED all it has memory for, of which the last ones hold anything."""
+    """Columns of a buffer; with PADDED all it has memory for, the last of which may hold anything."""
     if PADDED:
         return tl.cdiv(features, _ALIGNMENT) * _ALIGNMENT
     else:

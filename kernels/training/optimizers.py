@@ -19,7 +19,7 @@ RULES = ("sgd", "momentum", "nesterov", "adam")
 
 
 class State(NamedTuple):
-    """Elements of a parameter and what the optimizer keeps of them; what it does not keep is the value."""
+    """Elements of a parameter and what the optimizer keeps of them; for what it does not keep, the value."""
 
     value: Any
     first: Any  # momentum, or Adam's first moment

@@ -37,7 +37,7 @@ class Recipe:
         return criterion(self.loss, self.reduction, target, *numbers)
 
     def head_tile(self, net: Table) -> Blocks:
-        """The head's, where the epoch's kernel is its launch."""
+        """The head's tile, as an argument of the epoch's kernel."""
         weight = net.layers[-1].weight
         tile = configs.for_weight("head", weight, self.dtype, self.precision)
         return blocks(tile, len(weight), self.precision)

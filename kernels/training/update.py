@@ -3,8 +3,8 @@
 A program computes one tile of one layer's dW = dZᵀ X and applies it: the gradients never reach memory.
 Weights stay float32; where products run in 16 bits a copy in that dtype is written beside.
 
-The head leaves its sums a program each; what the mean is divided by is known here first, added up in a
-fixed order by every program. Over a long batch several programs share a tile: each leaves its part in
+Each program of the head leaves its sums; only here is it known what the mean is divided by, which every
+program adds up in a fixed order. Over a long batch several programs share a tile: each leaves its part in
 a workspace, and the last to arrive adds the parts up, first to last, so that runs are bitwise repeatable.
 """
 
@@ -79,14 +79,14 @@ def locate(net, num_layers, tile, TILE: tl.constexpr):
 
 @triton.jit
 def reloaded(net, place):
-    """``place``, its sizes loaded anew: what follows from them is computed again, not kept till then."""
+    """``place``, its sizes loaded anew: what follows from them is computed again rather than kept."""
     n, k = load_features(place.row, net.factor)
     return Place(place.layer, place.row, n, k, place.rows, place.cols)
 
 
 @triton.jit
 def in_weight(place):
-    """The offsets of a tile's elements, and which of them there are."""
+    """The offsets of a tile's elements, and which of them are in the weight."""
     offsets = place.rows[:, None].to(tl.int64) * place.K + place.cols[None, :]
     return offsets, (place.rows[:, None] < place.N) & (place.cols[None, :] < place.K)
 
@@ -151,8 +151,8 @@ def tile_gradient(
 ):  # fmt: skip
     """A tile of dZᵀ X over the examples from ``begin`` to ``end``, and dZ's sums (of the first column).
 
-    ``x`` is the first layer's X; the others' are found. With PADDED these and dZ are read to the
-    end of their padded rows, 16 bytes at a time: what is there reaches no element that is in the weight.
+    ``x`` is the first layer's X; the others' are in the table. With PADDED these and dZ are read to the
+    end of their padded rows, 16 bytes at a time: the padding reaches no element that is in the weight.
     """
     first_column = tl.min(place.cols, 0) == 0
     dz = load_matrix(place.row, DZ, DTYPE)
@@ -177,7 +177,7 @@ def apply_tile(
 ):
     """Update a tile and, in the first column of tiles, the bias. With KEEP the new tile is not stored.
 
-    The copy that the next forward reads is stored always; for float32 that is the weight.
+    The copy that the next forward reads is always stored; for float32 that is the weight.
     """
     state = apply(state, g, hyper_ptr + tl.load(place.row + W + GROUP) * HYPERS, RULE)
     offsets, ok = in_weight(place)

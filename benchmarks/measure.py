@@ -51,7 +51,6 @@ def measure(
     device: str,
     ceilings: Ceilings,
     effort: Effort,
-    with_memory: bool = False,
     say: Callable[[str], None] = lambda what: None,
 ) -> Row:
     """Time the peers in turns; one that cannot run is named with its reason.
@@ -100,7 +99,7 @@ def measure(
     if runs:
         say("timing")
         row |= _timed(runs, device, effort)
-    if (with_memory or case.memory) and "error" not in row:
+    if case.memory and "error" not in row:
         row["memory"] = _memory({name: factories[name] for name in _MEASURED_MEMORY if name in runs}, device)
     return row
 

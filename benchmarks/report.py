@@ -34,7 +34,7 @@ from .gpu.worker import Bench
 from .host_cases import CASES
 from .machine import describe
 from .measure import QUICK, Effort, Row, measure, new_row
-from .peers import COMPILING, EAGER
+from .peers import COMPILING
 from .store import Store
 from .store import load as load_report
 
@@ -229,8 +229,8 @@ class _Session:
             if case.key or not self._quick:
                 self._row(part, str(case), partial(self._measure, case, self._effort))
 
-    def _measure(self, case: Case, effort: Effort, with_memory: bool = False) -> Row:
-        return measure(case, self._device, self._ceilings, effort, with_memory, self._noting(case))
+    def _measure(self, case: Case, effort: Effort) -> Row:
+        return measure(case, self._device, self._ceilings, effort, self._noting(case))
 
     def _sweep(self, sweep: sweeps.Sweep) -> None:
         bounds = sweeps.limits(self._device, self._quick)
@@ -244,11 +244,11 @@ class _Session:
             key = f"{sweep.name}: {case}"
             row = self._row("sweeps", key, partial(self._point, sweep.name, x, case))
             if row is not None and "error" not in row:
-                before = case, sweeps.slower(row["seconds"], EAGER)
+                before = case, sweeps.slower(row["seconds"])
 
     def _point(self, sweep: str, x: int, case: Case) -> Row:
         effort = replace(self._effort, rounds=15, seconds=self._effort.seconds / 3)
-        row = self._measure(case, effort, with_memory=True)
+        row = self._measure(replace(case, memory=True), effort)
         return row | {"key": f"{sweep}: {case}", "sweep": sweep, "x": x}
 
     def _accuracy(self, train: Images, test: Images) -> None:

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 
 from .cases import A, Case, cross_entropy, inference, training_step
-from .peers import OURS
+from .peers import EAGER, OURS
 from .whole_net import mlp
 
 _GIB = 1 << 30
@@ -120,9 +120,9 @@ def too_much(case: Case, before: tuple[Case, float] | None, bounds: Limits) -> s
     return None
 
 
-def slower(seconds: dict[str, dict[str, float]], eager: str) -> float:
+def slower(seconds: dict[str, dict[str, float]]) -> float:
     """Seconds a call of ours or of eager, whichever is slower."""
-    return max((seconds[name]["median"] for name in (OURS, eager) if name in seconds), default=0.0)
+    return max((seconds[name]["median"] for name in (OURS, EAGER) if name in seconds), default=0.0)
 
 
 def points(sweep: Sweep, device: str, quick: bool) -> Iterator[tuple[int, Case]]:

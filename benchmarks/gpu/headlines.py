@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
 
 import torch
 
@@ -36,83 +35,72 @@ _REHEARSED_CEILINGS = Ceilings(
 )
 
 
-class Headline(NamedTuple):
-    """One row: a part of the report that it belongs to, and its case."""
-
-    part: str
-    case: Case
-
-
 def run(bench: Bench) -> None:
     """Every row in a short version first; then again beside the peers that have to be compiled."""
     with Ahead(bench) as ahead:
         if not bench.toy:
             for place in range(len(list(_own_kernels()))):
                 ahead.submit_call(_call, place)
-        _run(bench)
+        ceilings = _ceilings(bench)
+        for full in (False, True) if not bench.toy else (False,):
+            effort = _REHEARSED if bench.toy else _SECOND if full else _FIRST
+            for case in headlines(bench):
+                make = partial(_row, bench, case, ceilings, effort)
+                if full:  # what goes wrong leaves the row that is there
+                    bench.row(f"{case}, every peer", make, part="every peer")
+                else:
+                    bench.row(str(case), make, part=_part(case))
 
 
 def _call(place: int) -> None:
     """Call ours of one row, so that its kernels are compiled."""
-    case = list(_own_kernels())[place].case
+    case = list(_own_kernels())[place]
     with products(case.precision):
         case.on("cpu")[peers.OURS]().call()
 
 
-def _run(bench: Bench) -> None:
-    ceilings = _ceilings(bench)
-    for full in (False, True) if not bench.toy else (False,):
-        effort = _REHEARSED if bench.toy else _SECOND if full else _FIRST
-        for headline in headlines(bench):
-            make = partial(_row, bench, headline, ceilings, effort)
-            if full:  # what goes wrong leaves the row that is there
-                bench.row(f"{headline.case}, every peer", make, part="every peer")
-            else:
-                bench.row(str(headline.case), make, part=headline.part)
-
-
-def headlines(bench: Bench) -> Iterator[Headline]:
+def headlines(bench: Bench) -> Iterator[Case]:
     """The most important first."""
     yield from _small() if bench.toy else _large(_images(bench))
 
 
-def _large(images: Images) -> Iterator[Headline]:
+def _large(images: Images) -> Iterator[Case]:
     alone = list(_own_kernels())
     yield from alone[:2]
     for dtype in (_FP32, _BF16):
-        yield Headline("epochs", epochs.resident(images, dtype))
+        yield epochs.resident(images, dtype)
     yield from alone[2:]
-    yield Headline("cases", cases.linear_cross_entropy(8192, 4096, 128256, _BF16))
+    yield cases.linear_cross_entropy(8192, 4096, 128256, _BF16)
 
 
-def _own_kernels() -> Iterator[Headline]:
+def _own_kernels() -> Iterator[Case]:
     """Those that launch only our kernels, so that nothing large is computed where the GPU is stubbed."""
     for dtype in (_FP32, _BF16):
-        yield Headline("cases", cases.training_step(A, 256, dtype, tuple(peers.MODES), key=True))
+        yield cases.training_step(A, 256, dtype, tuple(peers.MODES), key=True)
     for side, kind in itertools.product((1024, 4096, 8192), ("bf16", "tf32", "fp16")):
-        yield Headline("cases", linear(side, kind))
-    yield Headline("cases", cases.cross_entropy(4096, 128256, _BF16, key=True))
+        yield linear(side, kind)
+    yield cases.cross_entropy(4096, 128256, _BF16, key=True)
     for kind, (widths, batch) in whole_net.NETS.items():
         for training in (False, True):
-            yield Headline("cases", whole_net.mlp(widths, batch, _BF16, training, kind, key=True))
+            yield whole_net.mlp(widths, batch, _BF16, training, kind, key=True)
     for batch, dtype in itertools.product((1, 4096), (_FP32, _BF16)):
-        yield Headline("cases", cases.inference(A, batch, dtype, key=True))
+        yield cases.inference(A, batch, dtype, key=True)
 
 
-def _small() -> Iterator[Headline]:
+def _small() -> Iterator[Case]:
     """One of each kind, for a rehearsal."""
     widths = (16, 16, 10)
-    yield Headline("cases", cases.training_step(widths, 32, _FP32, key=True))
+    yield cases.training_step(widths, 32, _FP32, key=True)
     train = synthetic(train=300, test=10)[0]
     images = Images(train.images[:, ::7, ::7].contiguous(), train.labels, train.classes, train.name)
-    yield Headline("epochs", epochs.resident(images, _FP32, widths))
+    yield epochs.resident(images, _FP32, widths)
     for kind in ("bf16", "tf32", "fp16"):
-        yield Headline("cases", linear(32, kind))
-    yield Headline("cases", cases.cross_entropy(8, 100, _BF16, key=True))
+        yield linear(32, kind)
+    yield cases.cross_entropy(8, 100, _BF16, key=True)
     for training in (False, True):
-        yield Headline("cases", whole_net.mlp(widths, 16, _BF16, training, "policy", key=True))
-    yield Headline("cases", cases.inference(widths, 1, _FP32, key=True))
-    yield Headline("cases", cases.linear_cross_entropy(8, 16, 50, _BF16))
+        yield whole_net.mlp(widths, 16, _BF16, training, "policy", key=True)
+    yield cases.inference(widths, 1, _FP32, key=True)
+    yield cases.linear_cross_entropy(8, 16, 50, _BF16)
 
 
 def linear(side: int, kind: str) -> Case:
@@ -147,12 +135,15 @@ def measured_ceilings(bench: Bench) -> Ceilings:
     return ceilings
 
 
-def _row(bench: Bench, headline: Headline, ceilings: Ceilings, effort: Effort) -> Row:
-    case = headline.case
+def _part(case: Case) -> str:
+    return "epochs" if case.group == epochs.EPOCH else "cases"
+
+
+def _row(bench: Bench, case: Case, ceilings: Ceilings, effort: Effort) -> Row:
     with products(case.precision):
         row = measure(case, bench.device, ceilings, effort, say=lambda what: bench.note(f"{case}: {what}"))
         row["foretold"] = foretold(case)
-    return _without_broken_engines(bench, row) | {"part": headline.part}
+    return _without_broken_engines(bench, row) | {"part": _part(case)}
 
 
 def foretold(case: Case) -> float:

@@ -50,10 +50,11 @@ def _jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     return jax.jit(jax.default_matmul_precision(precision)(function), **options)
 
 
-def _params(widths: Sequence[int], device: str) -> Params:
+def _params(widths: Sequence[int], device: str, dtype: Any = jnp.float32) -> Params:
     """torch's initial weights, so that all peers start alike."""
     layers = [torch.nn.Linear(k, n) for k, n in itertools.pairwise(widths)]
-    return [(_put(layer.weight, device), _put(layer.bias, device)) for layer in layers]
+    pairs = ((_put(layer.weight, device), _put(layer.bias, device)) for layer in layers)
+    return [(weight.astype(dtype), bias.astype(dtype)) for weight, bias in pairs]
 
 
 def _forward(params: Params, x: jax.Array, dtype: Any) -> jax.Array:
@@ -124,16 +125,15 @@ def cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> Run:
 def inference(widths: Sequence[int], x: torch.Tensor) -> Run:
     """The forward pass, all in ``x``'s dtype."""
     device, dtype = x.device.type, _dtype(x.dtype)
-    params = [(w.astype(dtype), b.astype(dtype)) for w, b in _params(widths, device)]
-    return _calls(_jit(lambda p, x: _forward(p, x, dtype)), params, _put(x, device))
+    forward = _jit(lambda p, x: _forward(p, x, dtype))
+    return _calls(forward, _params(widths, device, dtype), _put(x, device))
 
 
 def gradients(widths: Sequence[int], x: torch.Tensor, grad: torch.Tensor) -> Run:
     """Forward, and from ``grad`` the gradients of parameters and input, all in ``x``'s dtype."""
     device, dtype = x.device.type, _dtype(x.dtype)
-    params = [(w.astype(dtype), b.astype(dtype)) for w, b in _params(widths, device)]
     both = _jit(lambda grad, p, x: jax.vjp(lambda p, x: _forward(p, x, dtype), p, x)[1](grad))
-    return _calls(both, _put(grad, device), params, _put(x, device))
+    return _calls(both, _put(grad, device), _params(widths, device, dtype), _put(x, device))
 
 
 def training_step(

@@ -117,18 +117,15 @@ def _verified(case: Case, factories: dict[str, Factory], exact: Factory) -> Row:
         torchs, right = _result(factories[EAGER]()), _result(exact())
         eps = 2.0**-10 if case.tf32 else torch.finfo(case.dtype).eps  # of the products' operands
         found = [
-            (
-                numerics.error(mine, true) / (bound := numerics.allowed(its, true, case.roundings, eps)),
-                {"what": f"result {i}", "error": numerics.error(mine, true), "allowed": bound},
-            )
+            numerics.judged(f"result {i}", mine, its, true, case.roundings, eps)
             for i, (mine, its, true) in enumerate(zip(ours, torchs, right, strict=True))
         ]
     except AssertionError as error:  # NaN or inf where there should be none
         return {"error": f"wrong: {error}", "wrong": True}
     except Exception as error:  # there is nothing to compare with
         return {"unverified": reason(error)}
-    excess, worst = max(found, key=lambda one: one[0])
-    if excess <= 1:
+    worst = max(found, key=numerics.excess)
+    if numerics.excess(worst) <= 1:
         return {"worst": worst}
     text = f"wrong: {worst['what']} is off by {worst['error']:.2e}, allowed {worst['allowed']:.2e}"
     return {"worst": worst, "error": text, "wrong": True}

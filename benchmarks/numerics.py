@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,3 +50,15 @@ def allowed(torchs: Tensor, exact: Tensor, roundings: int = 1, eps: float | None
     eps = torch.finfo(torchs.dtype).eps if eps is None else eps
     rounding = eps * (0.5 + 8 / max(exact.numel(), 1) ** 0.5)
     return 2 * error(torchs, exact) + roundings * rounding
+
+
+def judged(
+    what: str, value: Tensor, torchs: Tensor, exact: Tensor, roundings: int = 1, eps: float | None = None
+) -> dict[str, Any]:
+    """A result's `error` and what is `allowed`, as a report has them."""
+    return {"what": what, "error": error(value, exact), "allowed": allowed(torchs, exact, roundings, eps)}
+
+
+def excess(judged: dict[str, Any]) -> float:
+    """How many times what is allowed an error is: above 1 the result is wrong."""
+    return float(judged["error"]) / max(float(judged["allowed"]), 1e-300)

@@ -43,11 +43,6 @@ def limits(device: str, quick: bool) -> Limits:
     return _QUICK if quick else LIMITS[device]
 
 
-def dtype(device: str) -> torch.dtype:
-    """What is swept: for tensor cores on a GPU, what everybody uses on a CPU."""
-    return torch.bfloat16 if device == "cuda" else torch.float32
-
-
 def _narrow(name: str, what: str, axis: str, values: Sequence[int], case: Callable[..., Case]) -> list[Sweep]:
     """A small net's line, with backward and without; ``case`` is `mlp` as a function of the value."""
     return [
@@ -128,5 +123,6 @@ def slower(seconds: dict[str, dict[str, float]]) -> float:
 def points(sweep: Sweep, device: str, quick: bool) -> Iterator[tuple[int, Case]]:
     """The line's cases; first, middle and last in a quick report."""
     values = sweep.values
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32  # for tensor cores; what everybody uses
     for value in (values[0], values[len(values) // 2], values[-1]) if quick else values:
-        yield value, sweep.case(value, dtype(device))
+        yield value, sweep.case(value, dtype)

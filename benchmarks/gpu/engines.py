@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
-from math import inf, isnan
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -26,7 +25,7 @@ from fastmlp.kernels.launch import Launch, observe
 
 from ..cases import net
 from ..measure import Row, new_row, reason
-from ..numerics import allowed, error, products
+from ..numerics import excess, judged, products
 from ..peers import MissingPeerError
 from .ahead import Ahead
 
@@ -142,7 +141,7 @@ class _Reference:
             "repeatable": first.equal(again),
         }
         wrong = []
-        if not row["worst"]["error"] <= row["worst"]["allowed"]:  # it may be NaN
+        if excess(row["worst"]) > 1:
             wrong.append("{what}: error {error:.3g}, allowed {allowed:.3g}".format(**row["worst"]))
         if not row["repeatable"] and engine != EAGER:  # whose bits are not ours to answer for
             wrong.append(f"not repeatable: losses {row['losses']}, then {again.losses.tolist()}")
@@ -199,11 +198,7 @@ def worst(mine: Trained, torchs: Trained, exact: Trained, dtype: str) -> dict[st
     triples = {"losses": (mine.losses, torchs.losses, exact.losses)} | {
         name: (mine.moved[name], torchs.moved[name], exact.moved[name]) for name in exact.moved
     }
-    found = [
-        {"what": name, "error": error(a, c), "allowed": allowed(b, c, _ROUNDINGS, eps)}
-        for name, (a, b, c) in triples.items()
-    ]
-    return max(found, key=lambda one: inf if isnan(one["error"]) else one["error"] / one["allowed"])
+    return max((judged(name, *three, _ROUNDINGS, eps) for name, three in triples.items()), key=excess)
 
 
 @contextmanager

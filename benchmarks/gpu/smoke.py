@@ -31,7 +31,7 @@ from fastmlp.kernels.offline import loss_cases, mlp_cases, training_cases
 from fastmlp.kernels.offline.case import NUMERICS, Case
 
 from ..measure import Row, new_row, reason
-from ..numerics import error
+from ..numerics import error, excess
 from .ahead import Ahead, compiler_error
 from .calls import Call, watched
 from .references import LAUNCHERS
@@ -128,7 +128,7 @@ def _verdict(calls: Sequence[Call]) -> Row:
                 wrong.append(f"{name}: error {mine:.3e}, allowed {bound:.3e}")
             if math.isfinite(mine):
                 found.append({"what": name, "error": mine, "allowed": bound, "torch": error(theirs, right)})
-    worst = max(found, key=lambda one: one["error"] / (one["allowed"] or 1.0), default=None)
+    worst = max(found, key=excess, default=None)
     row: Row = {"repeatable": repeatable}
     if worst:
         row |= {"error_norm": worst["error"], "torch_error": worst.pop("torch"), "allowed": worst["allowed"]}

@@ -10,6 +10,7 @@ from typing import Any
 from .. import formats, tables
 from ..epochs import EPOCH
 from ..measure import Row
+from ..numerics import excess
 from ..peers import COMPILED, EAGER, GRAPH, JAX, OURS
 from ..targets import ratio
 
@@ -53,7 +54,7 @@ def stage(name: str, stand: dict[str, Any]) -> str:
 
 def _machine(report: dict[str, Any]) -> str:
     if "machine" not in report:
-        return "No process came so far as to say what machine this is."
+        return "No process got far enough to say what machine this is."
     return tables.machine(report["machine"])
 
 
@@ -82,7 +83,8 @@ def _headline(row: Row) -> list[str]:
 
 def _errors(rows: Sequence[Row]) -> str:
     """Those that come nearest to what is allowed, or go beyond it."""
-    found = sorted((row for row in rows if row.get("worst")), key=_excess, reverse=True)
+    found = [row for row in rows if row.get("worst")]
+    found.sort(key=lambda row: excess(row["worst"]), reverse=True)
     lines = [
         [
             row["key"],
@@ -92,10 +94,6 @@ def _errors(rows: Sequence[Row]) -> str:
         for row in found[:_WORST]
     ]
     return columns([("worst errors", "of", "error", "allowed"), *lines]) if lines else ""
-
-
-def _excess(row: Row) -> float:
-    return float(row["worst"]["error"]) / max(float(row["worst"]["allowed"]), 1e-300)
 
 
 def _next(report: dict[str, Any], out: Path, trouble: str) -> Iterable[str]:

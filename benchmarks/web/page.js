@@ -247,7 +247,7 @@ function drawRoofline() {
     legend: { orientation: "h", y: -0.15, font: { color: text } },
     xaxis: {
       type: "log", range: [Math.log10(left), Math.log10(right)], ...ticks([left, right], 10, digits),
-      title: { text: "operations a byte", font: { color: muted }, standoff: 6 },
+      title: { text: "operations per byte", font: { color: muted }, standoff: 6 },
     },
     yaxis: { type: "log", range: range.map(Math.log10), ...ticks(range, 10, inRates) },
   });

@@ -57,7 +57,7 @@ def tensor_of(value: Any, name: str, what: str) -> Tensor:
         array = value.to_numpy() if hasattr(value, "to_numpy") else value.__array__()
     if getattr(array, "mask", False) is not False and array.mask.any():
         raise ValueError(
-            f"{name}: expected {what} all there, got a masked array; filled(number) makes it whole"
+            f"{name}: expected {what} all there, got a masked array; filled(number) replaces what is missing"
         )
     return _of_array(array, name, what)
 

@@ -144,7 +144,7 @@ def read(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         header = json.loads(data[8 : _header_end(data)])
         content = json.loads(header["__metadata__"]["fastmlp"])
         if not isinstance(content["metadata"], dict):
-            raise ValueError("metadata are no object")
+            raise ValueError("metadata is not an object")
     except (SafetensorError, LookupError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise ValueError(
             f"{path}: expected a safetensors checkpoint of fastmlp's ({error!r:.200})"
@@ -215,14 +215,14 @@ def _unflatten(tree: Any, tensors: dict[str, Tensor]) -> Any:
     kind, content = next(iter(tree.items())) if isinstance(tree, dict) and len(tree) == 1 else ("", None)
     if kind == "tensor" and isinstance(content, str):
         if content not in tensors:
-            raise ValueError(f"there is no tensor {content!r}, or it stands in two places")
+            raise ValueError(f"there is no tensor {content!r}, or it is in two places")
         return tensors.pop(content)
     if kind == "dict" and isinstance(content, list):
         found: dict[Any, Any] = {}
         for pair in content:
             new = isinstance(pair, list) and len(pair) == 2 and is_scalar(pair[0]) and pair[0] not in found
             if not new:
-                raise ValueError("its state has an entry that is no pair of a new key and a value")
+                raise ValueError("its state has an entry that is not a pair of a new key and a value")
             found[pair[0]] = _unflatten(pair[1], tensors)
         return found
     if kind in ("list", "tuple") and isinstance(content, list):

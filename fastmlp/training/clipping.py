@@ -71,7 +71,7 @@ def checked(limit: float | None, engine: str, dtype: torch.dtype, optimizer: tor
         raise ValueError(f"clip_norm: expected a positive number, got {limit}")
     if wants_closure(optimizer):
         raise ValueError(
-            f"clip_norm: expected None with {type(optimizer).__name__}, which makes the gradients itself"
+            f"clip_norm: expected None with {type(optimizer).__name__}, which computes the gradients itself"
         )
     if engine not in ("auto", "eager"):
         raise ValueError(f"engine: {engine!r} cannot run this: {REASON}")

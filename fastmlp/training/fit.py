@@ -217,7 +217,7 @@ def _check_same(ranks: Ranks, run: Run, train: Source, test: Source | None, opti
     for source in (train, test):
         if source is not None and not isinstance(source, Resident):
             raise ValueError(
-                f"{source.name}: expected tensors, or what is small enough to become some, for a net in "
+                f"{source.name}: expected tensors, or data small enough to become tensors, for a net in "
                 "several processes: each takes its rows by index"
             )
     assert isinstance(train, Resident)

@@ -109,7 +109,7 @@ class History:
             history = cls(**{**content, "epochs": epochs_of(content["epochs"])})
             texts = history.engine, history.reason, history.stopped
             if not (is_number(history.seconds) and all(isinstance(text, str) for text in texts)):
-                raise ValueError("seconds are no number, or engine, reason or stopped no text")
+                raise ValueError("seconds is not a number, or engine, reason or stopped is not a text")
             return history
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ValueError(f"text: expected a history as History.to_json gives it ({error})") from error

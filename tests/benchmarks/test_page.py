@@ -105,7 +105,7 @@ def test_the_payload_is_the_report() -> None:
 
 def test_what_is_not_there_is_said() -> None:
     text = page.html(report())
-    assert "Measured on a CPU: nothing here says anything of a GPU." in text
+    assert "Measured on a CPU: this says nothing about a GPU." in text
     assert "Not in this report: epochs." in text
     assert "eager, CUDA graph: needs a GPU (6 rows)" in text
     assert "failed: cross-entropy forward + backward, 4096 x 1000, float32: fastmlp: RuntimeError: no" in text

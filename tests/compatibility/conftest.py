@@ -39,7 +39,8 @@ def refuses(request: pytest.FixtureRequest) -> Refusal:
 def ways_of_auto(monkeypatch: pytest.MonkeyPatch) -> None:
     """What "auto" does of its own on a CPU it does for large inputs; here for these."""
     monkeypatch.setattr("fastmlp.functional.loss._CPU_ELEMENTS", 1)
-    monkeypatch.setattr("fastmlp.functional.loss._CPU_CLASSES", 1)
+    monkeypatch.setattr("fastmlp.functional.loss._CPU_CLASSES", 5)
+    monkeypatch.setattr("fastmlp.functional.loss._MANY_ROWS", 4)
     monkeypatch.setattr("fastmlp.functional.linear_loss._CPU_ELEMENTS", 1)
     monkeypatch.setattr("fastmlp.backends.onednn.LEAST_WORK", dict.fromkeys(onednn.LEAST_WORK, 1))
 

@@ -27,7 +27,16 @@ from fastmlp.functional import (
     mse_loss,
 )
 from tests import references
-from tests.compatibility.problems import ACTIVATIONS, At, Function, Net, Problem, applied, by_plan, on_kernels
+from tests.compatibility.problems import (
+    ACTIVATIONS,
+    At,
+    Function,
+    Net,
+    Problem,
+    activated,
+    by_plan,
+    on_kernels,
+)
 
 
 def weighted(value: Tensor) -> Tensor:
@@ -67,11 +76,12 @@ def _linear_act(activation: str) -> Operation:
 
     def make(at: At) -> Problem:
         def ours(x: Tensor, *params: Tensor) -> Tensor:
-            return linear_act(x, *next(net.split(params)))
+            w, b, act, slopes = next(net.split(params))
+            return linear_act(x, w, b, activated(act, slopes))
 
         def torchs(x: Tensor, *params: Tensor) -> Tensor:
-            w, b, module = next(net.split(params))
-            return applied(module, F.linear(x, w, b))
+            w, b, act, slopes = next(net.split(params))
+            return activated(act, slopes)(F.linear(x, w, b))
 
         return Problem(ours, torchs, net.leaves(at)[:-2])
 
@@ -311,3 +321,11 @@ def every_operation(law: str, names: Iterable[str] = OPERATIONS, **cell: str) ->
             for name in names
         ],
     )
+
+
+def operations(names: Sequence[str]) -> pytest.MarkDecorator:
+    """Parametrize ``operation`` alone: the test has a row of its own, or none."""
+    return pytest.mark.parametrize("operation", [OPERATIONS[name] for name in names], ids=names)
+
+
+every_node = operations(NODES)

@@ -68,20 +68,17 @@ ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
-def activated(module: nn.Module, slopes: Sequence[Tensor]) -> nn.Module:
-    """The module with these very tensors as its slopes."""
-    if slopes:
-        module = nn.PReLU()
+#: The same as the functional form wants it.
+_ACTS = {name: resolve(build(1)) for name, build in ACTIVATIONS.items()}
+
+
+def activated(name: str, slopes: Sequence[Tensor]) -> nn.Module:
+    """The module, with these very tensors as its slopes."""
+    module = ACTIVATIONS[name](1)
+    for slope in slopes:
         del module.weight
-        (module.weight,) = slopes
+        module.weight = slope
     return module
-
-
-def applied(module: nn.Module | None, x: Tensor) -> Tensor:
-    """Of slopes that may be no parameters."""
-    if isinstance(module, nn.PReLU):
-        return F.prelu(x, module.weight)
-    return x if module is None else module(x)
 
 
 class Net(NamedTuple):
@@ -99,25 +96,29 @@ class Net(NamedTuple):
             found += [torch.linspace(0.9, 0.1, s.numel()).to(at.device, at.dtype) for s in slopes]
         return found
 
-    def split(self, params: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor, nn.Module | None]]:
-        """Weight, bias and activation of each layer."""
-        left, layers = iter(params), len(self.widths) - 1
-        for i, n in enumerate(self.widths[1:], start=1):
+    def split(self, params: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor, str, list[Tensor]]]:
+        """Weight, bias, activation and slopes of each layer."""
+        left, last = iter(params), len(self.widths) - 2
+        for i in range(last + 1):
             w, b = next(left), next(left)
-            module = ACTIVATIONS[self.activation](n) if i < layers else None
-            yield w, b, module and activated(module, [next(left) for _ in module.parameters()])
+            act = self.activation if i < last else "no activation"
+            yield w, b, act, [next(left)] if "PReLU" in act else []
 
     def layers(self, params: Sequence[Tensor]) -> list[Layer]:
-        return [Layer(w, b, resolve(module)) for w, b, module in self.split(params)]
+        split = self.split(params)
+        return [Layer(w, b, _ACTS[act]._replace(weight=s[0] if s else None)) for w, b, act, s in split]
 
     def torchs(self, x: Tensor, *params: Tensor) -> Tensor:
-        for w, b, module in self.split(params):
-            x = applied(module, F.linear(x, w, b))
+        for w, b, act, slopes in self.split(params):
+            x = F.linear(x, w, b)
+            x = F.prelu(x, *slopes) if slopes else ACTIVATIONS[act](1)(x)
         return x
 
 
 def on_kernels(x: Tensor) -> bool:
-    return x.dtype in backends.KERNEL_DTYPES and isinstance(backends.choose(x).backend, TritonBackend)
+    return x.dtype in backends.KERNEL_DTYPES and isinstance(
+        backends.choose(x).backend, TritonBackend | backends.Traced
+    )
 
 
 def by_plan(plan: str, x: Tensor, *params: Tensor) -> str:

@@ -95,16 +95,6 @@ def test_frozen_layers_are_skipped(device: str) -> None:
     torch.testing.assert_close(w[1].grad, (torch.ones_like(y) @ w[2].detach()).t() @ (x @ w[0].t()))
 
 
-def test_second_backward_and_accumulation(device: str) -> None:
-    x, layers = with_grad(*draw(5, torch.float32, device))
-    y = chain(x, layers)
-    y.sum().backward(retain_graph=True)
-    first = [t.grad.clone() for t in tensors_of(x, layers)]  # type: ignore[union-attr]
-    y.sum().backward()
-    for tensor, once in zip(tensors_of(x, layers), first):
-        torch.testing.assert_close(tensor.grad, 2 * once)
-
-
 def test_launches_of_a_step(device: str) -> None:
     """Depth L: L launches forward, L backward; nothing masks or sums in a pass of its own."""
     act = Act(TABLE["relu"])
@@ -128,33 +118,3 @@ def test_inference_keeps_nothing(device: str) -> None:
     with torch.no_grad(), record_launches() as launches:
         chain(x, layers)
     assert all(s.named["z"] is None for s in launches)
-
-
-def test_autocast(device: str) -> None:
-    """float32 parameters, bf16 products: outputs bf16, gradients float32, one launch a layer."""
-    x, layers = with_grad(*draw(7, torch.float32, device))
-    with torch.autocast(device, dtype=torch.bfloat16):
-        with record_launches() as launches:
-            y = chain(x, layers)
-        with backends.use("torch"):
-            theirs = chain(x, layers)
-    assert len(launches) == len(layers)
-    assert y.dtype == torch.bfloat16
-    exact = aten_chain(
-        x.double(),
-        [
-            Layer(
-                w.double(),
-                None if b is None else b.double(),
-                a._replace(weight=None if a.weight is None else a.weight.double()),
-            )
-            for w, b, a, *_ in layers
-        ],
-    )
-    assert_as_good_as_torch(y, theirs, exact, roundings=2 * len(layers))
-    ours = torch.autograd.grad(y.float().sum(), tensors_of(x, layers))
-    reference = torch.autograd.grad(theirs.float().sum(), tensors_of(x, layers))
-    truth = torch.autograd.grad(exact.sum(), tensors_of(x, layers))
-    for a, b, c in zip(ours, reference, truth):
-        assert a.dtype == torch.float32
-        assert_as_good_as_torch(a, b, c, roundings=2 * len(layers))

@@ -115,16 +115,6 @@ def test_launches_of_a_textbook_step(device: str) -> None:
     ]
 
 
-def test_second_backward(device: str) -> None:
-    layers, leaves = chain_of((9, 8, 4), "tanh", device)
-    x, t = torch.randn(11, 9, device=device), torch.randint(4, (11,), device=device)
-    with backends.use("triton"):
-        loss, _ = chain_cross_entropy(x, layers, t)
-        first = torch.autograd.grad(loss, leaves, retain_graph=True)
-        second = torch.autograd.grad(loss, leaves)
-    assert all(map(torch.equal, first, second))
-
-
 def test_frozen_stem(device: str) -> None:
     """Only the last layer trains: neither dZ nor anything below it is computed."""
     layers, leaves = chain_of((9, 8, 4), "relu", device)

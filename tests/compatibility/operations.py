@@ -129,7 +129,7 @@ class Loss(NamedTuple):
     def constants(self, at: At, *more: int) -> tuple[Tensor, dict[str, Any]]:
         """A target for logits of (rows, classes, ...), and the other arguments."""
         options = {**LOSSES[self.name], "reduction": self.reduction}
-        target = torch.randint(self.classes, (at.rows, *more)).to(at.device)
+        target = at.labels(self.classes, *more)
         if options.pop("target", None):
             target = at.randn(at.rows, self.classes, *more).softmax(1)
         if "weight" in options:

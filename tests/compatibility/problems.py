@@ -19,18 +19,20 @@ Function = Callable[..., Tensor]
 
 
 class At(NamedTuple):
-    """Where a problem stands, and how many rows its batch has."""
+    """Where a problem stands, how many rows its batch has, and the one label of all of them, if any."""
 
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
     rows: int = 6
+    label: int | None = None
 
     def randn(self, *shape: int) -> Tensor:
         """The same numbers in each dtype, but for their rounding."""
         return torch.randn(shape).to(self.device, self.dtype)
 
-    def labels(self, classes: int) -> Tensor:
-        return torch.randint(classes, (self.rows,)).to(self.device)
+    def labels(self, classes: int, *more: int) -> Tensor:
+        labels = torch.randint(classes, (self.rows, *more)).to(self.device)
+        return labels if self.label is None else torch.full_like(labels, self.label)
 
 
 class Problem(NamedTuple):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fastmlp import backends
 from fastmlp.costs.plans import name
 from fastmlp.engine import Loop, choose, network, rules
-from fastmlp.engine.choose import Job
+from fastmlp.engine.base import Job
 from fastmlp.engine.fused import FusedExecutor
 from fastmlp.kernels.launch import Launch, observe
 
@@ -186,10 +186,10 @@ def loop(engine: str, job: Job) -> Loop | str:
         problem = choose.whole_epoch_problem(engine, found)
         if problem:
             return problem
-        made = choose.variants(found, job.optimizer, job.dtype)
+        made = choose.variants(found, job)
     if engine not in made:
         return "this GPU has no programmatic dependent launch"
-    return made[engine](job.x, job.y, job.batch, job.generator)
+    return made[engine]()
 
 
 def worst(mine: Trained, torchs: Trained, exact: Trained, dtype: str) -> dict[str, Any]:
@@ -228,8 +228,8 @@ def launches(engine: str, problem: Problem, dtype: str) -> None:
         if engine == FUSED:
             FusedExecutor(found, rule, job.dtype).step(job.x, job.y, torch.arange(job.batch))
             return
-        variants = choose.variants(found, job.optimizer, job.dtype)
+        variants = choose.variants(found, job)
         if engine in variants:
-            made: Any = variants[engine](job.x, job.y, job.batch, job.generator)
+            made: Any = variants[engine]()
             made.executor.prepare(job.batch)
             made._run(True) if engine == PERSISTENT else made._step(0)

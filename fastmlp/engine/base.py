@@ -1,13 +1,26 @@
-"""The two interfaces of the engine: what runs a step, and what runs an epoch of them."""
+"""The two interfaces of the engine, what runs a step and what runs an epoch of them; and their job."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+
+class Job(NamedTuple):
+    """What is to be trained, how, and on what."""
+
+    model: nn.Module
+    loss: nn.Module
+    optimizer: torch.optim.Optimizer
+    x: Tensor
+    y: Tensor
+    batch: int
+    generator: torch.Generator
+    dtype: torch.dtype
 
 
 class Executor(ABC):

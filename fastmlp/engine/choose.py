@@ -7,7 +7,7 @@ import copy
 import statistics
 import timeit
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from fastmlp import backends
 from fastmlp.backends.base import SquaredError
 from fastmlp.engine import network, rules
 from fastmlp.engine.autograd import AutogradExecutor
-from fastmlp.engine.base import Executor, Loop
+from fastmlp.engine.base import Executor, Job, Loop
 from fastmlp.engine.checks import batch_problem, check_optimizer
 from fastmlp.engine.cpu import CpuExecutor
 from fastmlp.engine.network import Network
@@ -84,50 +84,33 @@ def of_network(found: Network, optimizer: torch.optim.Optimizer, dtype: torch.dt
     return FusedExecutor(found, rules.Rule(optimizer, found.parameters), dtype)
 
 
-class Job(NamedTuple):
-    """What is to be trained, how, and on what."""
-
-    model: nn.Module
-    loss: nn.Module
-    optimizer: torch.optim.Optimizer
-    x: Tensor
-    y: Tensor
-    batch: int
-    generator: torch.Generator
-    dtype: torch.dtype
-
-
 def loop(engine: str, job: Job) -> Loop:
     """The loop that ``engine`` names; for "auto" the fastest one that can run this.
 
     Raises:
         ValueError: that engine cannot run here, with the reason.
     """
-    model, loss, optimizer, x, y, batch, generator, dtype = job
+    model, loss, optimizer, x, y, _, _, dtype = job
     if engine not in ENGINES:
         raise ValueError(f"engine: expected one of {', '.join(ENGINES)}, got {engine!r}")
     found = "eager is asked for" if engine == "eager" else recognise(model, loss, optimizer, dtype, (x, y))
     if isinstance(found, str):
         if engine not in ("auto", "eager"):
             raise ValueError(f"engine: {engine!r} cannot run this: {found}")
-        eager = AutogradExecutor(model, loss, optimizer, x.device, dtype)
-        return StepLoop(eager, optimizer, x, y, batch, generator)
+        return StepLoop(AutogradExecutor(model, loss, optimizer, x.device, dtype), job)
     problem = whole_epoch_problem(engine, found)
     if engine in ("graph", "persistent") and problem:
         raise ValueError(f"engine: {engine!r} cannot run this: {problem}")
     if engine == "fused" or problem:
-        return StepLoop(of_network(found, optimizer, dtype), optimizer, x, y, batch, generator)
+        return StepLoop(of_network(found, optimizer, dtype), job)
     made = {
         name: make
-        for name, make in variants(found, optimizer, dtype).items()
+        for name, make in variants(found, job).items()
         if engine == "auto" or name.startswith(engine)
     }
     names = list(made)
     name = _measured(names, found, job) if len(names) > 1 else names[0]
-    return made[name](x, y, batch, generator)
-
-
-Make = Callable[[Tensor, Tensor, int, torch.Generator], Loop]
+    return made[name]()
 
 
 def whole_epoch_problem(engine: str, found: Network) -> str | None:
@@ -143,7 +126,7 @@ def whole_epoch_problem(engine: str, found: Network) -> str | None:
     return persistent.problem(found)
 
 
-def variants(found: Network, optimizer: torch.optim.Optimizer, dtype: torch.dtype) -> dict[str, Make]:
+def variants(found: Network, job: Job) -> dict[str, Callable[[], Loop]]:
     """Every way to run an epoch of ``found`` as a whole here: "graph", "graph+pdl", "persistent".
 
     `loop` takes the faster graph; here each can be had by its own name.
@@ -154,14 +137,14 @@ def variants(found: Network, optimizer: torch.optim.Optimizer, dtype: torch.dtyp
     from fastmlp.engine.whole_loop import WholeLoop
     from fastmlp.kernels.launch import INTERPRETED, arch_of, has_dependent_launch
 
-    def making(kind: type[WholeLoop], **options: Any) -> Make:
-        def make(x: Tensor, y: Tensor, batch: int, generator: torch.Generator) -> Loop:
-            rule = rules.Rule(optimizer, found.parameters)
-            return kind(FusedExecutor(found, rule, dtype, copies=True, **options), x, y, batch, generator)
+    def making(kind: type[WholeLoop], **options: Any) -> Callable[[], Loop]:
+        def make() -> Loop:
+            rule = rules.Rule(job.optimizer, found.parameters)
+            return kind(FusedExecutor(found, rule, job.dtype, copies=True, **options), job)
 
         return make
 
-    made: dict[str, Make] = {}
+    made: dict[str, Callable[[], Loop]] = {}
     if not INTERPRETED:
         made["graph"] = making(GraphLoop)
         if has_dependent_launch(arch_of(found.layers[0].weight)):
@@ -181,12 +164,11 @@ def _measured(names: list[str], found: Network, job: Job) -> str:
         return kept[key]
     seconds = {}
     for name in names:
-        copied = copy.deepcopy((job.model, job.loss, job.optimizer))
-        again = recognise(*copied, job.dtype)
+        model, loss, optimizer = copy.deepcopy((job.model, job.loss, job.optimizer))
+        again = recognise(model, loss, optimizer, job.dtype)
         assert isinstance(again, Network)
-        make = variants(again, copied[2], job.dtype)[name]
-        scratch = torch.Generator(job.x.device).manual_seed(0)
-        seconds[name] = _time(make(job.x, job.y, job.batch, scratch), len(job.y), job.batch)
+        scratch = job._replace(optimizer=optimizer, generator=torch.Generator(job.x.device).manual_seed(0))
+        seconds[name] = _time(variants(again, scratch)[name](), len(job.y), job.batch)
     fastest = min(seconds, key=lambda name: seconds[name])
     with contextlib.suppress(OSError):  # it is measured again next time
         cache.add(_FILE, {key: {"fastest": fastest, "seconds": seconds}})

@@ -5,8 +5,8 @@ from __future__ import annotations
 import warnings
 
 import torch
-from torch import Tensor
 
+from fastmlp.engine.base import Job
 from fastmlp.engine.fused import FusedExecutor
 from fastmlp.engine.whole_loop import WholeLoop
 
@@ -14,10 +14,8 @@ from fastmlp.engine.whole_loop import WholeLoop
 class GraphLoop(WholeLoop):
     """Replays the 2L - 1 launches of every step of an epoch."""
 
-    def __init__(
-        self, executor: FusedExecutor, x: Tensor, y: Tensor, batch: int, generator: torch.Generator
-    ) -> None:
-        super().__init__(executor, x, y, batch, generator)
+    def __init__(self, executor: FusedExecutor, job: Job) -> None:
+        super().__init__(executor, job)
         self.name = "graph+pdl" if executor.pdl else "graph"
         self._graph: torch.cuda.CUDAGraph | None = None
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
+from fastmlp.engine.base import Job
 from fastmlp.engine.fused import FusedExecutor
 from fastmlp.engine.network import Network
 from fastmlp.engine.whole_loop import WholeLoop
@@ -35,12 +35,10 @@ class PersistentLoop(WholeLoop):
 
     name = "persistent"
 
-    def __init__(
-        self, executor: FusedExecutor, x: Tensor, y: Tensor, batch: int, generator: torch.Generator
-    ) -> None:
-        super().__init__(executor, x, y, batch, generator)
-        self._barrier = torch.zeros((), device=y.device, dtype=torch.int64)
-        self._loss = torch.zeros((), device=y.device, dtype=torch.float32)
+    def __init__(self, executor: FusedExecutor, job: Job) -> None:
+        super().__init__(executor, job)
+        self._barrier = torch.zeros((), device=self.y.device, dtype=torch.int64)
+        self._loss = torch.zeros((), device=self.y.device, dtype=torch.float32)
 
     def _run(self, new: bool) -> None:
         executor = self.executor

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmlp.engine.base import Executor, Loop
+from fastmlp.engine.base import Executor, Job, Loop
 
 
 class StepLoop(Loop):
@@ -19,20 +19,12 @@ class StepLoop(Loop):
     would make the host wait; there the sums show it at the end.
     """
 
-    def __init__(
-        self,
-        executor: Executor,
-        optimizer: torch.optim.Optimizer,
-        x: Tensor,
-        y: Tensor,
-        batch: int,
-        generator: torch.Generator,
-    ) -> None:
+    def __init__(self, executor: Executor, job: Job) -> None:
         self.name = executor.name
-        self.executor, self.optimizer, self.generator = executor, optimizer, generator
-        self.x, self.y, self.batch = x, y, batch
-        self.looks = y.is_cpu
-        self._order = generator.get_state()  # from which the epoch's order was drawn
+        self.executor, self.optimizer, self.generator = executor, job.optimizer, job.generator
+        self.x, self.y, self.batch = job.x, job.y, job.batch
+        self.looks = job.y.is_cpu
+        self._order = job.generator.get_state()  # from which the epoch's order was drawn
 
     def epoch(self, factors: Tensor, on_batch: Callable[[int], None] | None = None) -> tuple[float, float]:
         """See `Loop.epoch`."""

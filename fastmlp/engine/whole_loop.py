@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastmlp.engine.base import Loop
+from fastmlp.engine.base import Job, Loop
 from fastmlp.engine.checks import check_batch
 from fastmlp.engine.fused import FusedExecutor, to_device
 from fastmlp.kernels.launch import cdiv
@@ -33,12 +33,10 @@ class WholeLoop(Loop):
 
     executor: FusedExecutor
 
-    def __init__(
-        self, executor: FusedExecutor, x: Tensor, y: Tensor, batch: int, generator: torch.Generator
-    ) -> None:
-        self.executor, self.generator = executor, generator
-        self.x = check_batch(executor.network, x, y, None, executor.dtype).resolve_neg()
-        self.y, self.batch = y.resolve_neg(), min(batch, len(y))
+    def __init__(self, executor: FusedExecutor, job: Job) -> None:
+        self.executor, self.generator, y = executor, job.generator, job.y
+        self.x = check_batch(executor.network, job.x, y, None, executor.dtype).resolve_neg()
+        self.y, self.batch = y.resolve_neg(), min(job.batch, len(y))
         self.steps = cdiv(len(y), self.batch)
         self.order = torch.arange(len(y), device=y.device)
         first = executor.rule.rows(torch.ones(1, dtype=torch.float64, device="cpu"))

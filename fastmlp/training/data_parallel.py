@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fastmlp.engine.autograd import AutogradExecutor, has_labels
-from fastmlp.engine.choose import Job
+from fastmlp.engine.base import Job
 from fastmlp.engine.step_loop import StepLoop
 from fastmlp.modules import CrossEntropyLoss
 
@@ -169,8 +169,7 @@ class SharedLoop(StepLoop):
                 f"engine: {engine!r} cannot run this: the gradients of {ranks.size} processes are averaged "
                 "by hooks of autograd"
             )
-        executor = SharedExecutor(ranks, job)
-        super().__init__(executor, job.optimizer, job.x, job.y, job.batch, job.generator)
+        super().__init__(SharedExecutor(ranks, job), job)
         self.looks = False  # it would see only its part of the loss, and leave the others waiting
         self._ranks = ranks
 

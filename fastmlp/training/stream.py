@@ -27,9 +27,7 @@ class StreamLoop(StepLoop):
     """
 
     def __init__(self, engine: str, job: choose.Job, source: Source) -> None:
-        super().__init__(
-            _executor(engine, job, source), job.optimizer, job.x, job.y, job.batch, job.generator
-        )
+        super().__init__(_executor(engine, job, source), job)
         self._source = source
         #: Examples of the epoch so far.
         self.seen = 0

@@ -74,9 +74,9 @@ def test_measured_once_and_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "some GPU")
     made: list[Sleeper] = []
 
-    def variants(found: Any, optimizer: Any, dtype: Any) -> dict[str, Any]:
+    def variants(found: Any, job: Any) -> dict[str, Any]:
         def make(name: str, seconds: float) -> Any:
-            def build(*_: Any) -> Loop:
+            def build() -> Loop:
                 made.append(Sleeper(name, seconds))
                 return made[-1]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fastmlp.engine.base import Job
 from fastmlp.engine.graph import GraphLoop
 from fastmlp.engine.whole_loop import Schedule
 from fastmlp.kernels.launch import arch_of, has_dependent_launch
@@ -50,9 +51,9 @@ def test_programmatic_dependent_launch_gives_the_same_bits() -> None:
         torch.manual_seed(0)
         x = torch.randint(256, (1000, 784), dtype=torch.uint8, device="cuda")
         y = torch.randint(10, (1000,), device="cuda")
-        loop = GraphLoop(
-            executor(run, pdl=early, copies=True), x, y, 256, torch.Generator("cuda").manual_seed(0)
-        )
+        generator = torch.Generator("cuda").manual_seed(0)
+        job = Job(run.net, run.loss, run.optimizer, x, y, 256, generator, torch.float32)
+        loop = GraphLoop(executor(run, pdl=early, copies=True), job)
         for p in run.net.parameters():
             torch.nn.init.constant_(p, 0.01)
         loop.epoch(torch.ones(4, dtype=torch.float64))
@@ -64,7 +65,9 @@ def test_programmatic_dependent_launch_gives_the_same_bits() -> None:
 def test_nothing_is_captured_twice_nor_waited_for() -> None:
     run = book("cuda")
     x, y = torch.randn(100, 20, device="cuda"), torch.randint(10, (100,), device="cuda")
-    loop = GraphLoop(executor(run), x, y, 32, torch.Generator("cuda").manual_seed(0))
+    generator = torch.Generator("cuda").manual_seed(0)
+    job = Job(run.net, run.loss, run.optimizer, x, y, 32, generator, torch.float32)
+    loop = GraphLoop(executor(run), job)
     factors = torch.ones(4, dtype=torch.float64)
     loop.epoch(factors)
     graph = loop._graph

@@ -84,25 +84,41 @@ def of_network(found: Network, optimizer: torch.optim.Optimizer, dtype: torch.dt
     return FusedExecutor(found, rules.Rule(optimizer, found.parameters), dtype)
 
 
+def find(engine: str, job: Job) -> Network | str:
+    """The network that ``engine`` runs as a whole, or why autograd runs the job.
+
+    Raises:
+        ValueError: that engine cannot run here, with the reason.
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"engine: expected one of {', '.join(ENGINES)}, got {engine!r}")
+    if engine == "eager":
+        return "eager is asked for"
+    found = recognise(job.model, job.loss, job.optimizer, job.dtype, (job.x, job.y))
+    if isinstance(found, str) and engine != "auto":
+        raise ValueError(f"engine: {engine!r} cannot run this: {found}")
+    return found
+
+
+def executor(found: Network | str, job: Job) -> Executor:
+    """The executor of what `find` found."""
+    if isinstance(found, str):
+        return AutogradExecutor(job.model, job.loss, job.optimizer, job.x.device, job.dtype)
+    return of_network(found, job.optimizer, job.dtype)
+
+
 def loop(engine: str, job: Job) -> Loop:
     """The loop that ``engine`` names; for "auto" the fastest one that can run this.
 
     Raises:
         ValueError: that engine cannot run here, with the reason.
     """
-    model, loss, optimizer, x, y, _, _, dtype = job
-    if engine not in ENGINES:
-        raise ValueError(f"engine: expected one of {', '.join(ENGINES)}, got {engine!r}")
-    found = "eager is asked for" if engine == "eager" else recognise(model, loss, optimizer, dtype, (x, y))
-    if isinstance(found, str):
-        if engine not in ("auto", "eager"):
-            raise ValueError(f"engine: {engine!r} cannot run this: {found}")
-        return StepLoop(AutogradExecutor(model, loss, optimizer, x.device, dtype), job)
-    problem = whole_epoch_problem(engine, found)
+    found = find(engine, job)
+    problem = None if isinstance(found, str) else whole_epoch_problem(engine, found)
     if engine in ("graph", "persistent") and problem:
         raise ValueError(f"engine: {engine!r} cannot run this: {problem}")
-    if engine == "fused" or problem:
-        return StepLoop(of_network(found, optimizer, dtype), job)
+    if isinstance(found, str) or engine == "fused" or problem:
+        return StepLoop(executor(found, job), job)
     made = {
         name: make
         for name, make in variants(found, job).items()

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from fastmlp.engine import Executor, choose
-from fastmlp.engine.autograd import AutogradExecutor
+from fastmlp.engine import choose
+from fastmlp.engine.base import Job
 from fastmlp.engine.step_loop import StepLoop
 from fastmlp.training.arrays import Pair
 from fastmlp.training.errors import TrainingError
@@ -26,8 +26,12 @@ class StreamLoop(StepLoop):
         ValueError: ``engine`` cannot run here, with the reason.
     """
 
-    def __init__(self, engine: str, job: choose.Job, source: Source) -> None:
-        super().__init__(_executor(engine, job, source), job)
+    def __init__(self, engine: str, job: Job, source: Source) -> None:
+        if engine in ("graph", "persistent"):
+            raise ValueError(
+                f"engine: {engine!r} cannot run this: {source.name} comes from the host batch by batch"
+            )
+        super().__init__(choose.executor(choose.find(engine, job), job), job)
         self._source = source
         #: Examples of the epoch so far.
         self.seen = 0
@@ -71,21 +75,3 @@ class StreamLoop(StepLoop):
             device = self.generator.device
             order = torch.randperm(count, generator=self.generator, device=device).cpu()
         return self._source.batches(self.batch, order, self.done)
-
-
-def _executor(engine: str, job: choose.Job, source: Source) -> Executor:
-    """The one that ``engine`` names, as `choose.loop` does."""
-    if engine not in choose.ENGINES:
-        raise ValueError(f"engine: expected one of {', '.join(choose.ENGINES)}, got {engine!r}")
-    if engine in ("graph", "persistent"):
-        raise ValueError(
-            f"engine: {engine!r} cannot run this: {source.name} comes from the host batch by batch"
-        )
-    model, loss, optimizer, x, y, _, _, dtype = job
-    if engine != "eager":
-        found = choose.recognise(model, loss, optimizer, dtype, (x, y))
-        if not isinstance(found, str):
-            return choose.of_network(found, optimizer, dtype)
-        if engine == "fused":
-            raise ValueError(f"engine: {engine!r} cannot run this: {found}")
-    return AutogradExecutor(model, loss, optimizer, source.device, dtype)

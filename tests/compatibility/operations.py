@@ -71,8 +71,8 @@ class Operation(NamedTuple):
 _SMOOTH = ("no activation", "Sigmoid", "Tanh", "GELU", "GELU, tanh form", "SiLU")
 
 
-def _linear_act(activation: str) -> Operation:
-    net = Net((5, 7, 1), activation)  # all but its last layer
+def _linear_act(activation: str, k: int = 5, n: int = 7) -> Operation:
+    net = Net((k, n, 1), activation)  # all but its last layer
 
     def make(at: At) -> Problem:
         def ours(x: Tensor, *params: Tensor) -> Tensor:
@@ -88,8 +88,8 @@ def _linear_act(activation: str) -> Operation:
     return Operation(make, 1, 1, smooth=activation in _SMOOTH)
 
 
-def _chain(plan: str, activation: str) -> Operation:
-    net = Net((5, 7, 6, 3), activation)
+def _chain(plan: str, activation: str, *widths: int) -> Operation:
+    net = Net(widths or (5, 7, 6, 3), activation)
 
     def make(at: At) -> Problem:
         def ours(x: Tensor, *params: Tensor) -> Tensor:
@@ -147,13 +147,13 @@ def torchs_cross_entropy(
     return references.cross_entropy(logits, target, weight, **options)
 
 
-def _cross_entropy(name: str, reduction: str, *more: int) -> Operation:
+def _cross_entropy(name: str, reduction: str, *more: int, classes: int = 5) -> Operation:
     def make(at: At) -> Problem:
-        target, options = Loss(name, reduction, 5).constants(at, *more)
+        target, options = Loss(name, reduction, classes).constants(at, *more)
         return Problem(
             lambda x: cross_entropy(x, target, **options),
             lambda x: torchs_cross_entropy(x, target, **options),
-            [at.randn(at.rows, 5, *more)],
+            [at.randn(at.rows, classes, *more)],
         )
 
     return Operation(make, 1, 1, torchs_own="z_loss" not in name)
@@ -261,6 +261,9 @@ OPERATIONS: dict[str, Operation] = {
     **{f"chain by layers: {name}": _chain("layers", name) for name in ACTIVATIONS},
     **{f"chain as a whole: {name}": _chain("whole", name) for name in ACTIVATIONS},
     **{f"chain, recomputed: {name}": _chain("recompute", name) for name in ("ReLU", "GELU")},
+    "linear_act: several tiles": _linear_act("GELU", 33, 70),
+    "chain by layers: several tiles": _chain("layers", "SiLU", 33, 65, 3, 20),
+    "chain as a whole: several tiles": _chain("whole", "PReLU, a slope each", 33, 64, 17, 20),
     "mlp": _mlp(),
     "Sequential": _module(
         lambda: fastmlp.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)),
@@ -277,6 +280,7 @@ OPERATIONS: dict[str, Operation] = {
     **{f"cross_entropy: {_MIXED}, {how}": _cross_entropy(_MIXED, how) for how in ("none", "sum")},
     **{f"cross_entropy: {how}": _cross_entropy("plain", how) for how in ("none", "sum")},
     "cross_entropy: of (N, C, d1)": _cross_entropy("class weights", "mean", 2),
+    "cross_entropy: 600 classes": _cross_entropy("class weights", "sum", classes=600),
     **{f"linear_cross_entropy: {name}": _linear_cross_entropy(name, "mean", 5) for name in _WITHOUT_Z},
     **{f"linear_cross_entropy: {how}": _linear_cross_entropy("plain", how, 5) for how in ("none", "sum")},
     **{
@@ -284,6 +288,7 @@ OPERATIONS: dict[str, Operation] = {
         for how in REDUCTIONS
     },
     **{f"net and cross_entropy: {name}": _classifier(name, "mean", (5, 7, 3)) for name in _LABELS},
+    "net and cross_entropy: 200 classes": _classifier("class weights", "mean", (33, 65, 200)),
     "net and cross_entropy: sum": _classifier("plain", "sum", (5, 7, 6, 3)),
     **{f"mse_loss: {how}": _mse(how, weighted=False) for how in REDUCTIONS},
     **{f"mse_loss: {how}, weighted": _mse(how, weighted=True) for how in REDUCTIONS},

@@ -122,7 +122,7 @@ def _version(asked: bool) -> None:
 @app.callback()
 def main(
     version: bool = typer.Option(
-        False, "--version", callback=_version, is_eager=True, help="Say which, and exit."
+        False, "--version", callback=_version, is_eager=True, help="Show the version, and exit."
     ),
 ) -> None:
     """Multilayer perceptrons for PyTorch, fused."""

@@ -30,25 +30,21 @@ Groups = dict[str, list[list[str]]]  # the lines of a table by what they have in
 
 def bench(
     full: Annotated[
-        bool, Option("--full", help="Every case by every peer, however long it takes; needs --html.")
+        bool, Option("--full", help="Every case with every peer, however long it takes; needs --html.")
     ] = False,
     only: Annotated[list[str] | None, Option(help=f"Only this part: {', '.join(PARTS)}; repeatable.")] = None,
-    match: Annotated[
-        str, Option(help="Only the rows that have this in their name, such as 'inference'.")
-    ] = "",
+    match: Annotated[str, Option(help="Only rows whose name contains this, such as 'inference'.")] = "",
     device: Annotated[str, Option(help="cpu or cuda; default: the GPU if there is one.")] = "",
-    data: Annotated[
-        Path | None, Option(help="Directory that holds FashionMNIST/raw; default: download.")
-    ] = None,
+    data: Annotated[Path | None, Option(help="Folder with FashionMNIST/raw; default: download.")] = None,
     budget: Annotated[
-        float, Option(min=0, help="Seconds after which no row is started.", show_default=False)
+        float, Option(min=0, help="Start no row after this many seconds.", show_default=False)
     ] = _FOREVER,
     resume: Annotated[
-        bool, Option("--resume", help="Keep the rows that --html holds, measure the others.")
+        bool, Option("--resume", help="Keep the rows that --html holds, and measure the others.")
     ] = False,
     html: Annotated[
         Path | None,
-        Option(metavar="DIR", help="Keep the report here: report.json, and index.html to look at it."),
+        Option(metavar="DIR", help="Write the report here: report.json, and index.html to look at it."),
     ] = None,
     stored: Annotated[
         Path | None,

@@ -27,13 +27,17 @@ _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_t
 
 
 def info(
-    hidden: Annotated[str, _net(metavar="WIDTHS", help="Of the hidden layers; empty for none.")] = "256",
-    inputs: Annotated[int, _net(metavar="N", min=1, help="Of the first layer.")] = 784,
-    outputs: Annotated[int, _net(metavar="N", min=1, help="Of the last layer.")] = 10,
-    widths: Annotated[str, Option(hidden=True, help="The whole net's: inputs, hidden, outputs.")] = "",
-    batch_size: Annotated[int, _net(metavar="N", min=1, help="Rows of a batch.")] = 256,
+    hidden: Annotated[
+        str, _net(metavar="WIDTHS", help="Widths of the hidden layers; empty for none.")
+    ] = "256",
+    inputs: Annotated[int, _net(metavar="N", min=1, help="Inputs of the first layer.")] = 784,
+    outputs: Annotated[int, _net(metavar="N", min=1, help="Outputs of the last layer.")] = 10,
+    widths: Annotated[
+        str, Option(hidden=True, help="Widths of the whole net: inputs, hidden, outputs.")
+    ] = "",
+    batch_size: Annotated[int, _net(metavar="N", min=1, help="Rows in a batch.")] = 256,
     dtype: Annotated[
-        Dtype, _net(metavar="NAME", help=f"Of parameters and data: {names_of(Dtype)}.")
+        Dtype, _net(metavar="NAME", help=f"Dtype of parameters and data: {names_of(Dtype)}.")
     ] = Dtype.float32,
     device: Annotated[
         str,
@@ -43,7 +47,7 @@ def info(
             autocompletion=starting_with(DEVICES),
         ),
     ] = "",
-    inference: Annotated[bool, _net("--inference", help="The forward alone, without a backward.")] = False,
+    inference: Annotated[bool, _net("--inference", help="Only the forward, without a backward.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Versions, devices, which backend would run and why; and what a net costs by each plan."""

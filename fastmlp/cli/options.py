@@ -113,8 +113,8 @@ def starting_with(names: tuple[str, ...]) -> Callable[[str], list[str]]:
 
 
 NET_HELP = "The file that train saved with --out."
-DATASET_HELP = "Another than that of its training."
-DATA_HELP = "Holds its files, as FashionMNIST/raw; default: as in training."
+DATASET_HELP = "A data set other than the one it was trained on."
+DATA_HELP = "Folder with its files, such as FashionMNIST/raw; default: as in training."
 _DEVICE_HELP = "cpu, cuda, cuda:1; default: the GPU if there is one."
 # What several commands have.
 Net = Annotated[Path, Argument(metavar="NET", help=NET_HELP, show_default=False)]
@@ -122,7 +122,7 @@ OtherDataset = Annotated[Dataset | None, Option(metavar="NAME", help=DATASET_HEL
 Data = Annotated[Path | None, Option(metavar="DIR", help=DATA_HELP)]
 Device = Annotated[str, Option(metavar="NAME", help=_DEVICE_HELP)]
 BatchSize = Annotated[int, Option(metavar="N", min=1, help="Examples at a time.")]
-Products = Annotated[Dtype, Option(metavar="NAME", help="Of the matrix products.")]
+Products = Annotated[Dtype, Option(metavar="NAME", help="Dtype of the matrix products.")]
 Remeasure = Annotated[
     bool, Option("--remeasure", help="Measure again what the device reaches, and keep the best.")
 ]
@@ -159,14 +159,16 @@ class Settings:
         Dataset.fashion_mnist
     )
     data: Annotated[
-        Path | None, _data(metavar="DIR", help="Holds its files, as FashionMNIST/raw; default: download.")
+        Path | None,
+        _data(metavar="DIR", help="Folder with its files, such as FashionMNIST/raw; default: download."),
     ] = None
     subset: Annotated[
-        int | None, _data(metavar="N", min=1, help="The first N examples, and of the test set in proportion.")
+        int | None,
+        _data(metavar="N", min=1, help="Use the first N examples, and as large a part of the test set."),
     ] = None
 
     hidden: Annotated[
-        str, _net(metavar="WIDTHS", help="Of the hidden layers, such as 512,256; empty for none.")
+        str, _net(metavar="WIDTHS", help="Widths of the hidden layers, such as 512,256; empty for none.")
     ] = "256"
     activation: Annotated[
         str,
@@ -179,57 +181,63 @@ class Settings:
 
     epochs: Annotated[int, _training(metavar="N", min=0, help="Passes over the training set.")] = 10
     batch_size: Annotated[
-        int, _training(metavar="N", min=1, help="Examples a step, in all processes together.")
+        int, _training(metavar="N", min=1, help="Examples in a step, over all processes.")
     ] = 256
     optimizer: Annotated[Optimizer, _training(metavar="NAME", help=f"One of {names_of(Optimizer)}.")] = (
         Optimizer.sgd
     )
     lr: Annotated[
         float | None,
-        _number_of(help="Learning rate; default: 0.1, with momentum 0.05, of Adam and AdamW 0.001."),
+        _number_of(help="Learning rate; default: 0.1, with momentum 0.05, for Adam and AdamW 0.001."),
     ] = None
     momentum: Annotated[
-        float | None, _number_of(help="Of --optimizer momentum or nesterov; default: 0.9.")
+        float | None, _number_of(help="Momentum of --optimizer momentum or nesterov; default: 0.9.")
     ] = None
-    weight_decay: Annotated[float | None, _number_of(help="Default: 0, of AdamW 0.01.")] = None
+    weight_decay: Annotated[float | None, _number_of(help="Weight decay; default: 0, for AdamW 0.01.")] = None
     schedule: Annotated[
-        Schedule, _training(metavar="NAME", help=f"Of the learning rate over the run: {names_of(Schedule)}.")
+        Schedule, _training(metavar="NAME", help=f"The learning rate over the run: {names_of(Schedule)}.")
     ] = Schedule.constant
     clip: Annotated[
-        float | None, _number_of(help="Largest norm of a step's gradient; default: no limit.")
+        float | None, _number_of(help="Clip each step's gradient to this norm; default: no limit.")
     ] = None
     patience: Annotated[
-        int | None, _training(metavar="N", min=1, help="Stop early: after N epochs that were no better.")
+        int | None,
+        _training(metavar="N", min=1, help="Stop early, after N epochs without a better test loss."),
     ] = None
     min_delta: Annotated[
         float, _number_of(help="With --patience: how much lower a test loss must be to count as better.")
     ] = 0.0
-    seed: Annotated[int, _training(metavar="N", help="Of the initial weights and the batch order.")] = 0
+    seed: Annotated[int, _training(metavar="N", help="Seed of the initial weights and the batch order.")] = 0
 
     device: Annotated[str, _runs(metavar="NAME", help=_DEVICE_HELP)] = ""
     dtype: Annotated[
         Dtype,
-        _runs(metavar="NAME", help=f"Of the matrix products: {names_of(Dtype)}; parameters are float32."),
+        _runs(
+            metavar="NAME", help=f"Dtype of the matrix products: {names_of(Dtype)}; parameters are float32."
+        ),
     ] = Dtype.float32
     engine: Annotated[
-        Engine, _runs(metavar="NAME", help=f"{names_of(Engine)}; auto takes the fastest that can.")
+        Engine, _runs(metavar="NAME", help=f"{names_of(Engine)}; auto takes the fastest one that can run it.")
     ] = Engine.auto
     compile: Annotated[
-        bool, _runs("--compile", help="The net by torch.compile, and its steps by autograd.")
+        bool, _runs("--compile", help="Compile the net with torch.compile; autograd runs its steps.")
     ] = False
 
     out: Annotated[
-        Path | None, _file(help="The trained net; default: runs/DATASET-N.safetensors, the next N.")
+        Path | None,
+        _file(help="Where the trained net goes; default: runs/DATASET-N.safetensors, the next N."),
     ] = None
     history: Annotated[
-        Path | None, _file(help="Every epoch, as JSON; default: --out's name with .history.json.")
+        Path | None, _file(help="Where every epoch goes, as JSON; default: --out's name with .history.json.")
     ] = None
-    tensorboard: Annotated[Path | None, _leaves(metavar="DIR", help="TensorBoard's logs; default: none.")] = (
-        None
-    )
+    tensorboard: Annotated[
+        Path | None, _leaves(metavar="DIR", help="Folder for TensorBoard's logs; default: none.")
+    ] = None
     checkpoint: Annotated[
         Path | None,
-        _file(help="The run's state, to go on from; default: --out's name with .ckpt.safetensors."),
+        _file(
+            help="Where the run's state goes, to resume from; default: --out's name with .ckpt.safetensors."
+        ),
     ] = None
     every: Annotated[
         int, _leaves(metavar="N", min=0, help="Epochs between two checkpoints; 0: only when interrupted.")
@@ -245,20 +253,24 @@ class Settings:
 class Steps:
     """What is run: steps of a net on random data."""
 
-    net: Annotated[Path | None, Argument(metavar="NET", help=NET_HELP + " Default: as --hidden says.")] = None
-    hidden: Annotated[str, Option(metavar="WIDTHS", help="Of the hidden layers of 784-...-10.")] = "256"
-    activation: Annotated[str, Option(metavar="NAME", help=f"One of {', '.join(ACTIVATIONS)}.")] = "relu"
-    batch_size: Annotated[int, Option(metavar="N", min=1, help="Examples a step.")] = 256
-    dtype: Annotated[Dtype, Option(metavar="NAME", help=f"Of the products: {names_of(Dtype)}.")] = (
-        Dtype.float32
+    net: Annotated[
+        Path | None, Argument(metavar="NET", help=NET_HELP + " Default: a new net with --hidden.")
+    ] = None
+    hidden: Annotated[str, Option(metavar="WIDTHS", help="Widths of the hidden layers of 784-...-10.")] = (
+        "256"
     )
+    activation: Annotated[str, Option(metavar="NAME", help=f"One of {', '.join(ACTIVATIONS)}.")] = "relu"
+    batch_size: Annotated[int, Option(metavar="N", min=1, help="Examples in a step.")] = 256
+    dtype: Annotated[
+        Dtype, Option(metavar="NAME", help=f"Dtype of the matrix products: {names_of(Dtype)}.")
+    ] = Dtype.float32
     engine: Annotated[Engine, Option(metavar="NAME", help=f"What runs it: {names_of(Engine)}.")] = Engine.auto
     optimizer: Annotated[
         Optimizer, Option(metavar="NAME", help=f"One of {names_of(Optimizer)}, with train's numbers.")
     ] = Optimizer.sgd
-    inference: Annotated[bool, Option("--inference", help="The forward alone.")] = False
+    inference: Annotated[bool, Option("--inference", help="Only the forward.")] = False
     steps: Annotated[
-        int, Option(metavar="N", min=1, help="How many to profile: an epoch of that many batches.")
+        int, Option(metavar="N", min=1, help="How many steps to profile: an epoch of that many batches.")
     ] = 20
 
 

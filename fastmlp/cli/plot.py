@@ -76,7 +76,8 @@ def activations(
     names: Annotated[
         list[str] | None,
         Argument(
-            metavar="NAME", help=f"Of {', '.join(ACTIVATIONS)}; default: the book's, PReLU, GELU and SiLU."
+            metavar="NAME",
+            help=f"Some of {', '.join(ACTIVATIONS)}; default: the book's, PReLU, GELU and SiLU.",
         ),
     ] = None,
     device: Device = "",
@@ -106,9 +107,9 @@ def activations(
 def curve(
     histories: Annotated[
         list[Path],
-        Argument(metavar="HISTORY", help="Files that train saved, by --history.", show_default=False),
+        Argument(metavar="HISTORY", help="Files that train saved with --history.", show_default=False),
     ],
-    title: Annotated[str, Option(metavar="TEXT", help="Above the picture.")] = "",
+    title: Annotated[str, Option(metavar="TEXT", help="Title above the picture.")] = "",
     out: Annotated[Path | None, _out("curve.png")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -132,9 +133,9 @@ def curve(
 )
 def predictions(
     net: Net,
-    wrong: Annotated[bool, Option("--wrong", help="Only those that are wrong.")] = False,
-    rows: Annotated[int, Option(metavar="N", min=1, help="Of the grid.")] = 2,
-    columns: Annotated[int, Option(metavar="N", min=1, help="Of the grid.")] = 9,
+    wrong: Annotated[bool, Option("--wrong", help="Only wrong predictions.")] = False,
+    rows: Annotated[int, Option(metavar="N", min=1, help="Rows of the grid.")] = 2,
+    columns: Annotated[int, Option(metavar="N", min=1, help="Columns of the grid.")] = 9,
     dataset: OtherDataset = None,
     data: Data = None,
     device: Device = "",
@@ -187,10 +188,13 @@ def study(
         str,
         Argument(metavar="NAME", help=f"One of {', '.join(STUDIES)}.", autocompletion=lambda: list(STUDIES)),
     ],
-    small: Annotated[bool, Option("--small", help="In seconds, on 2000 examples.")] = False,
+    small: Annotated[bool, Option("--small", help="A small study on 2000 examples, in seconds.")] = False,
     data: Annotated[
         Path | None,
-        Option(metavar="DIR", help="Holds FashionMNIST/raw; default: download, or, with --small, synthetic."),
+        Option(
+            metavar="DIR",
+            help="Folder with FashionMNIST/raw; default: download, or, with --small, synthetic.",
+        ),
     ] = None,
     device: Device = "",
     out: Annotated[Path | None, _out("NAME.png")] = None,

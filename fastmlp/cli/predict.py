@@ -56,7 +56,7 @@ def predict(
     data: Annotated[Path | None, _test(metavar="DIR", help=DATA_HELP)] = None,
     image: Annotated[
         list[Path] | None,
-        _own(metavar="FILE", help="A picture, made grey and of the net's size; repeatable."),
+        _own(metavar="FILE", help="A picture, which is made grey and scaled to the net's size; repeatable."),
     ] = None,
     invert: Annotated[
         bool,
@@ -70,7 +70,9 @@ def predict(
     batch_size: BatchSize = 4096,
     device: Device = "",
     dtype: Products = Dtype.float32,
-    out: Annotated[Path | None, Option(metavar="FILE", help="Save them, as .json or .csv.")] = None,
+    out: Annotated[
+        Path | None, Option(metavar="FILE", help="Save the predictions, as .json or .csv.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Predict by a net that train saved: examples of its test set, pictures, or rows of numbers.

@@ -31,27 +31,25 @@ EXAMPLE = "Example: fastmlp profile --hidden 512,256 --dtype bfloat16 --steps 50
 def profile(
     options: Steps,
     warmup: Annotated[
-        int, Option(metavar="N", min=1, help="Epochs to run before: the first one compiles.")
+        int, Option(metavar="N", min=1, help="Epochs to run first: the first one compiles.")
     ] = 1,
     device: Device = "",
     sort: Annotated[
         Sort, Option(metavar="NAME", help=f"By {names_of(Sort)}; loss is the time above the floor.")
     ] = Sort.time,
-    limit: Annotated[int, Option(metavar="N", min=1, help="Rows to show; the others are summed.")] = 15,
-    trace: Annotated[Path | None, Option(metavar="FILE", help="A trace, for ui.perfetto.dev.")] = None,
+    limit: Annotated[int, Option(metavar="N", min=1, help="Rows to show; the rest are summed.")] = 15,
+    trace: Annotated[Path | None, Option(metavar="FILE", help="Write a trace, for ui.perfetto.dev.")] = None,
     memory: Annotated[
         Path | None,
         Option(
             metavar="FILE",
-            help="A GPU's snapshot, for pytorch.org/memory_viz; a CPU's allocations as JSON.",
+            help="Write a GPU's snapshot, for pytorch.org/memory_viz, or a CPU's allocations as JSON.",
         ),
     ] = None,
     remeasure: Remeasure = False,
     ranges: Annotated[
         bool,
-        Option(
-            "--ranges", help="No table: only run, in the layers' ranges, for nsys, ncu or proton around it."
-        ),
+        Option("--ranges", help="No table: only run, with the layers' ranges, under nsys, ncu or proton."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -25,19 +25,21 @@ def train(
             metavar="FILE",
             callback=read,
             is_eager=True,
-            help="TOML with any of the options below; the command line comes before it.",
+            help="TOML with any of the options below; the command line overrides it.",
         ),
     ] = None,
-    resume: Annotated[bool, Option("--resume", help="Go on from --checkpoint, to the same bits.")] = False,
+    resume: Annotated[
+        bool,
+        Option("--resume", help="Go on from --checkpoint, to the same bits as without the interruption."),
+    ] = False,
     changed: Annotated[
         list[str] | None,
         Option(
-            metavar="NAME", help="With --resume: what may differ from then, as lr or schedule; repeatable."
+            metavar="NAME",
+            help="With --resume: what may differ from before, such as lr or schedule; repeatable.",
         ),
     ] = None,
-    overwrite: Annotated[
-        bool, Option("--overwrite", help="A net that is at --out already may be replaced.")
-    ] = False,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace a net that is at --out already.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train an MLP: by default the book's 784-256-10 on Fashion-MNIST.

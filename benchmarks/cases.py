@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -80,14 +81,11 @@ class Case:
         torch.manual_seed(0)
         torch._dynamo.reset()  # torch.compile gives up on a function after eight sets of shapes
 
-        def seeded(factory: Factory) -> Factory:
-            def run() -> Run:
-                torch.manual_seed(0)
-                return factory()
+        def seeded(factory: Factory) -> Run:
+            torch.manual_seed(0)
+            return factory()
 
-            return run
-
-        return {peer: seeded(factory) for peer, factory in self.build(device).items()}
+        return {peer: partial(seeded, factory) for peer, factory in self.build(device).items()}
 
 
 def cases(device: str) -> Iterator[Case]:

@@ -195,9 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="leave out torch.compile")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there too")
     parser.add_argument(
-        "--profile",
-        action="store_true",
-        help="instead of times: what our call calls, and how long that takes",
+        "--profile", action="store_true", help="instead of times: what our call calls, and for how long"
     )
     asked = parser.parse_args(argv)
     unable = problem(asked.device)

@@ -55,9 +55,7 @@ class Ahead:
     def __exit__(self, *_: object) -> None:
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
-            for (
-                child
-            ) in multiprocessing.active_children():  # it may be compiling a kernel that nobody waits for
+            for child in multiprocessing.active_children():  # nobody waits for what it compiles
                 child.kill()
 
     def submit(self, make: Callable[..., object], *arguments: Any) -> Future[None]:

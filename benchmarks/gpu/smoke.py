@@ -82,9 +82,7 @@ def measured(bench: Bench, key: Key, case: Case, problem: str) -> bool:
     """Measure a case; False if it fails though it compiles. ``problem`` says why it does not compile."""
     try:
         row = bench.row(str(key), lambda: judge(key, case, problem))
-    except (
-        SystemExit
-    ):  # CUDA's context is broken, and a fresh process will go on: only this one knows the case
+    except SystemExit:  # CUDA's context is broken: a fresh process goes on, but only this one knows the case
         watch(bench, key, share=6)
         raise
     return row is None or "error" not in row or bool(problem)
@@ -257,9 +255,7 @@ def _said(command: Sequence[str], seconds: float) -> str:
     """The command's output (if long, its beginning and end), and how it ended."""
     with tempfile.TemporaryFile() as file:  # something that outlives the command might hold a pipe open
         began = time.time()
-        environment = os.environ | {
-            "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"
-        }  # so that nothing lies beside a tensor
+        environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # nothing lies beside a tensor
         try:
             code = subprocess.run(
                 command, stdout=file, stderr=subprocess.STDOUT, timeout=seconds, env=environment, check=False

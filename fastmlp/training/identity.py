@@ -134,6 +134,4 @@ def short(value: object) -> str:
     """``value`` as a message shows it."""
     text = str(value)
     text = text if len(text) <= 80 else text[:77] + "..."
-    return "".join(
-        c if c.isprintable() else repr(c)[1:-1] for c in text
-    )  # a terminal would obey some of the others
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)  # a terminal may obey the others

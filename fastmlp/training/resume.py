@@ -74,9 +74,7 @@ def resume(live: Live, saved: Saved, path: Path, changed: Collection[str]) -> No
     if other:
         warnings.warn(f"{path}: the bits may be others now: {'; '.join(other)}", stacklevel=5)
     with checkpoint.of_a_run(path):
-        _load_optimizer(
-            run.optimizer, state["optimizer"], changed
-        )  # an optimizer that is not torch's may still refuse it
+        _load_optimizer(run.optimizer, state["optimizer"], changed)  # if not torch's it may still refuse
     checkpoint.put(run.model, state["net"])
     checkpoint.put(run.loss, state["loss"])
     live.loop.load_state(state["loop"])

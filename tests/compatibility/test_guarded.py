@@ -1,11 +1,12 @@
-"""Every kernel in poisoned memory (tests/guard.py): nothing outside of its arguments is read or written.
+"""Kernels in poisoned memory (tests/guard.py), with what no operation of the registry has.
+
+Options that training alone uses, TMA, dropout, quantized inputs, and the engine's own kernels.
 
 The kernels' sums have a fixed order, so that with poison around the same bits must come out as without.
 """
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,9 +19,8 @@ import fastmlp
 from fastmlp import backends
 from fastmlp import functional as fastmlp_functional
 from fastmlp.activations import NAMES, NONE, TABLE, Act
-from fastmlp.backends.base import BackwardOptions, Criterion, Dropout, LossOptions, Quantized, Scale, Undo
+from fastmlp.backends.base import BackwardOptions, Dropout, Quantized, Scale, Undo
 from fastmlp.backends.triton_backend import TritonBackend
-from fastmlp.functional import Layer
 from fastmlp.kernels.linear import backward as linear_backward
 from fastmlp.kernels.mlp import backward as mlp_backward
 from fastmlp.kernels.tiles import decisions
@@ -66,17 +66,6 @@ def check(run: Callable[[], Results], kernels: set[str]) -> None:
 
 def sizes(rng: random.Random) -> tuple[int, int, int]:
     return rng.choice(FEW), rng.choice(FEW), rng.choice(FEW)
-
-
-@pytest.mark.feature("Fuzzing", "guarded launches: linear forward", backend="triton")
-@pytest.mark.parametrize("name", NAMES)
-def test_linear_forward(name: str, dtype: torch.dtype, device: str) -> None:
-    rng = random.Random(f"{name}{dtype}")
-    m, n, k = sizes(rng)
-    x, w = matrix(rng, m, k, dtype, device), matrix(rng, n, k, dtype, device)
-    bias = vector(rng, n, dtype, device) if rng.random() < 0.7 else None
-    act = activation(rng, name, n, dtype, device)
-    check(lambda: [*BACKEND.linear_act(x, w, bias, act, True, dtype)], {"linear_act_kernel"})
 
 
 @pytest.mark.feature("Fuzzing", "guarded launches: linear backward", backend="triton")
@@ -165,42 +154,16 @@ def test_quantized(kind: str, dtype: torch.dtype, device: str) -> None:
     check(run, {"linear_act_kernel", "linear_backward_kernel"})
 
 
-LOSSES = {
-    "mean": LossOptions(),
-    "sum": LossOptions(reduction="sum", ignore_index=1),
-    "none": LossOptions(reduction="none", label_smoothing=0.1, z_loss=1e-3),
-}
-
-#: So many elements take several programs, and a kernel that adds up their sums.
-MANY = ((33, 600, 1), "mean")
-
-
 @pytest.mark.feature("Fuzzing", "guarded launches: cross-entropy", backend="triton")
-@pytest.mark.parametrize(
-    ("shape", "reduction"),
-    [((7, 3, 5), "none"), ((33, 10, 1), "sum"), ((2, 4500, 1), "sum"), ((1, 4500, 1), "none"), MANY],
-    ids=str,
-)
-def test_cross_entropy(shape: tuple[int, ...], reduction: str, dtype: torch.dtype, device: str) -> None:
-    rng = random.Random(f"{shape}{dtype}{reduction}")
-    n, c, d = shape
-    options = LOSSES[reduction]
-    logits = torch.randn(n, d, 2 * c, device=device).to(dtype)[:, :, ::2].transpose(1, 2)
-    target = torch.randint(c, (n, d), device=device)
-    if rng.random() < 0.4:
-        target = torch.rand(n, c, d, device=device).to(dtype)
-        options = options._replace(ignore_index=-100)
-    weight = torch.rand(c, device=device).to(dtype) if rng.random() < 0.5 else None
-    upstream = (
-        torch.rand(n, d, device=device).to(dtype) if reduction == "none" else torch.ones((), device=device)
-    )
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_cross_entropy(reduction: str, dtype: torch.dtype, device: str) -> None:
+    """More classes than a program holds at once."""
+    x = torch.randn(2, 4500, device=device).to(dtype).requires_grad_()
+    target = torch.randint(4500, (2,), device=device)
 
     def run() -> Results:
-        criterion = Criterion(target, weight, options)
-        found = BACKEND.cross_entropy(logits, criterion)
-        dx = torch.empty_like(logits)
-        BACKEND.cross_entropy_backward(upstream, logits, criterion, *found[1:], dx)
-        return [found[0], dx]
+        loss = fastmlp_functional.cross_entropy(x, target, reduction=reduction, z_loss=1e-3)
+        return [loss, *torch.autograd.grad(loss.sum(), x)]
 
     check(run, {"cross_entropy_forward_kernel", "cross_entropy_backward_kernel"})
 
@@ -216,43 +179,6 @@ def test_linear_cross_entropy(dtype: torch.dtype, device: str) -> None:
         return [loss, *torch.autograd.grad(loss, (x, w))]
 
     check(run, {"cross_entropy_forward_kernel", "cross_entropy_backward_kernel"})
-
-
-@pytest.mark.feature("Fuzzing", "guarded launches: classifier head", backend="triton")
-@pytest.mark.parametrize("classes", [1, 3, 10, 200])
-def test_head(classes: int, dtype: torch.dtype, device: str) -> None:
-    rng = random.Random(f"{classes}{dtype}")
-    m, n, k = sizes(rng)
-    layers = [
-        Layer(matrix(rng, n, k, dtype, device).requires_grad_(), None, Act(TABLE["tanh"])),
-        Layer(matrix(rng, classes, n, dtype, device).requires_grad_(), vector(rng, classes, dtype, device)),
-    ]
-    x, target = matrix(rng, m, k, dtype, device).requires_grad_(), torch.randint(classes, (m,), device=device)
-    weight = torch.rand(classes, device=device).to(dtype)
-
-    def run() -> Results:
-        loss, logits = fastmlp_functional.chain_cross_entropy(x, layers, target, weight, with_logits=True)
-        return [loss, logits, *torch.autograd.grad(loss, (x, *(layer.weight for layer in layers)))]
-
-    check(run, {"head_kernel"})
-
-
-@pytest.mark.feature("Fuzzing", "guarded launches: whole nets", backend="triton")
-@pytest.mark.parametrize(("plan", "act"), [("whole", "prelu"), ("recompute", "gelu")])
-def test_whole(plan: str, act: str, dtype: torch.dtype, device: str) -> None:
-    rng = random.Random(f"{act}{plan}{dtype}")
-    m, widths = rng.choice(FEW), [rng.choice(FEW[:-1]) for _ in range(4)]
-    weights = [torch.randn(n, k, device=device).to(dtype) / k**0.5 for k, n in itertools.pairwise(widths)]
-    biases = [torch.randn(n, device=device).to(dtype) if rng.random() < 0.7 else None for n in widths[1:]]
-    hidden = nn.PReLU(device=device, dtype=dtype) if act == "prelu" else act
-    x = matrix(rng, max(m, 65), widths[0], dtype, device)
-    inputs = [t.requires_grad_() for t in (x, *weights)]
-
-    def run() -> Results:
-        y = fastmlp_functional.mlp(x, weights, biases, hidden, output_activation="sigmoid", plan=plan)
-        return [y, *torch.autograd.grad(y.float().square().sum(), inputs)]
-
-    check(run, {"mlp_forward_kernel", "mlp_backward_kernel", "mlp_gradients_kernel"})
 
 
 @pytest.mark.few(2)

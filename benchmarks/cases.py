@@ -173,7 +173,7 @@ def training_step(
         def modules(wrap: Wrap) -> Run:
             return Run(eager(fastmlp.fuse(model()), of_ours(), wrap=wrap))
 
-        def of_torch(dtype: torch.dtype = dtype, wrap: Wrap = as_is) -> Callable[[], object]:
+        def of_torch(wrap: Wrap, dtype: torch.dtype = dtype) -> Callable[[], object]:
             return eager(model(), of_torchs(), dtype, wrap)
 
         found: dict[str, Factory] = {
@@ -185,10 +185,10 @@ def training_step(
             found[peers.OURS_COMPILED] = lambda: modules(peers.in_one_graph)
         if device == "cuda":
             found[peers.OURS_GRAPH] = lambda: Run(peers.graphed(ours(model()), device))
-        found |= peers.of_torch(lambda wrap: of_torch(wrap=wrap), device, modes)
+        found |= peers.of_torch(of_torch, device, modes)
         found[EAGER] = lambda: judged(lambda model: eager(model, of_torchs()), torch.float32)
         if dtype != torch.float32:
-            found[EAGER_FLOAT32] = lambda: Run(of_torch(torch.float32))
+            found[EAGER_FLOAT32] = lambda: Run(of_torch(as_is, torch.float32))
         found[JAX] = lambda: peers.jax_peer(device).training_step(widths, x, y, _LR, dtype, work.operations)
         return found
 

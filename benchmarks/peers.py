@@ -75,17 +75,15 @@ def of_torch(
         device: where it runs.
         modes: names of compiled peers.
     """
-    peers: dict[str, Factory] = {
-        EAGER: lambda: Run(make(as_is)),
+
+    def run(wrap: Wrap) -> Run:
+        return Run(make(wrap))
+
+    return {
+        EAGER: lambda: run(as_is),
         GRAPH: lambda: Run(graphed(make(as_is), device)),
+        **{peer: partial(run, partial(compiled, peer=peer, device=device)) for peer in modes},
     }
-    for peer in modes:
-        peers[peer] = partial(_compiled_run, make, peer, device)
-    return peers
-
-
-def _compiled_run(make: Callable[[Wrap], Callable[[], object]], peer: str, device: str) -> Run:
-    return Run(make(lambda function: compiled(function, peer, device)))
 
 
 def compiled(function: Callable[..., Any], peer: str, device: str) -> Callable[..., Any]:

@@ -190,7 +190,7 @@ FAULTS = (
         "saved: slopes that are written over go unnoticed",
         "(any(needs[:start]), False, True)",
         "(any(needs[:start]), False, False)",
-        ("tests/fastmlp/autograd/test_saved.py",),
+        ("tests/compatibility/laws/test_modes.py",),
     ),
     Fault(
         "fastmlp/costs/plans.py",

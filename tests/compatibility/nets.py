@@ -1,18 +1,15 @@
-"""Small nets, and a function for every autograd node of ours."""
+"""A small net, ours and torch's."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import fastmlp
-from fastmlp.functional import Layer, chain, cross_entropy, linear_cross_entropy, mlp
 from tests.compatibility.compare import same_or_as_good
 
-Function = Callable[[Tensor], Tensor]
 TARGET = (0, 3, 1, 2, 3, 0)
 
 
@@ -52,30 +49,3 @@ def all_grads(net: nn.Module, x: Tensor) -> list[Tensor]:
     grads = [x.grad, *(p.grad for p in net.parameters())]
     assert all(grad is not None for grad in grads)
     return grads  # type: ignore[return-value]
-
-
-def losses(device: str, dtype: torch.dtype) -> dict[str, tuple[Function, Tensor]]:
-    """A function of every autograd node, each from an input to a scalar; in 16 bits of every other one."""
-    like: dict[str, Any] = {"device": device, "dtype": dtype}
-    target = torch.tensor(TARGET, device=device)
-    net = fastmlp.Sequential(*children(dtype, device))
-    weights = [torch.randn(7, 5, **like), torch.randn(4, 7, **like)]
-    layers = [Layer(weights[0], None), Layer(weights[1], None)]
-    many, x = torch.randn(300, 5, **like), rows_of(dtype, device)
-    made: dict[str, tuple[Function, Tensor]] = {
-        "chain": (lambda x: chain(x, layers, "layers").sum(), x),
-        "whole": (lambda x: mlp(x, weights, activation="tanh", plan="auto").sum(), x),
-        "cross_entropy": (lambda x: cross_entropy(x, target), x),
-        "linear_cross_entropy": (lambda x: linear_cross_entropy(x, many, target), x),
-        "rows": (lambda x: linear_cross_entropy(x, many, target, reduction="none").sum(), x),
-        "classifier": (lambda x: _classifier(net, x, target), x),
-    }
-    if dtype.itemsize > 2:
-        return made
-    return {name: made[name] for name in list(made)[dtype == torch.bfloat16 :: 2]}  # the interpreter is slow
-
-
-def _classifier(net: fastmlp.Sequential, x: Tensor, target: Tensor) -> Tensor:
-    loss = fastmlp.CrossEntropyLoss()
-    found = net.cross_entropy(x, target, loss)
-    return loss(net(x), target) if found is None else found[0]

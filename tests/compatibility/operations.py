@@ -237,6 +237,22 @@ def _mlp() -> Operation:
     return Operation(make, 1, 2)
 
 
+def _tied(plan: str) -> Operation:
+    """A weight that stands twice, and between that one which is computed from it."""
+
+    def make(at: At) -> Problem:
+        def ours(x: Tensor, w: Tensor) -> Tensor:
+            return mlp(x, (w, 2 * w, w), activation="tanh", plan=by_plan(plan, x, w))
+
+        def torchs(x: Tensor, w: Tensor) -> Tensor:
+            double = 2 * w  # before its use: gradients are summed in the order in which things were made
+            return F.linear(F.linear(F.linear(x, w).tanh(), double).tanh(), w)
+
+        return Problem(ours, torchs, [at.randn(at.rows, 5), at.randn(5, 5) / 3])
+
+    return Operation(make, *((3, 3) if plan == "layers" else (1, 2)))
+
+
 def _module(build: Callable[[], nn.Module], names: Sequence[str], net: Net) -> Operation:
     """A module as a function of its input and its parameters."""
 
@@ -265,6 +281,7 @@ OPERATIONS: dict[str, Operation] = {
     "chain by layers: several tiles": _chain("layers", "SiLU", 33, 65, 3, 20),
     "chain as a whole: several tiles": _chain("whole", "PReLU, a slope each", 33, 64, 17, 20),
     "mlp": _mlp(),
+    **{f"mlp: tied weights, {plan}": _tied(plan) for plan in ("layers", "whole")},
     "Sequential": _module(
         lambda: fastmlp.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)),
         ("0.weight", "0.bias", "2.weight", "2.bias"),

@@ -125,4 +125,5 @@ def on_kernels(x: Tensor) -> bool:
 
 def by_plan(plan: str, x: Tensor, *params: Tensor) -> str:
     """The plan where the kernels can follow it: elsewhere asking for it is an error."""
-    return plan if on_kernels(x) and all(p.is_contiguous() for p in (x, *params)) else "auto"
+    alike = len({p.dtype for p in params}) == 1 and all(p.is_contiguous() for p in (x, *params))
+    return plan if alike and on_kernels(x) else "auto"

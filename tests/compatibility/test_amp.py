@@ -1,4 +1,4 @@
-"""Mixed precision: autocast, GradScaler, nets in 16 bits, float64."""
+"""Mixed precision: training with autocast and GradScaler, regions within regions, dtypes that do not fit."""
 
 from __future__ import annotations
 
@@ -11,19 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastmlp
-from fastmlp.functional import (
-    Layer,
-    chain,
-    chain_cross_entropy,
-    cross_entropy,
-    linear_act,
-    linear_cross_entropy,
-    mlp,
-)
-from fastmlp.kernels.launch import record_launches
+from fastmlp.functional import cross_entropy, linear_act, linear_cross_entropy, mlp
 from tests.compatibility.compare import same_or_as_good
 from tests.compatibility.page import Refusal
-from tests.numerics import error
 
 GROUP = "AMP and dtypes"
 #: What autocast casts to. The parameters are float32.
@@ -47,15 +37,10 @@ def scaler_of(device: str, cast: torch.dtype, **options: Any) -> torch.amp.GradS
     return torch.amp.GradScaler(device, enabled=cast == torch.float16, **options)
 
 
-def tensors_of(net: nn.Module) -> list[Tensor]:
-    return [p.detach() for p in net.parameters()]
-
-
 def moved(net: nn.Module) -> Tensor:
     """How far training took all parameters, as one vector: few numbers may be exact by luck."""
-    device = str(next(net.parameters()).device)
-    pairs = zip(tensors_of(net), tensors_of(net_of(device)))
-    return torch.cat([(now - before).flatten() for now, before in pairs])
+    before = net_of(str(next(net.parameters()).device)).parameters()
+    return torch.cat([(now - then).detach().flatten() for now, then in zip(net.parameters(), before)])
 
 
 def grads_of(net: nn.Module) -> list[Tensor]:
@@ -69,13 +54,7 @@ def compare(
     ours = run(fastmlp.fuse(net_of(device)), fastmlp.CrossEntropyLoss(label_smoothing=0.1), False)
     theirs = run(net_of(device), nn.CrossEntropyLoss(label_smoothing=0.1), False)
     exact = run(net_of(device).double(), nn.CrossEntropyLoss(label_smoothing=0.1), True)
-    # One number may be exact by luck. A loss of logits that are rounded to 16 bits is not, over so many rows.
-    numbers = [i for i, t in enumerate(ours) if t.dim() == 0]
-    for i in reversed(numbers if backend == "triton" and cast != torch.float64 else []):
-        found, known, best = ours.pop(i), theirs.pop(i), exact.pop(i)
-        assert found.dtype == known.dtype
-        assert error(found, best) <= 2 * error(known, best) + torch.finfo(cast).eps / ROWS**0.5 / 2
-    same_or_as_good(ours, theirs, exact, backend, "result")
+    same_or_as_good(ours, theirs, exact, backend, "result", eps=torch.finfo(cast).eps)
 
 
 @pytest.mark.feature(GROUP, "training with autocast and GradScaler")
@@ -191,110 +170,6 @@ def test_cache(backend: str, dtype: str, device: str) -> None:
             return [quiet, value.detach(), *grads_of(net)]
 
         compare(run, backend, device, cast)
-
-
-@pytest.mark.feature(GROUP, "tensors in 16 bits already under autocast")
-@casts
-@pytest.mark.parametrize("own", [torch.float16, torch.bfloat16], ids=str)
-def test_16_bits_under_autocast(own: torch.dtype, backend: str, dtype: str, device: str) -> None:
-    """An input and weights in 16 bits are cast to autocast's; gradients come in their own dtype."""
-    cast = getattr(torch, dtype)
-
-    def run(net: nn.Module, loss: nn.Module, exactly: bool) -> list[Tensor]:
-        x, y = batch(device)
-        net[2].to(own)  # type: ignore[index]
-        x = x.to(own)
-        if exactly:
-            net, x = net.double(), x.double()
-        x.requires_grad_()
-        with torch.autocast(device, cast, enabled=not exactly):
-            value = loss(net(x), y)
-        value.backward()
-        return [value.detach(), x.grad, *grads_of(net)]  # type: ignore[list-item]
-
-    compare(run, backend, device, cast)
-
-
-@pytest.mark.feature(GROUP, "the loss under autocast is float32")
-@casts
-def test_loss_under_autocast(backend: str, dtype: str, device: str) -> None:
-    cast = getattr(torch, dtype)
-    torch.manual_seed(2)
-    data, y = torch.randn(ROWS, CLASSES, device=device).to(cast), batch(device)[1]
-    soft = torch.randn(ROWS, CLASSES, device=device).softmax(1)
-    for target in (y, soft):
-        runs = []
-        for function, kind in ((cross_entropy, cast), (F.cross_entropy, cast), (F.cross_entropy, None)):
-            logits = data.to(kind or torch.float64, copy=True).requires_grad_()
-            exact = target.double() if kind is None and target is soft else target
-            with torch.autocast(device, cast, enabled=kind is not None):
-                value = function(logits, exact)
-            assert value.dtype == (torch.float32 if kind else torch.float64)
-            value.backward()
-            runs.append([value.detach(), logits.grad])
-        same_or_as_good(*runs, backend, "loss")
-
-
-def calls(device: str, dtype: torch.dtype) -> dict[str, Callable[[], Tensor]]:
-    """Everything there is, on tensors of one dtype."""
-    (x, y), net = batch(device, dtype), net_of(device, dtype)
-    x.requires_grad_()
-    ours, w, v = fastmlp.fuse(net), net[0].weight, net[2].weight
-    lce = fastmlp.LinearCrossEntropyLoss(6, CLASSES, device=device, dtype=dtype)
-    act = fastmlp.LinearAct(6, 9, device=device, dtype=dtype)
-    return {
-        "Sequential": lambda: ours(x),
-        "MLP": lambda: fastmlp.MLP(6, [9, 5], device=device, dtype=dtype)(x),
-        "LinearAct": lambda: act(x),
-        "CrossEntropyLoss": lambda: fastmlp.CrossEntropyLoss()(x, y),
-        "LinearCrossEntropyLoss": lambda: lce(x, y),
-        "linear_act": lambda: linear_act(x, w),
-        "mlp": lambda: mlp(x, [w, v]),
-        "chain": lambda: chain(x, [Layer(w, None), Layer(v, None)]),
-        "cross_entropy": lambda: cross_entropy(x, y, z_loss=0.1),
-        "linear_cross_entropy": lambda: linear_cross_entropy(x, w, y),
-        "chain_cross_entropy": lambda: chain_cross_entropy(x, [Layer(w, None), Layer(v, None)], y)[0],
-    }
-
-
-@pytest.mark.feature(GROUP, "float64, by torch's own ops, with autocast or without", dtype="float64")
-@pytest.mark.parametrize("autocast", [False, True])
-def test_float64(autocast: bool, backend: str, device: str) -> None:
-    """No kernel runs, nothing is rounded."""
-    for name, call in calls(device, torch.float64).items():
-        with torch.autocast(device, torch.bfloat16, enabled=autocast), record_launches() as launches:
-            value = call()
-        assert value.dtype == torch.float64, name
-        assert not launches, name
-        value.sum().backward()
-    x, y = batch(device, torch.float64)
-    net = net_of(device, torch.float64)
-    with torch.autocast(device, torch.bfloat16, enabled=autocast):
-        found = fastmlp.CrossEntropyLoss()(fastmlp.fuse(net)(x), y)
-    expected = F.cross_entropy(nn.Sequential(*net)(x), y)
-    assert torch.equal(found, expected)
-
-
-@pytest.mark.feature(GROUP, "net.half(), net.bfloat16(), net.double()")
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
-def test_cast_nets(dtype: str, backend: str, device: str) -> None:
-    """A net that is cast, and cast back: forward, loss, every gradient."""
-    method = {"float16": "half", "bfloat16": "bfloat16", "float64": "double"}[dtype]
-
-    def run(net: nn.Module, loss: nn.Module, exactly: bool) -> list[Tensor]:
-        net = getattr(net, method)()
-        x, y = batch(device, getattr(torch, dtype))
-        if exactly:
-            net, x = net.double(), x.double()
-        x.requires_grad_()
-        logits = net(x)
-        value = loss(logits, y)
-        value.backward()
-        found = [logits.detach(), value.detach(), x.grad, *grads_of(net)]
-        net.float()
-        return [*found, *tensors_of(net)]  # type: ignore[list-item]
-
-    compare(run, "torch" if dtype == "float64" else backend, device, getattr(torch, dtype))
 
 
 @pytest.mark.feature(GROUP, "weight, bias or input of another dtype")

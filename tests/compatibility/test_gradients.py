@@ -1,52 +1,18 @@
-"""Gradients where they are wanted: part of the tensors, hooks, accumulation, any upstream gradient."""
+"""Autograd as its users meet it: hooks, steps in a backward, complex numbers, dropout, inference tensors."""
 
 from __future__ import annotations
-
-import gc
-import weakref
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import fastmlp
-from fastmlp.functional import linear_act, mlp
-from fastmlp.kernels import launch
-from tests.compatibility.compare import same_or_as_good
-from tests.compatibility.nets import agree, all_grads, losses, rows_of
+from fastmlp.functional import cross_entropy, linear_act
+from tests.compatibility.nets import TARGET, agree, all_grads, children, rows_of
+from tests.compatibility.page import Refusal
 
 GROUP = "Autograd"
-
-
-@pytest.mark.feature(GROUP, "gradients that accumulate")
-def test_accumulation(backend: str, dtype: torch.dtype, device: str) -> None:
-    def run(net: nn.Sequential, x: Tensor, _: torch.dtype) -> list[Tensor]:
-        for part in x.split([1, 3, 2]):
-            net(part).square().sum().backward()
-        kept = [p.grad for p in net.parameters()]
-        net(x).sum().backward()
-        assert all(a is p.grad for a, p in zip(kept, net.parameters())), "not in place"
-        return all_grads(net, x)
-
-    agree(run, backend, dtype, device)
-
-
-@pytest.mark.feature(GROUP, "some tensors alone require grad")
-@pytest.mark.parametrize("wanted", range(1, 8))
-def test_partial(wanted: int, backend: str, dtype: torch.dtype, device: str) -> None:
-    """Every subset of input, weight and bias: gradients there, None elsewhere."""
-    data = [rows_of(dtype, device), torch.randn(4, 5, device=device).to(dtype)]
-    data.append(torch.randn(4, device=device).to(dtype))
-    runs = []
-    for kind, ours in ((dtype, True), (dtype, False), (torch.float64, False)):
-        tensors = [t.to(kind, copy=True).requires_grad_(bool(wanted >> i & 1)) for i, t in enumerate(data)]
-        y = linear_act(*tensors, "sigmoid") if ours else F.linear(*tensors).sigmoid()
-        y.sum().backward()
-        assert [t.grad is not None for t in tensors] == [bool(wanted >> i & 1) for i in range(3)]
-        runs.append([y, *(t.grad for t in tensors if t.grad is not None)])
-    same_or_as_good(*runs, backend, "result")
 
 
 @pytest.mark.feature(GROUP, "hooks on tensors")
@@ -86,64 +52,6 @@ def test_step_in_backward(backend: str, dtype: torch.dtype, device: str) -> None
     agree(run, backend, dtype, device)
 
 
-@pytest.mark.feature(GROUP, "weights that are no leaves")
-def test_non_leaf_weights(backend: str, dtype: torch.dtype, device: str) -> None:
-    """A weight that another net makes, or a view of a larger one."""
-    data = [rows_of(dtype, device), torch.randn(8, 5, device=device).to(dtype)]
-    runs = []
-    for kind, ours in ((dtype, True), (dtype, False), (torch.float64, False)):
-        x, base = (t.to(kind, copy=True).requires_grad_() for t in data)
-        first, second = base[::2].tanh(), base[4:, :4] * x.mean()
-        if ours:
-            y = mlp(x, [first, second], activation="silu")
-        else:
-            y = F.linear(F.silu(F.linear(x, first)), second)
-        y.square().sum().backward()
-        runs.append([y, x.grad, base.grad])
-    same_or_as_good(*runs, backend, "result")
-
-
-@pytest.mark.feature(GROUP, "undefined and missing upstream gradients")
-def test_undefined_upstream(backend: str, dtype: torch.dtype, device: str) -> None:
-    """A loss that does not depend on a result, and a function that gives its gradient as None."""
-
-    class Swallow(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, y: Tensor) -> Tensor:
-            return y.clone()
-
-        @staticmethod
-        def backward(ctx: Any, grad: Tensor) -> None:
-            return None
-
-    for name, (function, x) in losses(device, dtype).items():
-        leaf = x.clone().requires_grad_()
-        value = function(leaf)
-        (Swallow.apply(value) + leaf.sum()).backward()
-        assert torch.equal(leaf.grad, torch.ones_like(leaf)), name  # type: ignore[arg-type]
-        grads = torch.autograd.grad(leaf.sum() + 0 * value.detach(), (leaf, value), allow_unused=True)
-        assert grads[1] is None
-
-
-@pytest.mark.feature(GROUP, "upstream gradients of any layout")
-def test_upstream_layouts(backend: str, dtype: torch.dtype, device: str) -> None:
-    """Expanded, transposed, zero."""
-
-    def run(net: nn.Sequential, x: Tensor, kind: torch.dtype) -> list[Tensor]:
-        found = []
-        wide = torch.arange(24, device=device).to(kind) / 8
-        for up in (
-            wide[:1].expand(6, 4),
-            wide.view(4, 6).t(),
-            wide[:6, None].expand(6, 4),
-            0 * wide.view(6, 4),
-        ):
-            found += torch.autograd.grad(net(x), [x, *net.parameters()], up)
-        return found
-
-    agree(run, backend, dtype, device)
-
-
 @pytest.mark.feature(GROUP, "complex tensors, with autocast or without")
 def test_complex(backend: str, device: str) -> None:
     """They are torch's own ops'."""
@@ -159,22 +67,35 @@ def test_complex(backend: str, device: str) -> None:
         linear_act(x, net[0].weight.real)
 
 
-@pytest.mark.few(2)
-@pytest.mark.feature(GROUP, "memory: a graph holds nothing when it is gone")
-def test_no_cycles(backend: str, dtype: torch.dtype, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No node refers to itself: the input is freed without the garbage collector."""
-    for function, x in losses(device, dtype).values():
-        function(x)  # whose launches are on record; a record holds its tensors
-    monkeypatch.setattr(launch, "_observers", [])
-    gc.collect()
-    gc.disable()
-    try:
-        for name, (function, x) in losses(device, dtype).items():
-            leaf = x.clone().requires_grad_()
-            alive = weakref.ref(leaf)
-            function(leaf * 1.0).backward()
-            value = function(leaf)
-            del leaf, value
-            assert alive() is None, name
-    finally:
-        gc.enable()
+@pytest.mark.feature(GROUP, "torch.utils.checkpoint with dropout")
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpoint_with_dropout(reentrant: bool, backend: str, dtype: torch.dtype, device: str) -> None:
+    """The recomputed forward draws the first one's masks: bit for bit the gradients without a checkpoint."""
+    found = []
+    for wrapped in (False, True):
+        net = fastmlp.Sequential(*children(dtype, device, dropout=0.5))
+        x = rows_of(dtype, device).requires_grad_()
+        torch.manual_seed(5)
+        y = checkpoint(net, x, use_reentrant=reentrant) if wrapped else net(x)
+        torch.manual_seed(99)  # what happens between forward and backward
+        y.square().sum().backward()
+        found.append([y, *all_grads(net, x)])
+    assert all(map(torch.equal, *found))
+
+
+@pytest.mark.feature(GROUP, "inference tensors in autograd")
+def test_inference_tensors(backend: str, dtype: torch.dtype, device: str, refuses: Refusal) -> None:
+    """They cannot be saved for a backward, and torch says so; a clone can, and without grad all is well."""
+    made = children(dtype, device)
+    net, plain = fastmlp.Sequential(*made), nn.Sequential(*made)
+    with torch.inference_mode():
+        x = rows_of(dtype, device)
+        frozen = torch.randn(4, 5, device=device).to(dtype)
+    leaf = rows_of(dtype, device).requires_grad_()
+    for function in (lambda: net(x), lambda: linear_act(leaf, frozen, None, "tanh"), lambda: plain(x)):
+        with refuses(RuntimeError, "Inference tensors cannot be saved for backward"):
+            function()
+    net(x.clone()).sum().backward()
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), plain(x), rtol=2e-2, atol=2e-2)
+    cross_entropy(net(x.clone()), torch.tensor(TARGET, device=device)).backward()

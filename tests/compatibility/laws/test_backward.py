@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,25 +11,31 @@ import torch
 from torch import Tensor
 
 from tests.compatibility.compare import same_or_as_good
-from tests.compatibility.operations import NODES, At, Function, Operation, every_operation, weighted
+from tests.compatibility.operations import (
+    NODES,
+    OPERATIONS,
+    At,
+    Function,
+    Operation,
+    every_operation,
+    weighted,
+)
 from tests.compatibility.page import Refusal
 
 
 @pytest.mark.few(60)
 @every_operation("a second backward")
 def test_again(operation: Operation, backend: str, dtype: torch.dtype, device: str, refuses: Refusal) -> None:
-    """Bit for bit the first one's, while the graph is kept; torch's error when it is not."""
+    """Bit for bit the first one's, or its negative of a negative upstream; torch's error of a freed graph."""
     function, _, leaves = operation.make(At(dtype, device))
     value = function(*(t.requires_grad_() for t in leaves))
-    first = torch.autograd.grad(value, leaves, weighted(value), retain_graph=True)
-    assert all(
-        map(torch.equal, first, torch.autograd.grad(value, leaves, weighted(value), retain_graph=True))
-    )
-    one = torch.autograd.grad(value, leaves[0], weighted(value), retain_graph=True)[0]
-    torch.testing.assert_close(one, first[0])
-    assert all(map(torch.equal, first, torch.autograd.grad(value, leaves, weighted(value))))
+    up = weighted(value)
+    grads = torch.autograd.grad(value, leaves, up, retain_graph=True)
+    for factor in (1, -1):
+        again = torch.autograd.grad(value, leaves, factor * up, retain_graph=factor == 1)
+        assert all(map(torch.equal, [factor * g for g in grads], again))
     with refuses(RuntimeError, "backward through the graph a second time"):
-        torch.autograd.grad(value, leaves, weighted(value))
+        torch.autograd.grad(value, leaves, up)
 
 
 @pytest.mark.few(60)
@@ -68,6 +75,33 @@ def test_some(operation: Operation, backend: str, dtype: torch.dtype, device: st
         return [value, *(t.grad for t in leaves if t.grad is not None)]
 
     same_or_as_good(*problem.run(derive), backend if operation.torchs_own else "triton", "result")
+
+
+def is_shaped(name: str) -> bool:
+    """One of each node, and the losses that are no scalars."""
+    return name in NODES or name.endswith("none")
+
+
+def upstreams(value: Tensor) -> Iterator[Tensor]:
+    """Transposed, with steps between its elements, expanded, zero."""
+    wide = weighted(value)
+    if wide.dim() > 1:
+        yield wide.mT.contiguous().mT
+        yield wide[:1].expand_as(wide)
+    yield torch.stack([wide, wide], -1)[..., 0]
+    yield wide.flatten()[:1].reshape([1] * wide.dim()).expand_as(wide)
+    yield 0 * wide
+
+
+@pytest.mark.few(40)
+@every_operation("upstream gradients of any layout", filter(is_shaped, OPERATIONS))
+def test_upstream_layouts(operation: Operation, backend: str, dtype: torch.dtype, device: str) -> None:
+    """The same gradients as of one without gaps."""
+    function, _, leaves = operation.make(At(dtype, device))
+    value = function(*(t.requires_grad_() for t in leaves))
+    for up in upstreams(value):
+        expected = torch.autograd.grad(value, leaves, up.clone(memory_format=torch.contiguous_format), True)
+        torch.testing.assert_close(torch.autograd.grad(value, leaves, up, True), expected)
 
 
 class Swallow(torch.autograd.Function):

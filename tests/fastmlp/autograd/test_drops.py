@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 import fastmlp
 from fastmlp import backends
@@ -180,20 +179,6 @@ def test_no_mask_is_stored_or_launched(act: Any, device: str) -> None:
         names.append([one.name for one in launches])
     assert sizes[1] == sizes[0] + 8
     assert names[0] == names[1] == ["linear_act_kernel"] * 3 + ["linear_backward_kernel"] * 3
-
-
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_checkpointing_draws_the_same_masks(reentrant: bool, device: str) -> None:
-    net = fastmlp.MLP(12, [33, 17, 5], dropout=0.4, activation_layer=nn.SiLU, inplace=None).to(device)
-    x = torch.randn(20, 12, device=device, requires_grad=True)
-    grads = []
-    for function in (net, lambda t: checkpoint(net, t, use_reentrant=reentrant)):
-        torch.manual_seed(6)
-        net.zero_grad()
-        x.grad = None
-        function(x).square().sum().backward()
-        grads.append([t.grad.clone() for t in (x, *net.parameters())])  # type: ignore[union-attr]
-    assert all(map(torch.equal, *grads))
 
 
 def test_torchvisions_mlp(device: str) -> None:

@@ -1,10 +1,9 @@
-"""What every node of ours does: nothing for nobody, each place its own gradient, the forward's autocast."""
+"""What every node of ours does: it keeps nothing for nobody, and the caller's autocast changes nothing."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 import fastmlp
 from fastmlp import backends
@@ -37,42 +36,6 @@ def test_no_grad_keeps_nothing(monkeypatch: pytest.MonkeyPatch, device: str) -> 
     assert not formed
     linear_cross_entropy(x, weight, target)
     assert formed
-
-
-@pytest.mark.parametrize("plan", ["layers", "whole", "recompute"])
-@pytest.mark.parametrize("inside", [False, True], ids=["made outside", "made inside"])
-def test_inference_mode_with_grad_mode_on(inside: bool, plan: str, device: str) -> None:
-    """Nothing is recorded, and a parameter's wanting a gradient keeps nothing."""
-    weights = [torch.randn(n, k, device=device, requires_grad=True) for n, k in ((5, 3), (4, 5))]
-    x = torch.randn(6, 3, device=device)
-    expected = mlp(x, weights, activation="gelu", plan=plan)
-    with torch.inference_mode(), torch.enable_grad():
-        y = mlp(x.clone() if inside else x, weights, activation="gelu", plan=plan)
-    assert y.is_inference()
-    assert not y.requires_grad
-    assert torch.equal(y, expected)
-
-
-@pytest.mark.parametrize("plan", ["layers", "whole"])
-def test_tied_and_dependent_tensors(plan: str, device: str) -> None:
-    """A weight that stands twice, and one made from another: the double backward counts each place once."""
-    x, w = torch.randn(6, 5, device=device), torch.randn(5, 5, device=device)
-
-    def by_torch(x: Tensor, weights: list[Tensor]) -> Tensor:
-        return torch.tanh(x @ weights[0].t()) @ weights[1].t()
-
-    def ours(x: Tensor, weights: list[Tensor]) -> Tensor:
-        return mlp(x, weights, activation="tanh", plan=plan)
-
-    for second in (lambda w: w, lambda w: (2 * w).contiguous()):
-        found = []
-        for function in (ours, by_torch):
-            xi, wi = x.clone().requires_grad_(), w.clone().requires_grad_()
-            first = torch.autograd.grad(
-                function(xi, [wi, second(wi)]).square().sum(), (xi, wi), create_graph=True
-            )
-            found.append((*first, *torch.autograd.grad(sum(g.square().sum() for g in first), (xi, wi))))
-        torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
 
 
 def test_the_callers_autocast_changes_nothing(device: str) -> None:

@@ -113,11 +113,11 @@ class TorchBackend(Backend):
         loss = ((peak - logits.gather(1, label[:, None])[:, 0]) - log_p) * factor
         if options.z_loss:
             loss = loss + options.z_loss * lse.square()
-        loss = torch.where(kept, loss, 0.0)
+        loss = torch.where(kept[:, None], loss[:, None], 0.0)  # no view: its owner may write over it
         denominator = factor.sum() if options.reduction == "mean" else loss.new_ones(())
         if options.reduction != "none":
-            return loss.sum() / denominator, lse, denominator
-        return loss[:, None], lse, denominator
+            loss = loss.sum() / denominator
+        return loss, lse, denominator
 
     def cross_entropy_backward(
         self,

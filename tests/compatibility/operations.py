@@ -114,6 +114,7 @@ LOSSES: dict[str, dict[str, Any]] = {
         "label_smoothing": 0.2,
     },
     "z_loss": {"z_loss": 0.1},
+    "z_loss, probabilities": {"z_loss": 0.1, "target": "probabilities"},
     "z_loss, weights, ignore_index": {"z_loss": 0.1, "weight": True, "ignore_index": 1},
 }
 REDUCTIONS = ("none", "mean", "sum")
@@ -295,6 +296,7 @@ OPERATIONS: dict[str, Operation] = {
     "LinearAct": _module(lambda: fastmlp.LinearAct(5, 7, activation="none"), ("weight", "bias"), Net((5, 7))),
     **{f"cross_entropy: {name}": _cross_entropy(name, "mean") for name in LOSSES},
     **{f"cross_entropy: {_MIXED}, {how}": _cross_entropy(_MIXED, how) for how in ("none", "sum")},
+    **{f"cross_entropy: z_loss, {how}": _cross_entropy("z_loss", how) for how in ("none", "sum")},
     **{f"cross_entropy: {how}": _cross_entropy("plain", how) for how in ("none", "sum")},
     "cross_entropy: of (N, C, d1)": _cross_entropy("class weights", "mean", 2),
     "cross_entropy: 600 classes": _cross_entropy("class weights", "sum", classes=600),

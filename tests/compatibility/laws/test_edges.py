@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from tests.compatibility.compare import same, same_or_as_good
-from tests.compatibility.operations import OPERATIONS, At, Function, Operation, every_operation, first
+from tests.compatibility.operations import (
+    OPERATIONS,
+    At,
+    Function,
+    Operation,
+    every_operation,
+    first,
+    weighted,
+)
 
 
 def kinds(t: Tensor) -> Tensor:
@@ -57,7 +65,29 @@ def test_special_values(
             found = kinds(ours)
             assert ((found == kinds(torchs)) | (found == kinds(exact.to(dtype)))).all(), what
             kept = ours.isfinite() & torchs.isfinite() & exact.isfinite()
-            same_or_as_good([ours[kept]], [torchs[kept]], [exact[kept]], "triton", what, roundings=64)
+            same_or_as_good([ours[kept]], [torchs[kept]], [exact[kept]], "auto", what, roundings=64)
+
+
+@pytest.mark.few(50)
+@pytest.mark.usefixtures("poisoned")
+@every_operation("upstream gradients in any layout")
+def test_upstream(
+    operation: Operation, backend: str, dtype: torch.dtype, device: str, request: pytest.FixtureRequest
+) -> None:
+    kind = random.Random(request.node.name).choice(["zero", "negative", "one for all", "transposed"])
+
+    def derive(function: Function, leaves: list[Tensor]) -> list[Tensor]:
+        result = function(*leaves)
+        upstream = {
+            "zero": torch.zeros_like(result),
+            "negative": torch.full_like(result, -3.0),
+            "one for all": result.new_tensor(0.7).expand_as(result),
+            "transposed": weighted(result.t()).t() if result.dim() == 2 else weighted(result),
+        }[kind]
+        return [*torch.autograd.grad(result, leaves, upstream)]
+
+    problem = operation.make(At(dtype, device))
+    same_or_as_good(*problem.run(derive), backend if operation.torchs_own else "triton", kind)
 
 
 @pytest.mark.few(30)

@@ -25,13 +25,6 @@ def test_linear_act_by_name(name: str, device: str) -> None:
     torch.testing.assert_close(linear_act(x, w, b, name), module(F.linear(x, w, b)), rtol=1e-5, atol=1e-6)
 
 
-def test_activation_as_a_module(device: str) -> None:
-    x, w = torch.randn(7, 5, device=device), torch.randn(4, 5, device=device)
-    for module in (nn.LeakyReLU(0.3), nn.PReLU(4, init=0.1).to(device), nn.GELU("tanh"), nn.Identity()):
-        expected = module(F.linear(x, w))
-        torch.testing.assert_close(linear_act(x, w, None, module), expected, rtol=1e-5, atol=1e-6)
-
-
 def test_prelu_of_several_slopes_acts_on_dimension_1(device: str) -> None:
     """As torch's: for (N, C, L) inputs the slopes belong to C, not to the features."""
     x, w = torch.randn(2, 3, 5, device=device), torch.randn(3, 5, device=device)
@@ -48,11 +41,6 @@ def test_mlp_has_no_activation_after_the_last_layer(device: str) -> None:
     assert mlp(x, [w1, w2]).shape == (6, 3)
     with_one = mlp(x, [w1, w2], [b1, None], "tanh", output_activation="sigmoid")
     torch.testing.assert_close(with_one, expected.sigmoid(), rtol=1e-5, atol=1e-6)
-
-
-def test_float64_is_torchs(device: str) -> None:
-    x, w = torch.randn(6, 5, device=device).double(), torch.randn(4, 5, device=device).double()
-    torch.testing.assert_close(linear_act(x, w), F.linear(x, w).relu(), rtol=1e-12, atol=1e-12)
 
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

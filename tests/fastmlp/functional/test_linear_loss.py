@@ -139,26 +139,6 @@ def test_random_problem(dtype: torch.dtype, backend: str, block: int, device: st
             draw(seed, dtype, device, few).check(f"seed {seed}")
 
 
-@pytest.mark.few(3)
-@pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_tiles_with_tails(backend: str, dtype: torch.dtype, reduction: str, device: str) -> None:
-    """Rows and classes that no tile divides, indices and probabilities, and a second backward."""
-    n, c, k = (37, 403, 24) if backend == "triton" else (150, 1003, 24)
-    x, w = torch.randn(n, k, device=device).to(dtype), (torch.randn(c, k, device=device) / 5).to(dtype)
-    bias, weight = torch.randn(c, device=device).to(dtype), torch.rand(c, device=device).add_(0.5).to(dtype)
-    hard = torch.randint(c, (n,), device=device)
-    hard[::5] = -100
-    soft = torch.rand(n, c, device=device).softmax(1).to(dtype)
-    upstream = torch.randn(n, device=device).to(dtype) if reduction == "none" else None
-    with backends.use(backend):
-        for target, smoothing in ((hard, 0.0), (soft, 0.1)):
-            problem = Problem(x, w, target, bias, weight, reduction, None, smoothing, None, upstream)
-            problem.check()
-
-
 def test_unbatched(device: str) -> None:
     x, w = torch.randn(5, device=device), torch.randn(7, 5, device=device)
     for target in (torch.tensor(3, device=device), torch.rand(7, device=device)):
@@ -179,34 +159,10 @@ def test_signature_is_torchs_and_one_keyword() -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("kwargs", [{}, {"reduction": "none", "label_smoothing": 0.1}], ids=str)
-def test_double_backward(backend: str, kwargs: dict[str, Any], device: str) -> None:
-    data = (
-        torch.randn(6, 5, device=device),
-        torch.randn(300, 5, device=device),
-        torch.randn(300, device=device),
-    )
-    target = torch.randint(300, (6,), device=device)
-
-    def penalty(function: Callable[..., Tensor]) -> tuple[Tensor, ...]:
-        x, w, b = (t.clone().requires_grad_() for t in data)
-        loss = function(x, w, target, linear_bias=b, **kwargs)
-        grads = torch.autograd.grad(loss, (x, w, b), torch.ones_like(loss), create_graph=True)
-        return torch.autograd.grad(sum(g.square().sum() for g in grads), (x, w, b))
-
-    with backends.use(backend):
-        found = penalty(linear_cross_entropy)
-    for a, b in zip(found, penalty(reference)):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtypes", [("float32", "float32"), ("bfloat16", "float32")], ids=str)
 @pytest.mark.parametrize("cast", [torch.bfloat16, torch.float16], ids=str)
-def test_autocast(backend: str, dtypes: tuple[str, str], cast: torch.dtype, device: str) -> None:
-    """Products in 16 bits, the loss in float32, each gradient in its tensor's own dtype."""
-    x_dtype, w_dtype = (getattr(torch, name) for name in dtypes)
-    x, w = torch.randn(70, 16, device=device).to(x_dtype), torch.randn(400, 16, device=device).to(w_dtype) / 4
+def test_autocast(backend: str, cast: torch.dtype, device: str) -> None:
+    """Of two dtypes: each gradient is in its tensor's own."""
+    x, w = torch.randn(70, 16, device=device).bfloat16(), torch.randn(400, 16, device=device) / 4
     target = torch.randint(400, (70,), device=device)
     weight = torch.rand(400, device=device).add_(0.1)
 
@@ -224,19 +180,8 @@ def test_autocast(backend: str, dtypes: tuple[str, str], cast: torch.dtype, devi
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_no_rows(backend: str, device: str) -> None:
-    x, w = torch.randn(0, 4, device=device, requires_grad=True), torch.randn(300, 4, device=device)
-    for reduction in ("none", "mean", "sum"):
-        with backends.use(backend):
-            loss = linear_cross_entropy(x, w, torch.zeros(0, device=device).long(), reduction=reduction)
-        expected = reference(x, w, torch.zeros(0, device=device).long(), reduction=reduction)
-        torch.testing.assert_close(loss, expected, equal_nan=True)
-        assert torch.autograd.grad(loss.sum(), x)[0].shape == (0, 4)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_special_values(backend: str, device: str) -> None:
-    """Infinite, huge and undefined logits, as torch's: through a bias, and offsets that leave few digits."""
+def test_offsets(backend: str, device: str) -> None:
+    """All logits far from 0, with few digits left: as torch's."""
     x, w, target = (
         torch.ones(4, 1, device=device),
         torch.zeros(300, 1, device=device),
@@ -246,11 +191,6 @@ def test_special_values(backend: str, device: str) -> None:
         b = torch.randn(300, device=device) + bias
         with backends.use(backend):
             Problem(x, w, target, b, reduction="none").check(f"bias {bias}")
-    for value in (float("inf"), -float("inf"), float("nan")):
-        b = torch.randn(300, device=device)
-        b[2] = value
-        with backends.use(backend):
-            Problem(x, w, target, b, reduction="none").check(f"one of {value}")
 
 
 # Memory.
@@ -289,13 +229,6 @@ def test_a_tenth_of_eagers_memory(backend: str, dtype: torch.dtype, kwargs: dict
 
 
 # Which code runs.
-
-
-def test_few_classes_take_the_head(device: str) -> None:
-    x, w = torch.randn(256, 4, device=device, requires_grad=True), torch.randn(10, 4, device=device)
-    with backends.use("triton"), record_launches() as seen:
-        linear_cross_entropy(x, w, torch.zeros(256, device=device).long())
-    assert seen[0].name == "head_kernel"
 
 
 def test_size_decides_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

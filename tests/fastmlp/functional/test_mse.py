@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import random
 import warnings
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,8 +15,10 @@ from torch.nn import functional as F
 from fastmlp import backends
 from fastmlp.functional import mse_loss
 from fastmlp.kernels.launch import record_launches
-from tests.numerics import assert_as_good_as_torch
-from tests.problems import DTYPES, matrix
+from tests.compatibility.compare import same_or_as_good
+from tests.compatibility.operations import first
+from tests.compatibility.problems import Problem
+from tests.problems import DTYPES
 
 SHAPES = ((), (7,), (96, 10), (61, 1), (1, 17), (3, 4, 5), (2, 3, 4, 5))
 
@@ -28,49 +29,19 @@ def triton() -> Any:
         yield
 
 
-def runs(
-    function: Callable[..., Tensor], *tensors: Tensor | None, grad: Tensor, **kwargs: Any
-) -> list[Tensor]:
-    """The loss, and the gradients of input and target."""
-    input, target, weight = (
-        None if t is None else t.detach().requires_grad_(i < 2) for i, t in enumerate(tensors)
-    )
-    loss = function(input, target, weight=weight, **kwargs)
-    assert input is not None
-    assert target is not None
-    grad = (grad.expand(loss.shape) if loss.shape else grad.flatten()[0]).to(loss.dtype)
-    return [loss, *torch.autograd.grad(loss, (input, target), grad)]
-
-
-def compare(x: Tensor, t: Tensor, w: Tensor | None, grad: Tensor, **kwargs: Any) -> None:
-    """Ours, torch's in the same dtype, and torch's in float64."""
-    wide = [None if tensor is None else tensor.double() for tensor in (x, t, w)]
-    results = runs(mse_loss, x, t, w, grad=grad, **kwargs), runs(F.mse_loss, x, t, w, grad=grad, **kwargs)
-    for ours, theirs, exact in zip(*results, runs(F.mse_loss, *wide, grad=grad, **kwargs)):
-        assert_as_good_as_torch(ours, theirs, exact, f"{tuple(x.shape)} {kwargs}", roundings=2)
-
-
 @pytest.mark.usefixtures("poisoned", "triton")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 def test_shapes_and_weights(reduction: str, dtype: torch.dtype, device: str) -> None:
     for shape in SHAPES:
-        x, t, g = (torch.randn(shape, device=device).to(dtype) for _ in range(3))
-        w = torch.rand(shape, device=device).to(dtype)
-        for weight in (None, w):
+        leaves = [torch.randn(shape, device=device).to(dtype) for _ in range(2)]
+        for w in (None, torch.rand(shape, device=device).to(dtype)):
+            options = {"reduction": reduction, "weight": w}
+            problem = Problem(partial(mse_loss, **options), partial(F.mse_loss, **options), leaves)
             with record_launches() as launches:
-                compare(x, t, weight, g, reduction=reduction)
+                found = problem.run(first)
+            same_or_as_good(*found, "triton", f"{shape}", roundings=2)
             assert [launch.name for launch in launches] == ["mse_forward_kernel", "mse_backward_kernel"]
-
-
-@pytest.mark.usefixtures("poisoned", "triton")
-@pytest.mark.parametrize("seed", range(8))
-def test_layouts(seed: int, device: str) -> None:
-    rng = random.Random(seed)
-    dtype = rng.choice(DTYPES)
-    x, t, w, g = (matrix(rng, 33, 7, dtype, device) for _ in range(4))
-    weight = w.abs() if seed % 2 else None
-    compare(x, t[:1].expand(33, 7) if seed % 3 else t, weight, g, reduction=["mean", "none", "sum"][seed % 3])
 
 
 @pytest.mark.usefixtures("triton")
@@ -141,27 +112,6 @@ def test_deprecated_arguments(device: str) -> None:
     x, t = torch.randn(6, 5, device=device), torch.randn(6, 5, device=device)
     for arguments in ((False, None), (None, False), (True, True)):
         torch.testing.assert_close(mse_loss(x, t, *arguments), F.mse_loss(x, t, *arguments))
-
-
-@pytest.mark.usefixtures("triton")
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_autocast_runs_it_in_float32(dtype: torch.dtype, device: str) -> None:
-    x, t = torch.randn(6, 5, device=device).to(dtype).requires_grad_(), torch.randn(6, 5, device=device)
-    with torch.autocast(device, dtype), record_launches() as launches:
-        ours, theirs = mse_loss(x, t), F.mse_loss(x, t)
-    assert len(launches) == 1
-    assert ours.dtype == torch.float32
-    torch.testing.assert_close(ours, theirs)
-    torch.testing.assert_close(torch.autograd.grad(ours, x), torch.autograd.grad(theirs, x))
-
-
-@pytest.mark.usefixtures("triton")
-def test_only_the_gradients_that_are_wanted(device: str) -> None:
-    x, t = torch.randn(6, 5, device=device), torch.randn(6, 5, device=device)
-    for input, target in ((x, t.clone().requires_grad_()), (x.clone().requires_grad_(), t)):
-        (leaf,) = (tensor for tensor in (input, target) if tensor.requires_grad)
-        found = [torch.autograd.grad(function(input, target), leaf)[0] for function in (mse_loss, F.mse_loss)]
-        torch.testing.assert_close(*found)
 
 
 @pytest.mark.usefixtures("triton")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import pytest
@@ -47,13 +49,16 @@ def grads_of(net: nn.Module) -> list[Tensor]:
     return [p.grad for p in net.parameters() if p.grad is not None]
 
 
-def compare(
-    run: Callable[[nn.Module, nn.Module, bool], list[Tensor]], backend: str, device: str, cast: torch.dtype
-) -> None:
-    """``run(net, loss, exactly)`` on ours, on torch's, and on torch's in float64."""
-    ours = run(fastmlp.fuse(net_of(device)), fastmlp.CrossEntropyLoss(label_smoothing=0.1), False)
-    theirs = run(net_of(device), nn.CrossEntropyLoss(label_smoothing=0.1), False)
-    exact = run(net_of(device).double(), nn.CrossEntropyLoss(label_smoothing=0.1), True)
+Autocast = Callable[[], AbstractContextManager[object]]
+Run = Callable[[nn.Module, nn.Module, Tensor, Tensor, Autocast], list[Tensor]]
+
+
+def compare(run: Run, backend: str, device: str, cast: torch.dtype) -> None:
+    """``run`` of a net, a loss and a batch: ours, torch's, and torch's in float64 without autocast."""
+    smooth, autocast, (x, y) = {"label_smoothing": 0.1}, partial(torch.autocast, device, cast), batch(device)
+    ours = run(fastmlp.fuse(net_of(device)), fastmlp.CrossEntropyLoss(**smooth), x, y, autocast)
+    theirs = run(net_of(device), nn.CrossEntropyLoss(**smooth), x, y, autocast)
+    exact = run(net_of(device).double(), nn.CrossEntropyLoss(**smooth), x.double(), y, nullcontext)
     same_or_as_good(ours, theirs, exact, backend, "result", eps=torch.finfo(cast).eps)
 
 
@@ -64,13 +69,12 @@ def test_training(fused: bool, backend: str, dtype: str, device: str) -> None:
     """Losses, parameters and scale after three steps; with the loss apart, and with it in the head's node."""
     cast = getattr(torch, dtype)
 
-    def run(net: nn.Module, loss: nn.Module, exactly: bool) -> list[Tensor]:
+    def run(net: nn.Module, loss: nn.Module, x: Tensor, y: Tensor, autocast: Autocast) -> list[Tensor]:
         optimizer = torch.optim.SGD(net.parameters(), lr=0.5, momentum=0.9)
-        scaler = torch.amp.GradScaler(device, enabled=cast == torch.float16 and not exactly)
+        scaler = scaler_of(device, cast)
         found = []
         for _ in range(3):
-            x, y = batch(device, torch.float64 if exactly else torch.float32)
-            with torch.autocast(device, cast, enabled=not exactly):
+            with autocast():
                 head = None
                 if fused and isinstance(net, fastmlp.Sequential):
                     head = net.cross_entropy(x, y, loss)  # type: ignore[arg-type]
@@ -94,14 +98,13 @@ def test_penalty(backend: str, dtype: str, device: str) -> None:
     """The recipe of torch's documentation."""
     cast = getattr(torch, dtype)
 
-    def run(net: nn.Module, loss: nn.Module, exactly: bool) -> list[Tensor]:
-        x, y = batch(device, torch.float64 if exactly else torch.float32)
+    def run(net: nn.Module, loss: nn.Module, x: Tensor, y: Tensor, autocast: Autocast) -> list[Tensor]:
         scaler = scaler_of(device, cast, init_scale=256.0)
-        with torch.autocast(device, cast, enabled=not exactly):
+        with autocast():
             value = loss(net(x), y)
         scaled = torch.autograd.grad(scaler.scale(value), list(net.parameters()), create_graph=True)
         grads = [g / scaler.get_scale() for g in scaled]
-        with torch.autocast(device, cast, enabled=not exactly):
+        with autocast():
             value = value + sum(g.square().sum() for g in grads).sqrt()
         scaler.scale(value).backward()
         return [value.detach(), *(g / scaler.get_scale() for g in grads_of(net))]
@@ -136,40 +139,18 @@ def test_nested(backend: str, dtype: str, device: str) -> None:
     """The inner region computes in float32, and its gradient flows on into the outer one's layers."""
     cast = getattr(torch, dtype)
 
-    def run(net: nn.Module, loss: nn.Module, exactly: bool) -> list[Tensor]:
-        x, y = batch(device, torch.float64 if exactly else torch.float32)
-        wide = torch.float64 if exactly else torch.float32
-        with torch.autocast(device, cast, enabled=not exactly):
+    def run(net: nn.Module, loss: nn.Module, x: Tensor, y: Tensor, autocast: Autocast) -> list[Tensor]:
+        with autocast():
             hidden = net[:2](x)  # type: ignore[index]
-            assert exactly or hidden.dtype == cast
+            assert hidden.dtype == (cast if x.dtype == torch.float32 else torch.float64)
             with torch.autocast(device, enabled=False):
-                logits = net[2:](hidden.to(wide))  # type: ignore[index]
-                assert logits.dtype == wide
+                logits = net[2:](hidden.to(x.dtype))  # type: ignore[index]
+                assert logits.dtype == x.dtype
             value = loss(logits, y)
         value.backward()
         return [value.detach(), logits.detach(), *grads_of(net)]
 
     compare(run, backend, device, cast)
-
-
-@pytest.mark.feature(GROUP, "autocast's cache of cast weights")
-@casts
-def test_cache(backend: str, dtype: str, device: str) -> None:
-    """A forward under no_grad first, and without a cache: gradients flow all the same."""
-    cast = getattr(torch, dtype)
-    for cache in (True, False):
-
-        def run(net: nn.Module, loss: nn.Module, exactly: bool) -> list[Tensor]:
-            x, y = batch(device, torch.float64 if exactly else torch.float32)
-            with torch.autocast(device, cast, enabled=not exactly, cache_enabled=cache):  # noqa: B023
-                with torch.no_grad():
-                    quiet = net(x)
-                value = loss(net(x), y) + loss(net(0.5 * x), y)
-            value.backward()
-            assert len(grads_of(net)) == 4
-            return [quiet, value.detach(), *grads_of(net)]
-
-        compare(run, backend, device, cast)
 
 
 @pytest.mark.feature(GROUP, "weight, bias or input of another dtype")
@@ -217,16 +198,15 @@ def test_engine(backend: str, dtype: str, device: str) -> None:
     """Losses and float32 parameters after three steps, against autocast's."""
     cast = getattr(torch, dtype)
 
-    def run(net: nn.Module, loss: nn.Module, exactly: bool) -> list[Tensor]:
-        x, y = batch(device, torch.float64 if exactly else torch.float32)
+    def run(net: nn.Module, loss: nn.Module, x: Tensor, y: Tensor, autocast: Autocast) -> list[Tensor]:
         optimizer = torch.optim.SGD(net.parameters(), lr=0.2)
-        scaler = torch.amp.GradScaler(device, enabled=cast == torch.float16 and not exactly)
+        scaler = scaler_of(device, cast)
         if isinstance(net, fastmlp.Sequential):
             step = fastmlp.TrainStep(net, loss, optimizer, dtype=cast)
             return [*(step(x, y) for _ in range(3)), moved(net)]
         found = []
         for _ in range(3):
-            with torch.autocast(device, cast, enabled=not exactly):
+            with autocast():
                 value = loss(net(x), y)
             optimizer.zero_grad()
             scaler.scale(value).backward()

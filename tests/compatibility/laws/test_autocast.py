@@ -33,7 +33,9 @@ def test_autocast(own: str, dtype: str, operation: Operation, backend: str, devi
     leaves = [t.to(kind) for t, kind in zip(problem.leaves, cycle(OWN[own]))]
 
     def derive(function: Function, leaves: list[Tensor]) -> list[Tensor]:
-        with torch.autocast(device, cast):
+        with torch.autocast(device, cast, cache_enabled=backend != "auto"):
+            with torch.no_grad():
+                function(*leaves)  # whose casts torch keeps: gradients flow all the same
             value = function(*leaves)
         return [value, *torch.autograd.grad(value, leaves, weighted(value))]
 

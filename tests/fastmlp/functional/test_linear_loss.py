@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,9 +15,12 @@ from torch.nn import functional as F
 from fastmlp import backends
 from fastmlp.functional import linear_cross_entropy
 from fastmlp.kernels.launch import record_launches
+from tests.compatibility.compare import same_or_as_good
+from tests.compatibility.operations import first
+from tests.compatibility.problems import Problem
 from tests.memory import peak
 from tests.numerics import assert_as_good_as_torch
-from tests.problems import DTYPES, matrix, vector
+from tests.problems import DTYPES
 from tests.references import linear_cross_entropy as reference
 
 TORCHS = getattr(F, "linear_cross_entropy", None)
@@ -33,110 +35,26 @@ def _low_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastmlp.autograd.tile_sizes._LEAST", 0)
 
 
-@dataclass(frozen=True)
-class Problem:
-    """Arguments of the loss."""
+def compare(
+    x: Tensor,
+    w: Tensor,
+    target: Tensor,
+    bias: Tensor | None = None,
+    workspace: int | None = None,
+    **options: Any,
+) -> list[Tensor]:
+    """Loss and gradients of ours, which torch's own ops are the measure of."""
 
-    x: Tensor
-    w: Tensor
-    target: Tensor
-    linear_bias: Tensor | None = None
-    weight: Tensor | None = None
-    reduction: str = "mean"
-    ignore_index: int | None = None
-    label_smoothing: float = 0.0
-    workspace: int | None = None
-    upstream: Tensor | None = None
+    def of(function: Callable[..., Tensor], *leaves: Tensor, **more: Any) -> Tensor:
+        x, w, *biases = leaves
+        labels = target.to(x.dtype) if target.is_floating_point() else target
+        return function(x, w, labels, linear_bias=biases[0] if biases else None, **options, **more)
 
-    def grads(self, function: Callable[..., Tensor], dtype: torch.dtype) -> list[Tensor]:
-        """Loss and gradients of x, w and the bias in ``dtype``."""
-
-        def cast(tensor: Tensor | None) -> Any:
-            return None if tensor is None else tensor.detach().to(dtype)
-
-        leaves = [cast(t).requires_grad_() for t in (self.x, self.w, self.linear_bias) if t is not None]
-        target = cast(self.target) if self.target.is_floating_point() else self.target
-        kwargs = {
-            "reduction": self.reduction,
-            "ignore_index": self.ignore_index,
-            "label_smoothing": self.label_smoothing,
-            "weight": cast(self.weight),
-        }
-        if function is linear_cross_entropy:
-            kwargs["workspace"] = self.workspace
-        bias = leaves[2] if len(leaves) > 2 else None
-        loss = function(leaves[0], leaves[1], target, linear_bias=bias, **kwargs)
-        upstream = torch.ones_like(loss) if self.upstream is None else cast(self.upstream).expand_as(loss)
-        return [loss, *torch.autograd.grad(loss, leaves, upstream)]
-
-    def check(self, what: str = "", roundings: int = 2) -> None:
-        """Ours is never worse than twice torch's own error; the logits are rounded, and so is dlogits.
-
-        In float64 torch's result stands for the exact one, though its softmax is good to 20 units alone.
-        """
-        dtype = self.x.dtype
-        roundings = 64 if dtype == torch.float64 else roundings
-        results = (
-            self.grads(linear_cross_entropy, dtype),
-            self.grads(reference, dtype),
-            self.grads(reference, torch.float64),
-        )
-        for name, a, b, c in zip(("loss", "dx", "dw", "db"), *results):
-            assert_as_good_as_torch(a, b, c, f"{name} {what} {tuple(self.w.shape)}", roundings)
-
-
-def draw(seed: int, dtype: torch.dtype, device: str, few: bool = False) -> Problem:
-    """A random problem: sizes, layouts, and every argument; of ``few`` tiles, for an interpreter."""
-    rng = random.Random(f"{seed}{dtype}")
-    torch.manual_seed(seed)
-    n, c, k = rng.choice([1, 2, 7, 33]), rng.choice([1, 3, 61, 257, 300]), rng.choice([1, 5, 16, 33])
-    more = rng.choice([(), (), (), (2,), (3, 1)])
-    d = 1
-    for size in more:
-        d *= size
-    w = matrix(rng, c * d, k, dtype, device).mul_(k**-0.5)
-    x = matrix(rng, n, k, dtype, device)
-    probabilities = rng.random() < 0.3
-    ignore_index = None if probabilities else rng.choice([None, -100, 0, c - 1])
-    if probabilities:
-        target = torch.rand(n, c, *more, device=device).softmax(1).to(dtype)
-    else:
-        target = torch.randint(c, (n, *more), device=device)
-        if rng.random() < 0.5:
-            ignored = -100 if ignore_index is None else ignore_index
-            target = torch.where(torch.rand(target.shape, device=device) < 0.3, ignored, target)
-    reduction = rng.choice(["none", "mean", "sum"])
-    bytes_of_logits = n * c * d * dtype.itemsize
-    upstream = (
-        torch.randn(n, *more, device=device) if reduction == "none" else torch.tensor(-0.7, device=device)
-    )
-    if rng.random() < 0.2:
-        upstream = torch.tensor(rng.choice([0.0, 1.0]), device=device)  # of stride 0
-    return Problem(
-        x,
-        w.reshape(c, *more, k),
-        target,
-        vector(rng, c * d, dtype, device).reshape(c, *more) if rng.random() < 0.5 else None,
-        torch.rand(c, device=device).add_(0.1).to(dtype) if rng.random() < 0.4 else None,
-        reduction,
-        ignore_index,
-        rng.choice([0.0, 0.0, 0.1, 1.0]),
-        rng.choice([bytes_of_logits // 2, 1 << 30] if few else [None, 1, bytes_of_logits, 1 << 30]),
-        upstream.to(dtype),
-    )
-
-
-@pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
-@pytest.mark.parametrize("block", range(2))
-def test_random_problem(dtype: torch.dtype, backend: str, block: int, device: str) -> None:
-    """2 x 4 x (4 + 10) = 112 problems: every argument, one row or class a tile, some, or all at once."""
-    few = backend == "triton"
-    count = 4 if few else 10
-    for seed in range(count * block, count * block + count):
-        with backends.use(backend):
-            draw(seed, dtype, device, few).check(f"seed {seed}")
+    leaves = [x, w] if bias is None else [x, w, bias]
+    ours = partial(of, linear_cross_entropy, workspace=workspace)
+    found = Problem(ours, partial(of, reference), leaves).run(first)
+    same_or_as_good(*found, "auto", f"{tuple(w.shape)} {workspace}", roundings=2)
+    return found[0]
 
 
 def test_unbatched(device: str) -> None:
@@ -145,7 +63,39 @@ def test_unbatched(device: str) -> None:
         for reduction in ("none", "mean"):
             for backend in BACKENDS:
                 with backends.use(backend):
-                    Problem(x, w, target, reduction=reduction).check()
+                    compare(x, w, target, reduction=reduction)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("more", [(2,), (3, 1)], ids=str)
+def test_classes_in_many_places(more: tuple[int, ...], dtype: torch.dtype, backend: str, device: str) -> None:
+    """A weight of (C, d1, ..., K), of any of which a row may be ignored; and of all dtypes."""
+    x, w, bias = (
+        torch.randn(size, device=device).to(dtype) for size in ((7, 5), (61, *more, 5), (61, *more))
+    )
+    hard = torch.randint(61, (7, *more), device=device)
+    hard[::3] = -100
+    with backends.use(backend):
+        for target in (hard, torch.rand(7, 61, *more, device=device).softmax(1).to(dtype)):
+            compare(x, w, target, bias, 1 << 30, label_smoothing=0.1)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_tiles_do_not_change_the_result(backend: str, reduction: str, device: str) -> None:
+    """One row or class at a time, some, which leaves tails of both, or all at once."""
+    x, w, bias = (torch.randn(size, device=device) for size in ((7, 5), (301, 5), (301,)))
+    target = torch.randint(301, (7,), device=device)
+    with backends.use(backend):
+        whole, *others = (
+            compare(x, w, target, bias, size, reduction=reduction) for size in (1 << 30, 3000, 1)
+        )
+    for other in others:
+        for a, b in zip(whole, other, strict=True):
+            torch.testing.assert_close(a, b)
 
 
 def test_signature_is_torchs_and_one_keyword() -> None:
@@ -190,7 +140,7 @@ def test_offsets(backend: str, device: str) -> None:
     for bias in (1e4, -1e4, 3e38, -float("inf")):
         b = torch.randn(300, device=device) + bias
         with backends.use(backend):
-            Problem(x, w, target, b, reduction="none").check(f"bias {bias}")
+            compare(x, w, target, b, reduction="none")
 
 
 # Memory.
@@ -302,15 +252,6 @@ def test_bad_input_raises_what_torch_raises(name: str) -> None:
 def test_a_workspace_of_nothing() -> None:
     with pytest.raises(ValueError, match="workspace"):
         linear_cross_entropy(X, W, T, workspace=0)
-
-
-def test_tiles_do_not_change_the_result(device: str) -> None:
-    problem = draw(3, torch.float32, device)
-    whole, small = (
-        replace(problem, workspace=size).grads(linear_cross_entropy, torch.float32) for size in (1 << 30, 1)
-    )
-    for a, b in zip(whole, small):
-        torch.testing.assert_close(a, b)
 
 
 def test_a_bias_is_no_class_weight(device: str) -> None:

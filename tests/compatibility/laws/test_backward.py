@@ -38,7 +38,7 @@ def test_again(operation: Operation, backend: str, dtype: torch.dtype, device: s
         torch.autograd.grad(value, leaves, up)
 
 
-@pytest.mark.few(60)
+@pytest.mark.few(26)
 @every_operation("gradients accumulate", NODES)
 def test_accumulate(operation: Operation, backend: str, dtype: torch.dtype, device: str) -> None:
     """In place."""
@@ -93,7 +93,7 @@ def upstreams(value: Tensor) -> Iterator[Tensor]:
     yield 0 * wide
 
 
-@pytest.mark.few(40)
+@pytest.mark.few(26)
 @every_operation("upstream gradients of any layout", filter(is_shaped, OPERATIONS))
 def test_upstream_layouts(operation: Operation, backend: str, dtype: torch.dtype, device: str) -> None:
     """The same gradients as of one without gaps."""

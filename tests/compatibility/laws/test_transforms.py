@@ -111,6 +111,7 @@ def flat(value: Any) -> list[Tensor]:
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.feature(GROUP, name)) for name in TRANSFORMS]
 )
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"], indirect=True)
 def test_transform(name: str, operation: Operation, backend: str, dtype: torch.dtype, device: str) -> None:
     def derive(function: Function, leaves: list[Tensor]) -> list[Tensor]:
         return flat(TRANSFORMS[name](function, [t.detach() for t in leaves]))

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -137,27 +136,6 @@ def test_gradients_of_weight_and_probabilities_are_torchs(path: Path, device: st
         path.ours(*inputs, target, weight=weight)
 
 
-@every_path
-def test_other_derivatives_are_torchs(path: Path, device: str) -> None:
-    """torch.func, forward-mode AD, a batch of upstream gradients, torch.compile."""
-    given, *others = path.inputs(device)
-    x, tangent = given.detach(), torch.randn(path.shape, device=device)
-
-    def of(loss: Callable[..., Tensor]) -> list[Tensor]:
-        found = [torch.func.grad(lambda x: loss(x, *others))(x)]
-        found.append(torch.func.jvp(lambda x: loss(x, *others), (x,), (tangent,))[1])
-        with torch.autograd.forward_ad.dual_level():
-            dual = torch.autograd.forward_ad.make_dual(x, tangent)
-            found.append(torch.autograd.forward_ad.unpack_dual(loss(dual, *others)).tangent)
-        leaf, ups = x.clone().requires_grad_(), torch.tensor([1.0, 0.5], device=device)
-        found += torch.autograd.grad(loss(leaf, *others), leaf, ups, is_grads_batched=True)
-        found.append(torch.compile(loss, backend="eager", fullgraph=True)(x, *others))
-        return found
-
-    for a, b in zip(of(path.ours), of(path.torchs)):
-        torch.testing.assert_close(a, b)
-
-
 @pytest.mark.parametrize("target", [0, -100])
 def test_no_classes_are_torchs(target: int) -> None:
     inputs = torch.randn(1030, 0), torch.full((1030,), target)
@@ -225,21 +203,14 @@ def test_a_subclass_decides(path: Path, device: str) -> None:
 
 
 @every_path
-def test_the_target_changed_in_place(path: Path, device: str) -> None:
+def test_a_constant_changed_in_place(path: Path, device: str) -> None:
     *inputs, target = path.inputs(device)
-    loss = path.ours(*inputs, target)
-    target.zero_()
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
-
-
-@every_path_of_classes
-def test_the_class_weight_changed_in_place(path: Path, device: str) -> None:
-    inputs, weight = path.inputs(device), torch.rand(path.classes, device=device) + 0.1
-    loss = path.ours(*inputs, weight=weight)
-    weight.zero_()
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
+    weight = None if path.ours is mse_loss else torch.rand(path.classes, device=device)
+    for constant in [target] if weight is None else [target, weight]:
+        loss = path.ours(*inputs, target, weight=weight)
+        constant.zero_()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
 
 
 @pytest.mark.parametrize("path", [n for n in OF_CLASSES if n not in ("small", "tall")], indirect=True)
@@ -279,32 +250,6 @@ def test_logits_written_over(path: Path, device: str) -> None:
     if path.shape == PATHS["large"].shape:
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             torch.autograd.grad(loss, x)
-
-
-@every_path
-@pytest.mark.parametrize("made", ["outside", "inside"])
-def test_grad_mode_within_inference_mode(path: Path, made: str, device: str) -> None:
-    """Nothing is recorded, and nothing raises; nor where grad mode is off."""
-    inputs = path.inputs(device)
-    with torch.no_grad():
-        assert not path.ours(*inputs).requires_grad
-    with torch.inference_mode(), torch.enable_grad():
-        given = inputs if made == "outside" else [t.clone() for t in inputs]
-        loss = path.ours(*given)
-    assert not loss.requires_grad
-    torch.testing.assert_close(loss.clone(), path.torchs(*inputs).detach())
-
-
-@every_path
-@pytest.mark.parametrize("mode", ["real", "symbolic"])
-def test_make_fx(path: Path, mode: Any, device: str) -> None:
-    """The trace computes, and is for other numbers; a symbolic one for another size too."""
-    inputs = path.inputs(device)
-    function = (lambda a, b: path.ours(a, b)) if len(inputs) == 2 else (lambda a, b, c: path.ours(a, b, c))
-    traced = make_fx(function, tracing_mode=mode)(*inputs)
-    other = path._replace(shape=(2 * path.shape[0], path.shape[1])) if mode == "symbolic" else path
-    inputs = other.inputs(device)
-    torch.testing.assert_close(traced(*inputs), path.torchs(*inputs))
 
 
 def switches(frame: FrameType, event: str, arg: Any) -> Any:

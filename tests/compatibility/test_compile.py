@@ -127,7 +127,9 @@ def test_no_recompilation(widths: list[int], dynamic: bool | None, backend: str,
 
 @pytest.mark.feature(GROUP, "dropout, with eager's mask for eager's seed", dtype="float32")
 def test_dropout(backend: str, device: str) -> None:
-    net = fastmlp.Sequential(nn.Linear(20, 40), nn.LeakyReLU(0.2), nn.Dropout(0.4), nn.Linear(40, 3)).to(device)
+    net = fastmlp.Sequential(nn.Linear(20, 40), nn.LeakyReLU(0.2), nn.Dropout(0.4), nn.Linear(40, 3)).to(
+        device
+    )
     function, params = with_parameters(net, nn.CrossEntropyLoss())
     check(function, torch.randn(9, 20, device=device), torch.randint(3, (9,), device=device), *params)
 
@@ -175,15 +177,6 @@ def test_autocast(backend: str, device: str) -> None:
             return function(*args)
 
     check(cast, torch.randn(6, 12, device=device), torch.randint(3, (6,), device=device), *params)
-
-
-@pytest.mark.few(1)
-@pytest.mark.feature(GROUP, "frozen layers, and an input that wants a gradient", dtype="float32")
-@pytest.mark.parametrize("width", [8, 300])
-def test_frozen(width: int, backend: str, device: str) -> None:
-    x, v, w = leaf(6, 12, device=device), leaf(width, 12, device=device), leaf(3, width, device=device)
-    check(lambda x, v, w: FF.mlp(x, [v, w]), x, v.detach(), w)
-    check(lambda x, v, w: FF.mlp(x, [v, w]), x.detach(), v, w.detach())
 
 
 @pytest.mark.feature(GROUP, "without gradients, and in evaluation", dtype="float32")

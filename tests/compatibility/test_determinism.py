@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import pytest
@@ -73,13 +75,15 @@ def trained(engine: str, device: str, dtype: torch.dtype = torch.float32) -> lis
     return [*losses, *(p.detach().clone() for p in model.parameters()), *states]
 
 
-def same(run: Callable[[], list[Tensor]]) -> list[Tensor]:
-    """What two runs give, which must be the same bits."""
-    first, second = run(), run()
+def twice(run: Callable[[], list[Tensor]], device: str) -> None:
+    """The same bits, the second time under torch's switch; with it cuBLAS may take another algorithm."""
+    with switch() if device == "cuda" else nullcontext():
+        first = run()
+    with switch():
+        second = run()
     for i, (a, b) in enumerate(zip(first, second, strict=True)):
         assert torch.equal(a, b), f"result {i}"
         assert a.isfinite().all(), f"result {i}"
-    return first
 
 
 def engines(backend: str, device: str) -> list[str]:
@@ -91,31 +95,17 @@ def engines(backend: str, device: str) -> list[str]:
 @pytest.mark.few(2)
 @pytest.mark.feature("Determinism", "one seed, the same bits: dropout")
 def test_dropout_twice(backend: str, dtype: torch.dtype, device: str) -> None:
-    expected = gradients(device, dtype)
-    with switch():
-        assert all(map(torch.equal, gradients(device, dtype), expected))
-
-
-@pytest.mark.deep
-@pytest.mark.feature("Determinism", "one seed, the same bits: training by every engine", dtype="float32")
-def test_training_twice(backend: str, device: str) -> None:
-    for engine in engines(backend, device):
-        same(lambda: trained(engine, device))  # noqa: B023
-    same(lambda: trained("step", device, torch.bfloat16))
+    twice(partial(gradients, device, dtype), device)
 
 
 @pytest.mark.few(1)
 @pytest.mark.feature(
     "Determinism", "torch.use_deterministic_algorithms: training by every engine", dtype="float32"
 )
-def test_switch(backend: str, device: str) -> None:
+def test_training_twice(backend: str, device: str) -> None:
     for engine in engines(backend, device):
-        expected = trained(engine, device)
-        with switch():
-            found = trained(engine, device)
-        assert all(t.isfinite().all() for t in found), engine
-        if device == "cpu":  # on a GPU cuBLAS may take another algorithm
-            assert all(map(torch.equal, found, expected)), engine
+        twice(partial(trained, engine, device), device)
+    twice(partial(trained, "step", device, torch.bfloat16), device)
 
 
 @pytest.mark.feature("Determinism", "no op without a deterministic form on a GPU", dtype="float32")
@@ -144,7 +134,7 @@ def test_default_twice(device: str) -> None:
     for count in (1, 2):
         torch.set_num_threads(count)
         for run in (trained, many_classes):
-            same(lambda: run("auto", device))  # noqa: B023
+            twice(partial(run, "auto", device), device)
 
 
 def many_classes(engine: str, device: str) -> list[Tensor]:

@@ -21,8 +21,7 @@ from fastmlp import functional as fastmlp_functional
 from fastmlp.activations import NAMES, NONE, TABLE, Act
 from fastmlp.backends.base import BackwardOptions, Dropout, Quantized, Scale, Undo
 from fastmlp.backends.triton_backend import TritonBackend
-from fastmlp.kernels.linear import backward as linear_backward
-from fastmlp.kernels.mlp import backward as mlp_backward
+from fastmlp.kernels.linear import backward
 from fastmlp.kernels.tiles import decisions
 from tests.classifiers import OPTIMIZERS, Run, random_data
 from tests.guard import guarded
@@ -36,9 +35,7 @@ FEW = (1, 3, 16, 17, 33, 64, 65)
 
 @pytest.fixture(autouse=True)
 def _kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for module in (linear_backward, mlp_backward):  # a short batch is split as a long one
-        if hasattr(module, "_ROWS_PER_SPLIT"):
-            monkeypatch.setattr(module, "_ROWS_PER_SPLIT", 32)
+    monkeypatch.setattr(backward, "_ROWS_PER_SPLIT", 32)  # a short batch is split as a long one
     with backends.use("triton"):
         yield
 

@@ -23,7 +23,7 @@ from tests.compatibility.operations import (
 from tests.compatibility.page import Refusal
 
 
-@pytest.mark.few(60)
+@pytest.mark.few(40)
 @every_operation("a second backward")
 def test_again(operation: Operation, backend: str, dtype: torch.dtype, device: str, refuses: Refusal) -> None:
     """Bit for bit the first one's, or its negative of a negative upstream; torch's error of a freed graph."""
@@ -56,7 +56,7 @@ def test_accumulate(operation: Operation, backend: str, dtype: torch.dtype, devi
         assert torch.equal(grad, 2 * one)
 
 
-@pytest.mark.few(100)
+@pytest.mark.few(60)
 @every_operation("some leaves alone require grad")
 def test_some(operation: Operation, backend: str, dtype: torch.dtype, device: str) -> None:
     """A subset of the leaves has gradients, the others None."""
@@ -116,6 +116,7 @@ class Swallow(torch.autograd.Function):
         return None
 
 
+@pytest.mark.few(13)
 @every_operation("an undefined upstream gradient", NODES)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_undefined_upstream(operation: Operation, backend: str, dtype: str, device: str) -> None:

@@ -19,7 +19,7 @@ from tests.compatibility.problems import At, Function
 OF_A_NEW_MODULE = ("linear_act: PReLU, one slope", "linear_act: PReLU, a slope each")
 
 
-@pytest.mark.few(12)
+@pytest.mark.few(10)
 @every_operation("torch.compile, fullgraph", [name for name in OPERATIONS if name not in OF_A_NEW_MODULE])
 @pytest.mark.parametrize("backend", ["torch", "triton"], indirect=True)
 def test_compile(operation: Operation, backend: str, request: pytest.FixtureRequest, device: str) -> None:
@@ -47,7 +47,7 @@ def held(function: Function) -> list[CellType]:
     return [cell for cell in function.__closure__ or () if isinstance(cell.cell_contents, Tensor)]
 
 
-@pytest.mark.few(12)
+@pytest.mark.few(8)
 @every_node
 @pytest.mark.feature("Every operation", "make_fx: a trace for other numbers, a symbolic one for other sizes")
 @pytest.mark.parametrize(("mode", "rows"), [("real", 6), ("symbolic", 15)])

@@ -30,14 +30,14 @@ def third(function: Function, leaves: list[Tensor]) -> list[Tensor]:
     return found
 
 
-@pytest.mark.few(140)
+@pytest.mark.few(90)
 @every_operation("double backward")
 def test_double_backward(operation: Operation, backend: str, dtype: torch.dtype, device: str) -> None:
     found = operation.make(At(dtype, device)).run(second)
     same_or_as_good(*found, backend if operation.torchs_own else "triton", "derivative")
 
 
-@pytest.mark.few(40)
+@pytest.mark.few(24)
 @every_operation("third derivative", [name for name in OPERATIONS if OPERATIONS[name].smooth])
 def test_third_derivative(operation: Operation, backend: str, dtype: torch.dtype, device: str) -> None:
     found = operation.make(At(dtype, device)).run(third)
@@ -82,7 +82,7 @@ def is_checked(name: str) -> bool:
     return name not in ("Sequential", "MLP")
 
 
-@pytest.mark.few(16)
+@pytest.mark.few(12)
 @pytest.mark.usefixtures("nodes")
 @every_operation("gradcheck and gradgradcheck of the nodes", filter(is_checked, OPERATIONS), **BY_TORCH)
 def test_gradgradcheck(operation: Operation, device: str) -> None:

@@ -26,7 +26,7 @@ def kinds(t: Tensor) -> Tensor:
     return torch.where(t.isfinite(), 0, t.nan_to_num(2.0, 1.0, -1.0).sign() + t.isnan())
 
 
-@pytest.mark.few(50)
+@pytest.mark.few(40)
 @every_operation("no rows")
 def test_no_rows(operation: Operation, backend: str, dtype: torch.dtype, device: str) -> None:
     problem = operation.make(At(dtype, device, rows=0))
@@ -46,7 +46,7 @@ def places(leaves: list[Tensor]) -> list[int]:
     return [i for i, t in enumerate(leaves) if i == 0 or (leaves[i - 1].dim(), t.dim()) != (1, 1)]
 
 
-@pytest.mark.few(50)
+@pytest.mark.few(30)
 @pytest.mark.usefixtures("poisoned")
 @every_operation("NaN, infinities, huge numbers")
 def test_special_values(
@@ -68,7 +68,7 @@ def test_special_values(
             same_or_as_good([ours[kept]], [torchs[kept]], [exact[kept]], "auto", what, roundings=64)
 
 
-@pytest.mark.few(50)
+@pytest.mark.few(40)
 @pytest.mark.usefixtures("poisoned")
 @every_operation("upstream gradients in any layout")
 def test_upstream(

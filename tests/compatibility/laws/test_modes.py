@@ -113,7 +113,7 @@ def or_refused() -> Iterator[None]:
             raise
 
 
-@pytest.mark.few(50)
+@pytest.mark.few(40)
 @every_operation("a tensor that is written over")
 def test_written_over(operation: Operation, backend: str, dtype: torch.dtype, device: str) -> None:
     """A leaf or the value, after the forward: torch's error, or the gradients of what was there."""

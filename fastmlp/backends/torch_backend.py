@@ -99,7 +99,7 @@ class TorchBackend(Backend):
         """
         options = criterion.options
         logits = logits[:, :, 0]
-        kept, label, factor = _labels(criterion)
+        kept, label, factor = _labels(criterion.target[:, 0], criterion.weight, options.ignore_index)
         peak, log_p = logits.new_empty(2, len(logits))
         chunks = _chunks(logits)
         buffer = torch.empty_like(logits[chunks[0]])
@@ -131,7 +131,7 @@ class TorchBackend(Backend):
         """See `Backend.cross_entropy_backward`."""
         options = criterion.options
         logits, out = logits[:, :, 0], out[:, :, 0]
-        kept, label, factor = _labels(criterion)
+        kept, label, factor = _labels(criterion.target[:, 0], criterion.weight, options.ignore_index)
         assert denominator is not None
         upstream = grad[:, 0] if options.reduction == "none" else (grad / denominator).expand(len(logits))
         upstream = torch.where(kept, upstream, 0.0)
@@ -148,9 +148,8 @@ class TorchBackend(Backend):
         logits (B, C) contiguous, no size 0; target (B,) int64, each ignored or a class; weight (C,).
         No label smoothing, no z-loss.
         """
-        kept = target != options.ignore_index
-        index = torch.where(kept, target, 0)
-        factor = kept.to(logits.dtype) if weight is None else torch.where(kept, weight[index], 0.0)
+        kept, index, factor = _labels(target, weight, options.ignore_index)
+        factor = factor.to(logits.dtype)
         total = factor.sum() if options.reduction == "mean" else None
         # A mean over no rows is NaN, and has a gradient of 0.
         scale = factor if total is None else torch.where(kept, factor / total, 0.0)
@@ -263,14 +262,11 @@ def _undropped(undo: Undo) -> Tensor | None:
     return saved * (1 - dropout.p)
 
 
-def _labels(criterion: Criterion) -> tuple[Tensor, Tensor, Tensor]:
+def _labels(target: Tensor, weight: Tensor | None, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
     """Of each row whether it counts, its class or 0, and that class' weight, 0 where it does not count."""
-    index = criterion.target[:, 0]
-    kept = index != criterion.options.ignore_index
-    label = torch.where(kept, index, 0)
-    if criterion.weight is None:
-        return kept, label, kept
-    return kept, label, torch.where(kept, criterion.weight[label], 0.0)
+    kept = target != ignore_index
+    label = torch.where(kept, target, 0)
+    return kept, label, kept if weight is None else torch.where(kept, weight[label], 0.0)
 
 
 def _chunks(logits: Tensor) -> list[slice]:

@@ -1,7 +1,6 @@
 """Faults to plant: a line that is right, and one as it might have been written.
 
-Over all rooms, a few of each kind: a sign, a stride, a mask, an epsilon, a reduction, an argument that is
-ignored, a route that is stale.
+Over all rooms, of each kind: a sign, stride, mask, epsilon or reduction, what is ignored, what is stale.
 """
 
 from __future__ import annotations
@@ -191,6 +190,13 @@ FAULTS = (
         "(any(needs[:start]), False, True)",
         "(any(needs[:start]), False, False)",
         ("tests/compatibility/laws/test_modes.py",),
+    ),
+    Fault(
+        "fastmlp/backends/torch_backend.py",
+        "ignored: a class weight beside a z-loss",
+        "kept if weight is None else torch.where(kept, weight[label], 0.0)",
+        "kept",
+        ("tests/fastmlp/functional/test_loss.py",),
     ),
     Fault(
         "fastmlp/costs/plans.py",

@@ -1,4 +1,4 @@
-"""The one table of activations that everybody reads.
+"""The one table of activations, which everything else reads.
 
 A row ties together a name (also the kernels' id), its ``nn.Module``, torch's function, and
 the derivative with what it is computed from. A new activation is one row here and its two

@@ -23,7 +23,7 @@ def write(path: Path, parts: Iterable[bytes | memoryview]) -> None:
 
     Missing directories are made, also one that has vanished meanwhile. A link stays one: what it points to
     is written. A file that is there keeps its mode, and where possible its owner; a new one has the umask's.
-    What is no file, such as a device or a pipe, is written to as it is.
+    What is not a file, such as a device or a pipe, is written to directly.
 
     Raises:
         OSError: the file cannot be written. What was at ``path`` is then still there.

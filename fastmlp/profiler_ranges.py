@@ -1,6 +1,6 @@
-"""Where in a network work is done, for whoever profiles; nothing at all while nobody does.
+"""Where in a network work is done, for a profiler; without one this does nothing.
 
-A range is open while its turn of a loop over layers runs, so that the loops cost one check and not one a
+A range is open during its turn of a loop over layers, so that a loop costs one check instead of one per
 layer. `fastmlp.profiling` says what opening one means.
 """
 
@@ -21,7 +21,7 @@ _opener: Opener | None = None
 
 
 def each(items: Iterable[T], weight_of: Callable[[T], Tensor | None]) -> Iterable[T]:
-    """``items``; while somebody profiles, each with its layer's range open for as long as it is worked on."""
+    """``items``; during a profile, each with its layer's range open while it is worked on."""
     # In this order: inside torch.compile the first is a constant, and the graph knows nothing of the second.
     if torch.compiler.is_compiling() or (opener := _opener) is None:
         return items
@@ -29,7 +29,7 @@ def each(items: Iterable[T], weight_of: Callable[[T], Tensor | None]) -> Iterabl
 
 
 def opened() -> bool:
-    """Whether somebody profiles."""
+    """Whether a profile runs."""
     return _opener is not None
 
 
@@ -40,10 +40,10 @@ def _opened(items: Iterable[T], weight_of: Callable[[T], Tensor | None], opener:
 
 
 def set_opener(opener: Opener | None) -> Opener | None:
-    """Use ``opener`` from now on, None for no ranges.
+    """Use ``opener`` from now on; None opens no ranges.
 
     Returns:
-        The one before.
+        The previous one.
     """
     global _opener
     before, _opener = _opener, opener

@@ -1,4 +1,4 @@
-"""How the command ``fastmlp`` starts: torch's import, which takes seconds, waits until one needs it.
+"""How the command ``fastmlp`` starts: the import of torch, which takes seconds, waits until it is needed.
 
 Ctrl-C in these seconds is one line and status 130, as later, and no traceback: importing this takes it, in a
 process that is ``fastmlp`` or ``python -m fastmlp``, and `done` gives it back.
@@ -14,7 +14,7 @@ from types import FrameType
 
 
 def done() -> None:
-    """Leave it to Python again."""
+    """Leave Ctrl-C to Python again."""
     if signal.getsignal(signal.SIGINT) is _leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -22,7 +22,7 @@ def done() -> None:
 def _leave(number: int, frame: FrameType | None) -> None:
     while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
         frame = frame.f_back
-    if frame is None:  # no import: a program of somebody's own that is called fastmlp
+    if frame is None:  # not an import: another program that is called fastmlp
         raise KeyboardInterrupt
     os.write(2, b"error: interrupted\n")
     os._exit(130)  # nothing has begun, and half of torch cannot be taken down in good order

@@ -85,7 +85,7 @@ Modes: Any = getattr(torch._C._dynamo.guards, "GlobalStateGuard", PlainModes) if
 
 
 def describe(tensors: Sequence[Tensor | None]) -> Hashable:
-    """What a launch may depend on of tensors, but for their values; None where one is no plain tensor."""
+    """What a launch may depend on of tensors, but for their values; None where one is not a plain tensor."""
     if not PLAIN.issuperset(map(type, tensors)):
         return None
     try:

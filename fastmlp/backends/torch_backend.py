@@ -289,7 +289,7 @@ def softmax_loss(logits: Tensor, index: Tensor, out: Tensor) -> tuple[Tensor, Te
         out: (B, C).
 
     Raises:
-        RuntimeError: an index that is no class.
+        RuntimeError: an index that is not a class.
     """
     if logits.shape[1] <= _FEW_CLASSES:
         log_p = torch.log_softmax(logits.t(), 0)

@@ -55,7 +55,7 @@ def read(context: typer.Context, path: Path | None) -> Path | None:
 
 
 def _problem(context: typer.Context, option: Any, kind: type, value: object) -> str | None:
-    """Why ``value`` is none of ``option``'s. TOML has types: "3" is no number, and 1 is not true."""
+    """Why ``value`` is none of ``option``'s. TOML has types: "3" is not a number, and 1 is not true."""
     accepted = (int, float) if kind is float else kind
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         return f"expected {_KINDS[kind]}, got {json.dumps(value, default=str)}"

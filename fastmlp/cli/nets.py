@@ -71,7 +71,7 @@ def load_net(
 
     Raises:
         OSError: the file is not there, or cannot be read.
-        ValueError: it is no such net, or damaged, with the reason.
+        ValueError: it is not such a net, or is damaged, with the reason.
     """
     state, about = load(path)
     if isinstance(about, dict) and "epochs" in about and "steps" in about:

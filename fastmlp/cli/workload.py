@@ -26,7 +26,7 @@ from fastmlp.engine.autograd import precision
 from fastmlp.profiling.points import Point
 from fastmlp.profiling.trace import Kernel
 
-_TIMED = 0.5  # seconds that `seconds` takes at the least
+_TIMED = 0.5  # the least time that `seconds` takes
 #: Widths and batch of the nets whose training steps are profiled.
 NETS = (((784, 256, 10), 256), ((784, 1024, 1024, 10), 1024))
 #: Logits whose cross-entropy is.

@@ -32,17 +32,17 @@ _DTYPES = {
     "unsigned char": torch.uint8,
     "bool": torch.bool,
 }
-#: Namespaces whose ops are kernels; those of another one may be Python that calls them.
+#: Namespaces whose ops are kernels; ops of others may be Python that calls these.
 _NAMESPACES = ("aten", "mkldnn", "onednn")
-#: Of these the first operand is written but not read.
+#: These write their first operand without reading it.
 _WRITE_ONLY = frozenset({"copy_", "fill_", "zero_", "normal_", "uniform_", "random_"})
-#: Of these as much is read of the first operand as is returned.
+#: These read as much of their first operand as they return.
 _PICK = frozenset({"index_select", "index", "gather", "embedding"})
-#: Of these part of an operand is touched, and the indices decide which.
+#: These touch part of an operand, and the indices decide which.
 _PART = frozenset(
     {"scatter_add_", "scatter_", "index_put_", "index_add_", "nll_loss_forward", "nll_loss_backward"}
 )
-#: Memory that is had or dressed otherwise: no kernel runs.
+#: These only take memory, or see it in another way: no kernel runs.
 _NOTHING = (
     "empty",
     "resize_",
@@ -64,7 +64,7 @@ class Op(NamedTuple):
 
 
 def is_kernel(name: str, recorded: dict[str, Any]) -> bool:
-    """Whether an op computes itself: is no view, no allocation, no composition of other ops.
+    """Whether an op itself computes: it is not a view, an allocation or a composition of other ops.
 
     Args:
         name: such as "aten::addmm".
@@ -84,7 +84,7 @@ def count(name: str, recorded: dict[str, Any]) -> Op:
 
 @cache
 def _overload(name: str, types: tuple[str, ...]) -> Any:
-    """The overload that was called with arguments recorded as ``types``; None for no kernel of torch's."""
+    """The overload called with arguments recorded as ``types``; None if it is not a kernel of torch's."""
     namespace, _, base = name.partition("::")
     if namespace not in _NAMESPACES or base.startswith(_NOTHING):
         return None

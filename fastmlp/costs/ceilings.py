@@ -24,11 +24,11 @@ _COPIES = tuple(
     1 << power for power in (16, 18, 20, 22, 24, 26, 28, 30)
 )  # bytes moved, of which half are read
 _LAUNCHES = 100  # in the CUDA graph of which one empty launch is timed
-#: Seconds that a reading takes at the least: short on a CPU, so that one in some is not interrupted.
+#: The least seconds of a reading: short on a CPU, so that some are not interrupted.
 _BLOCK = {"cuda": 5e-3, "cpu": 5e-4}
 _SIDES = {"cuda": (8192,), "cpu": (512, 1024, 2048)}  # of the matrices
-_SECONDS = 3.0  # that one ceiling may take
-_BUSY = 0.5  # a load a core that leaves less than the machine has
+_SECONDS = 3.0  # the most that one ceiling may take
+_BUSY = 0.5  # load per core; above it others take part of the machine
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Ceilings:
     matmul: dict[str, float]  # dtype ("tf32" is one): operations a second
     launch: float  # seconds
     taken: str = ""  # when they were measured, as 2026-05-01 09:30
-    load: float | None = None  # of the machine then, before: processes that want to run, a core
+    load: float | None = None  # of the machine before that: processes that want to run, per core
 
     @property
     def said(self) -> str:
@@ -92,7 +92,7 @@ _known: dict[str, Ceilings] = {}
 
 
 def _kept(found: Any) -> Ceilings | None:
-    """What the file holds; None for what is no such entry, or does not say when it was measured."""
+    """What the file holds; None if it is not such an entry, or does not say when it was measured."""
     try:
         copy = {int(size): float(rate) for size, rate in found["copy"].items()}
         matmul = {str(dtype): float(rate) for dtype, rate in found["matmul"].items()}
@@ -134,7 +134,7 @@ def measure_ceilings(device: str, quick: bool = False) -> Ceilings:
 
 
 def _load() -> float | None:
-    """How many processes wanted to run in the last minute, a core; None where nobody counts them."""
+    """How many processes per core wanted to run in the last minute; None where nobody counts them."""
     try:
         return os.getloadavg()[0] / (os.cpu_count() or 1)
     except (AttributeError, OSError):

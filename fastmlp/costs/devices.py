@@ -1,4 +1,4 @@
-"""What named devices can do at the most, as data, and the least time that a launch takes on one.
+"""What named devices can do at most, as data, and the least time that a launch takes on one.
 
 The numbers are the vendors' peaks for dense operands with float32 sums, unless ``source`` says that they were
 measured. No vendor states what a launch costs: `LAUNCH` is assumed for every GPU.

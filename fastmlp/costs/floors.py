@@ -1,4 +1,4 @@
-"""What a piece of work needs at the least: operations, bytes, launches. Counted, never timed.
+"""The least that a piece of work needs: operations, bytes, launches. Counted, never timed.
 
 A launch reads each operand from memory once and writes each result once; what one launch hands to
 the next goes through memory. Sums and pointwise functions are not counted beside the products.

@@ -32,7 +32,7 @@ WHOLE_ROWS = {2: 64, 4: 32}
 _TORCH_KEEPS_INPUT = {"leaky_relu", *(row.name for row in TABLE.values() if not row.saves_output)}
 _ALIGNMENT = 16  # of the columns that the whole-network kernels save, and of a split's part of a workspace
 _REDUCTION = 64  # rows of the batch in one step of a dW tile
-_SPLIT = 512  # rows of the batch that one program of dW reduces at the least
+_SPLIT = 512  # the fewest rows of the batch that one program of dW reduces
 _FLOAT32 = 4
 
 
@@ -95,7 +95,7 @@ class Plan:
         return f"<Plan: {launches}, {self.kept:,} bytes kept for the backward>"
 
     def floor(self, device: Device, kind: str) -> float:
-        """Seconds at the least: launches follow one another, each as long as its slowest stream."""
+        """The least seconds: launches follow one another, each as long as its slowest stream."""
         return sum(device.seconds(*one[1:], kind) for one in self.launches)
 
     def __add__(self, other: Plan) -> Plan:
@@ -138,7 +138,7 @@ def count(
         layers: the chain.
         batch: rows, at least 1.
         dtype: of input, parameters and products.
-        sms: how many programs run at the same time at the least: it decides how often a sum is split.
+        sms: how many programs run at the same time, at least: it decides how often a sum is split.
         training: count the backward too, from a given gradient of the output.
         input_grad: whether the input needs a gradient.
     """

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from fastmlp.data.images import Images
 
-_STYLES = 8  # a class is not one blob but several, so that it is no half-space
+_STYLES = 8  # a class is not one blob but several, so that it is not a half-space
 _GREY, _PROTOTYPE, _NOISE = 96, 83, 104  # the mean, and how far each of the two strays from it
 
 

@@ -83,7 +83,7 @@ class CpuExecutor(Executor):
 
         Raises:
             ValueError, TypeError, RuntimeError: as `check_batch`.
-            IndexError: a label that is no class, as torch's; or a row that is not there.
+            IndexError: a label that is not a class, as torch's; or a row that is not there.
         """
         x, y = self._batch(x, y, rows)
         if x.shape[0] != self._rows:

@@ -43,7 +43,7 @@ def linear_act(
     Raises:
         ValueError: an unknown activation; shapes that do not fit (a RuntimeError too, as torch's).
         TypeError: dtypes that are mixed (a RuntimeError too); quantized values of another dtype.
-        IndexError: with ``FASTMLP_DEBUG=1`` an index that is no row.
+        IndexError: with ``FASTMLP_DEBUG=1`` an index that is not a row.
         RuntimeError: tensors on different devices.
     """
     key = None

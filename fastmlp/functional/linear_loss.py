@@ -68,7 +68,7 @@ def linear_cross_entropy(
             effect where torch's own ops run.
 
     Returns:
-        A scalar; for reduction "none" (N,) or (N, d1, ...). On a GPU a target that is no class makes its
+        A scalar; for reduction "none" (N,) or (N, d1, ...). On a GPU a target that is not a class makes its
         row's loss NaN; ``FASTMLP_DEBUG=1`` raises IndexError at the price of a sync.
 
     Raises:

@@ -62,7 +62,7 @@ def cross_entropy(
             the memory, and a second backward raises. Torch's own op, where that runs, never does.
 
     Returns:
-        A scalar, or the shape of the rows for reduction "none". On a GPU a target that is no class
+        A scalar, or the shape of the rows for reduction "none". On a GPU a target that is not a class
         makes its row's loss NaN; ``FASTMLP_DEBUG=1`` raises IndexError at the price of a sync.
 
     Raises:

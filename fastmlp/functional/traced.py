@@ -12,7 +12,7 @@ from fastmlp.backends.route import PLAIN
 
 
 def is_stand_in(value: object) -> bool:
-    """Whether ``value`` is no tensor and decides itself what a function makes of it, as fx' proxies do.
+    """Whether ``value`` is not a tensor and decides itself what a function makes of it, as fx' proxies do.
 
     The traced graph then calls the function that it was given to, with every argument.
     """
@@ -30,7 +30,7 @@ def of_stand_ins(
     """What a stand-in for a loss' ``input`` or ``target`` makes of the call.
 
     Raises:
-        TypeError: neither is one; it says which is no tensor.
+        TypeError: neither is one; it says which is not a tensor.
     """
     if not (is_stand_in(input) or is_stand_in(target)):
         name, wrong = ("target", target) if isinstance(input, Tensor) else ("input", input)

@@ -44,7 +44,7 @@ class Kernels(NamedTuple):
     route: Route[Decided]
     recorded: bool  # whether a backward may follow
     device: torch.device | None  # where its dropouts' seed is drawn, if it has any
-    leading: torch.Size | None  # of the input, if it is no matrix
+    leading: torch.Size | None  # of the input, if it is not a matrix
 
     def __call__(self, tensors: Sequence[Tensor]) -> Tensor:
         """The output, of tensors as `flat` gives them."""

@@ -46,7 +46,7 @@ class Cost:
     not_counted: tuple[str, ...]  # what no plan counts, by its name in the model
 
     def seconds(self, plan: str) -> float:
-        """The floor: what ``plan`` takes at the least on the device."""
+        """The floor: the least that ``plan`` takes on the device."""
         return self.plans[plan].floor(self.device, self.kind)
 
     def rows(self) -> list[tuple[str, ...]]:

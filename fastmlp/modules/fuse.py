@@ -73,7 +73,7 @@ def fuse(module: M, *, report: bool = False) -> M | FuseReport[M]:
     own and is left as it is, though what is inside it is fused.
 
     Linear layers that a forward of the model's own calls one by one, as those in most of transformers,
-    are not seen: ``report=True`` says so.
+    are not seen; ``report=True`` says so.
 
         print(fastmlp.fuse(model, report=True))
 
@@ -81,7 +81,7 @@ def fuse(module: M, *, report: bool = False) -> M | FuseReport[M]:
         ``module``; with ``report`` a `FuseReport`, whose ``model`` it is.
 
     Raises:
-        TypeError: ``module`` is no ``nn.Module``.
+        TypeError: ``module`` is not an ``nn.Module``.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module: expected an nn.Module, got {type(module).__name__}")

@@ -19,15 +19,16 @@ def graphed(module: C, *sample: Tensor, num_warmup_iters: int = 3, allow_unused_
     """``module``, with its forward and its backward each in one CUDA graph: the host launches no kernel.
 
     A call copies its inputs to where ``sample`` lies, replays the graph, and returns memory that the next
-    call writes over. It takes what ``sample`` is alone: that shape, dtype and device; it is differentiated
-    once. Writes in place to parameters are seen, as an optimizer's. Other parameters, another ``.data``,
-    modes such as autocast, and hooks of children are not: they are as they were here. Dropout draws anew in
-    each call. Within ``torch.no_grad()`` there is no backward. It is `torch.cuda.make_graphed_callables` with
-    checks, and without traces: warming up leaves buffers and random generators as they were.
+    call writes over. It takes only the shapes, dtypes and device of ``sample``, and is differentiated
+    once. In-place writes to parameters, such as an optimizer's, are seen. Other parameters, another
+    ``.data``, modes such as autocast, and hooks of children are not: they stay as they were here. Dropout
+    draws anew in each call. Within ``torch.no_grad()`` there is no backward. It is
+    `torch.cuda.make_graphed_callables` with checks, and without traces: warming up leaves buffers and random
+    generators as they were.
 
     A module is changed in place and returned. Its ``forward`` is the graph while it is in the mode that it is
     in now, train or eval, and what it was before in the other; ``del module.forward`` takes the graph out. Of
-    a function the inputs alone have gradients: a net and its loss in one graph are one module.
+    a function only the inputs have gradients: to have a net and its loss in one graph, make them one module.
 
     Args:
         module: an ``nn.Module``, or a function of tensors.
@@ -36,7 +37,7 @@ def graphed(module: C, *sample: Tensor, num_warmup_iters: int = 3, allow_unused_
         allow_unused_input: whether there may be an input or a parameter that has no gradient.
 
     Raises:
-        TypeError: ``module`` is neither, or an input is no tensor.
+        TypeError: ``module`` is neither, or an input is not a tensor.
         ValueError: no ``sample``, or one that is not where the module is, on a GPU; a module with hooks, with
             a buffer that requires a gradient, or with a graph; in a call, an input that is not as the sample.
         RuntimeError: no NVIDIA GPU; ``FASTMLP_DEBUG=1``; autocast that keeps what it casts.

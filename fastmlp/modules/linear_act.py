@@ -65,6 +65,6 @@ class LinearAct(nn.Linear):
         return linear_act(input, self.weight, self.bias, activation)
 
     def extra_repr(self) -> str:
-        """As ``nn.Linear``'s, with the activation where it is no child."""
+        """As ``nn.Linear``'s, with the activation where it is not a child."""
         name = "" if isinstance(self.activation, nn.Module) else f", activation={self.activation!r}"
         return super().extra_repr() + name

@@ -18,7 +18,7 @@ class MLP(Sequential):
     """``torchvision.ops.MLP``: linear layers with norm, activation and dropout between them.
 
     Children and ``state_dict`` keys are torchvision's, so checkpoints load both ways. The input is
-    (..., in_channels), with ``flatten`` (N, ...) of in_channels elements a row; the output is
+    (..., in_channels), with ``flatten`` (N, ...) with in_channels elements per row; the output is
     (..., hidden_channels[-1]). Source: ``torchvision.ops.MLP``.
 
     Args:
@@ -34,7 +34,7 @@ class MLP(Sequential):
         flatten: flatten the input from dimension 1 on, as an ``nn.Flatten`` in front would.
 
     Raises:
-        TypeError: ``hidden_channels`` is no sequence.
+        TypeError: ``hidden_channels`` is not a sequence.
         ValueError: no widths, or one that is not a positive integer.
     """
 

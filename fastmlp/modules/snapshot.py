@@ -61,7 +61,7 @@ class Snapshot:
             return False
         try:
             same = self._dicts == self._copies and list(map(list, self._parents)) == self._orders
-        except (RuntimeError, ValueError):  # somebody's attribute is another array than it was
+        except (RuntimeError, ValueError):  # an attribute is another array than before
             return False
         if list(map(type, self.modules)) != self._types:
             return False

@@ -56,8 +56,11 @@ def choose(
     if misfit is not None or partly_frozen(layers):
         return "layers"
     training = layers[0].trained or input_grad
-    if batch is None:
-        return _for_traces(widths_of(layers), dtype, device, training)
+    if (
+        batch is None
+    ):  # a range's length is a plain number, and the trace is for it, where a width is symbolic
+        widths = tuple(len(range(width)) for width in widths_of(layers))
+        return _for_traces(widths, dtype, device, training)
     return choose_plan(widths_of(layers), batch, dtype, device, training)
 
 

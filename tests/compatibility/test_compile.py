@@ -124,6 +124,20 @@ def test_no_recompilation(widths: list[int], dynamic: bool | None, backend: str,
     assert graphs[-1] == graphs[0 if dynamic else 1]
 
 
+@pytest.mark.feature(GROUP, "one graph for every batch size", dtype="float32")
+def test_weights_of_symbolic_shapes(backend: str, device: str) -> None:
+    """With ``dynamic=True`` widths are symbols where weights are no parameters: once no plan was found."""
+    v, w = leaf(8, 12, device=device), leaf(3, 8, device=device)
+
+    def function(x: Tensor, v: Tensor, w: Tensor) -> Tensor:
+        return FF.mlp(x, [v, w], activation="tanh")
+
+    compiled, _ = one_graph(function, dynamic=True)
+    for batch in (6, 33):
+        x = leaf(batch, 12, device=device)
+        torch.testing.assert_close(results(compiled, [x, v, w]), results(function, [x, v, w]))
+
+
 @pytest.mark.feature(GROUP, "dropout, with eager's mask for eager's seed", dtype="float32")
 def test_dropout(backend: str, device: str) -> None:
     net = fastmlp.Sequential(nn.Linear(20, 40), nn.LeakyReLU(0.2), nn.Dropout(0.4), nn.Linear(40, 3)).to(

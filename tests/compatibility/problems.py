@@ -118,9 +118,8 @@ class Net(NamedTuple):
 
 
 def on_kernels(x: Tensor) -> bool:
-    return x.dtype in backends.KERNEL_DTYPES and isinstance(
-        backends.choose(x).backend, TritonBackend | backends.Traced
-    )
+    kinds = (TritonBackend, backends.Traced)  # no union: an older Dynamo knows none
+    return x.dtype in backends.KERNEL_DTYPES and isinstance(backends.choose(x).backend, kinds)
 
 
 def by_plan(plan: str, x: Tensor, *params: Tensor) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,7 +12,6 @@ from torch import Tensor
 from tests.compatibility.compare import same_or_as_good
 from tests.compatibility.operations import (
     NODES,
-    OPERATIONS,
     At,
     Function,
     Operation,
@@ -74,33 +72,6 @@ def test_some(operation: Operation, backend: str, dtype: torch.dtype, device: st
         return [value, *(t.grad for t in leaves if t.grad is not None)]
 
     same_or_as_good(*problem.run(derive), backend if operation.torchs_own else "triton", "result")
-
-
-def is_shaped(name: str) -> bool:
-    """One of each node, and the losses that are no scalars."""
-    return name in NODES or name.endswith("none")
-
-
-def upstreams(value: Tensor) -> Iterator[Tensor]:
-    """Transposed, with steps between its elements, expanded, zero."""
-    wide = weighted(value)
-    if wide.dim() > 1:
-        yield wide.mT.contiguous().mT
-        yield wide[:1].expand_as(wide)
-    yield torch.stack([wide, wide], -1)[..., 0]
-    yield wide.flatten()[:1].reshape([1] * wide.dim()).expand_as(wide)
-    yield 0 * wide
-
-
-@pytest.mark.few(26)
-@every_operation("upstream gradients of any layout", filter(is_shaped, OPERATIONS))
-def test_upstream_layouts(operation: Operation, backend: str, dtype: torch.dtype, device: str) -> None:
-    """The same gradients as of one without gaps."""
-    function, _, leaves = operation.make(At(dtype, device))
-    value = function(*(t.requires_grad_() for t in leaves))
-    for up in upstreams(value):
-        expected = torch.autograd.grad(value, leaves, up.clone(memory_format=torch.contiguous_format), True)
-        torch.testing.assert_close(torch.autograd.grad(value, leaves, up, True), expected)
 
 
 class Swallow(torch.autograd.Function):

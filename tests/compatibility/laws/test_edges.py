@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -68,23 +69,28 @@ def test_special_values(
             same_or_as_good([ours[kept]], [torchs[kept]], [exact[kept]], "auto", what, roundings=64)
 
 
+#: Made of one that is contiguous.
+UPSTREAMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "zero": torch.zeros_like,
+    "negative": lambda up: -3 * up,
+    "one for all": lambda up: up.flatten()[:1].view([1] * up.dim()).expand_as(up),
+    "a row for all": lambda up: up[:1].expand_as(up) if up.dim() else up,
+    "transposed": lambda up: up.mT.contiguous().mT if up.dim() > 1 else up,
+    "with steps": lambda up: torch.stack([up, up], -1)[..., 0],
+}
+
+
 @pytest.mark.few(40)
 @pytest.mark.usefixtures("poisoned")
 @every_operation("upstream gradients in any layout")
 def test_upstream(
     operation: Operation, backend: str, dtype: torch.dtype, device: str, request: pytest.FixtureRequest
 ) -> None:
-    kind = random.Random(request.node.name).choice(["zero", "negative", "one for all", "transposed"])
+    kind = random.Random(request.node.name).choice(list(UPSTREAMS))
 
     def derive(function: Function, leaves: list[Tensor]) -> list[Tensor]:
         result = function(*leaves)
-        upstream = {
-            "zero": torch.zeros_like(result),
-            "negative": torch.full_like(result, -3.0),
-            "one for all": result.new_tensor(0.7).expand_as(result),
-            "transposed": weighted(result.t()).t() if result.dim() == 2 else weighted(result),
-        }[kind]
-        return [*torch.autograd.grad(result, leaves, upstream)]
+        return [*torch.autograd.grad(result, leaves, UPSTREAMS[kind](weighted(result)))]
 
     problem = operation.make(At(dtype, device))
     same_or_as_good(*problem.run(derive), backend if operation.torchs_own else "triton", kind)

@@ -27,7 +27,7 @@ def laid_out(t: Tensor, rng: random.Random) -> Tensor:
     return t
 
 
-@pytest.mark.few(90)
+@pytest.mark.few(60)
 @every_operation("values and gradients")
 def test_accuracy(operation: Operation, backend: str, dtype: torch.dtype, device: str) -> None:
     rng = random.Random(f"{dtype} {backend}")

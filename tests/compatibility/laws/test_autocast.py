@@ -22,7 +22,7 @@ OWN = {
 }
 
 
-@pytest.mark.few(90)
+@pytest.mark.few(60)
 @every_operation("autocast")
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("own", OWN)

@@ -35,7 +35,7 @@ def test_again(operation: Operation, backend: str, dtype: torch.dtype, device: s
         torch.autograd.grad(value, leaves, up)
 
 
-@pytest.mark.few(26)
+@pytest.mark.few(20)
 @every_operation("gradients accumulate", NODES)
 def test_accumulate(operation: Operation, backend: str, dtype: torch.dtype, device: str) -> None:
     """In place."""
@@ -53,7 +53,7 @@ def test_accumulate(operation: Operation, backend: str, dtype: torch.dtype, devi
         assert torch.equal(grad, 2 * one)
 
 
-@pytest.mark.few(60)
+@pytest.mark.few(40)
 @every_operation("some leaves alone require grad")
 def test_some(operation: Operation, backend: str, dtype: torch.dtype, device: str) -> None:
     """A subset of the leaves has gradients, the others None."""

@@ -27,7 +27,7 @@ def kinds(t: Tensor) -> Tensor:
     return torch.where(t.isfinite(), 0, t.nan_to_num(2.0, 1.0, -1.0).sign() + t.isnan())
 
 
-@pytest.mark.few(40)
+@pytest.mark.few(26)
 @every_operation("no rows")
 def test_no_rows(operation: Operation, backend: str, dtype: torch.dtype, device: str) -> None:
     problem = operation.make(At(dtype, device, rows=0))
@@ -47,7 +47,7 @@ def places(leaves: list[Tensor]) -> list[int]:
     return [i for i, t in enumerate(leaves) if i == 0 or (leaves[i - 1].dim(), t.dim()) != (1, 1)]
 
 
-@pytest.mark.few(30)
+@pytest.mark.few(22)
 @pytest.mark.usefixtures("poisoned")
 @every_operation("NaN, infinities, huge numbers")
 def test_special_values(
@@ -80,7 +80,7 @@ UPSTREAMS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.few(40)
+@pytest.mark.few(26)
 @pytest.mark.usefixtures("poisoned")
 @every_operation("upstream gradients in any layout")
 def test_upstream(
@@ -96,7 +96,7 @@ def test_upstream(
     same_or_as_good(*problem.run(derive), backend if operation.torchs_own else "triton", kind)
 
 
-@pytest.mark.few(30)
+@pytest.mark.few(22)
 @pytest.mark.usefixtures("poisoned")
 @every_operation("upstream gradients that are no numbers")
 def test_special_upstream(

@@ -27,7 +27,7 @@ def derived(problem: Problem) -> list[Tensor]:
     return [value, *torch.autograd.grad(value, leaves, upstream)]
 
 
-@pytest.mark.few(36)
+@pytest.mark.few(28)
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @every_operation("guarded launches", backend="triton")

@@ -22,7 +22,7 @@ from tests.processes import output_of
 CHOICE = ("fastmlp/costs/choice.py", "fastmlp/costs/plans.py")
 
 
-@pytest.mark.few(50)
+@pytest.mark.few(36)
 @every_operation("launches")
 def test_launches(operation: Operation, backend: str, dtype: torch.dtype, device: str) -> None:
     problem = operation.make(At(dtype, device))

@@ -29,7 +29,7 @@ WITHOUT: dict[str, Callable[[], AbstractContextManager[object]]] = {
 }
 
 
-@pytest.mark.few(26)
+@pytest.mark.few(20)
 @every_operation("no_grad, inference_mode", NODES)
 @pytest.mark.parametrize("name", WITHOUT)
 def test_without_grad(name: str, operation: Operation, backend: str, dtype: torch.dtype, device: str) -> None:
@@ -51,7 +51,7 @@ def test_without_grad(name: str, operation: Operation, backend: str, dtype: torc
             assert all(map(torch.equal, expected[1:], torch.autograd.grad(one, leaves, weighted(one))))
 
 
-@pytest.mark.few(26)
+@pytest.mark.few(20)
 @every_operation("torch.utils.checkpoint", NODES)
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_checkpoint(
@@ -66,7 +66,7 @@ def test_checkpoint(
     assert all(map(torch.equal, grads, [t.grad for t in leaves]))
 
 
-@pytest.mark.few(26)
+@pytest.mark.few(20)
 @every_operation("saved-tensor hooks", NODES)
 @pytest.mark.parametrize("how", ["clones", "save_on_cpu"])
 def test_hooks(how: str, operation: Operation, backend: str, dtype: torch.dtype, device: str) -> None:
@@ -90,7 +90,7 @@ def test_hooks(how: str, operation: Operation, backend: str, dtype: torch.dtype,
     assert all(map(torch.equal, expected[1:], torch.autograd.grad(value, leaves, up)))
 
 
-@pytest.mark.few(26)
+@pytest.mark.few(20)
 @every_operation("anomaly mode", NODES)
 @pytest.mark.filterwarnings("ignore:Anomaly Detection")
 def test_anomaly(operation: Operation, backend: str, dtype: torch.dtype, device: str) -> None:

@@ -35,7 +35,7 @@ def derived(operation: Operation, at: At) -> list[Tensor]:
     return second(problem.ours, [t.requires_grad_() for t in problem.leaves])
 
 
-@pytest.mark.few(30)
+@pytest.mark.few(22)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @every_operation("the same bits twice, torch.use_deterministic_algorithms")
 def test_repeatable(operation: Operation, backend: str, dtype: torch.dtype, device: str) -> None:

@@ -106,7 +106,7 @@ def flat(value: Any) -> list[Tensor]:
     return [value] if isinstance(value, Tensor) else list(itertools.chain(*map(flat, value)))
 
 
-@pytest.mark.few(60)
+@pytest.mark.few(40)
 @every_node
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.feature(GROUP, name)) for name in TRANSFORMS]

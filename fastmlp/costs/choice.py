@@ -56,9 +56,8 @@ def choose(
     if misfit is not None or partly_frozen(layers):
         return "layers"
     training = layers[0].trained or input_grad
-    if (
-        batch is None
-    ):  # a range's length is a plain number, and the trace is for it, where a width is symbolic
+    if batch is None:
+        # Where a width is symbolic, a range's length is a plain number, and the trace is for it.
         widths = tuple(len(range(width)) for width in widths_of(layers))
         return _for_traces(widths, dtype, device, training)
     return choose_plan(widths_of(layers), batch, dtype, device, training)

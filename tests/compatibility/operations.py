@@ -67,6 +67,10 @@ class Operation(NamedTuple):
     smooth: bool = True  # has it a curvature everywhere?
     torchs_own: bool = True  # torch has this op: where it computes, ours gives its very bits
 
+    def judged(self, backend: str) -> str:
+        """As whose results `same_or_as_good` judges: a formula of ours in torch's ops rounds otherwise."""
+        return backend if self.torchs_own else "triton"
+
 
 _SMOOTH = ("no activation", "Sigmoid", "Tanh", "GELU", "GELU, tanh form", "SiLU")
 

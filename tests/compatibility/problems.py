@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -52,6 +53,20 @@ class Problem(NamedTuple):
             leaves = [t.detach().double() if wide else t.detach() for t in self.leaves]
             found.append(derive(function, [t.requires_grad_() for t in leaves]))
         return found
+
+
+#: The same numbers in memory: with steps between them, or an element behind the start, for instance.
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda t: t,
+    "transposed": lambda t: t.mT.contiguous().mT if t.dim() > 1 else t,
+    "with steps": lambda t: torch.stack([t, t], -1)[..., 0],
+    "offset": lambda t: torch.cat([t.flatten()[:1], t.flatten()])[1:].view(t.shape),
+}
+
+
+def laid_out(t: Tensor, rng: random.Random) -> Tensor:
+    """In one of these ways."""
+    return LAYOUTS[rng.choice(list(LAYOUTS))](t)
 
 
 #: Modules by the number of features, as torch's MLPs are built of them.

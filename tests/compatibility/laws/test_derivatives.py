@@ -34,14 +34,14 @@ def third(function: Function, leaves: list[Tensor]) -> list[Tensor]:
 @every_operation("double backward")
 def test_double_backward(operation: Operation, backend: str, dtype: torch.dtype, device: str) -> None:
     found = operation.make(At(dtype, device)).run(second)
-    same_or_as_good(*found, backend if operation.torchs_own else "triton", "derivative")
+    same_or_as_good(*found, operation.judged(backend), "derivative")
 
 
 @pytest.mark.few(20)
 @every_operation("third derivative", [name for name in OPERATIONS if OPERATIONS[name].smooth])
 def test_third_derivative(operation: Operation, backend: str, dtype: torch.dtype, device: str) -> None:
     found = operation.make(At(dtype, device)).run(third)
-    same_or_as_good(*found, backend if operation.torchs_own else "triton", "derivative")
+    same_or_as_good(*found, operation.judged(backend), "derivative")
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from tests.compatibility.operations import (
     first,
     weighted,
 )
+from tests.compatibility.problems import LAYOUTS
 
 
 def kinds(t: Tensor) -> Tensor:
@@ -39,7 +40,7 @@ def test_no_rows(operation: Operation, backend: str, dtype: torch.dtype, device:
 @every_operation("no row counts", [name for name in OPERATIONS if "ignore_index" in name])
 def test_no_row_counts(operation: Operation, backend: str, dtype: torch.dtype, device: str) -> None:
     problem = operation.make(At(dtype, device, label=1))
-    same_or_as_good(*problem.run(first), backend if operation.torchs_own else "triton", "result")
+    same_or_as_good(*problem.run(first), operation.judged(backend), "result")
 
 
 def places(leaves: list[Tensor]) -> list[int]:
@@ -75,8 +76,8 @@ UPSTREAMS: dict[str, Callable[[Tensor], Tensor]] = {
     "negative": lambda up: -3 * up,
     "one for all": lambda up: up.flatten()[:1].view([1] * up.dim()).expand_as(up),
     "a row for all": lambda up: up[:1].expand_as(up) if up.dim() else up,
-    "transposed": lambda up: up.mT.contiguous().mT if up.dim() > 1 else up,
-    "with steps": lambda up: torch.stack([up, up], -1)[..., 0],
+    "transposed": LAYOUTS["transposed"],
+    "with steps": LAYOUTS["with steps"],
 }
 
 
@@ -93,7 +94,7 @@ def test_upstream(
         return [*torch.autograd.grad(result, leaves, UPSTREAMS[kind](weighted(result)))]
 
     problem = operation.make(At(dtype, device))
-    same_or_as_good(*problem.run(derive), backend if operation.torchs_own else "triton", kind)
+    same_or_as_good(*problem.run(derive), operation.judged(backend), kind)
 
 
 @pytest.mark.few(22)

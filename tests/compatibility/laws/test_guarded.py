@@ -11,8 +11,8 @@ from torch import Tensor
 from fastmlp import backends
 from fastmlp.kernels.linear import backward
 from tests.compatibility.compare import same
-from tests.compatibility.laws.test_accuracy import laid_out
 from tests.compatibility.operations import At, Operation, Problem, every_operation
+from tests.compatibility.problems import laid_out
 from tests.guard import guarded
 
 #: One, parts of a tile, a tile and a tail, one number more than that.
